@@ -1,0 +1,1 @@
+"""Stable-Baselines3 for NVIDIA Isaac Gym, at tensor speed."""

@@ -1,0 +1,70 @@
+"""Simulators behind one small tensor contract (:mod:`sb3_isaac.backends.base`).
+
+A backend is one class and one entry in :data:`BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Callable, Dict, Optional, Union
+
+import torch as th
+
+from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.backends.torch_cartpole import TorchCartpole
+
+__all__ = ["BACKENDS", "StepResult", "TensorEnv", "TorchCartpole", "make", "resolve_device"]
+
+logger = logging.getLogger(__name__)
+
+
+def _make_isaacgym(n_envs: int, device: th.device, seed: Optional[int] = None, **task_kwargs: Any) -> TensorEnv:
+    raise RuntimeError(
+        "The isaacgym backend is not part of this version yet: use backend='torch', which reproduces Isaac Gym's physics."
+    )
+
+
+BACKENDS: Dict[str, Callable[..., TensorEnv]] = {"torch": TorchCartpole, "isaacgym": _make_isaacgym}
+
+
+def resolve_device(device: Union[th.device, str] = "auto") -> th.device:
+    """The torch device that ``device`` names; "auto" is CUDA where it works, else the CPU, as in SB3.
+
+    :raises ValueError: if the name is not a device, or this machine has no such device
+    """
+    if device == "auto":
+        return th.device("cuda" if th.cuda.is_available() else "cpu")
+    try:
+        resolved = th.device(device)
+        th.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        n_cuda = th.cuda.device_count() if th.cuda.is_available() else 0
+        found = ", ".join(["cpu"] + [f"cuda:{i}" for i in range(n_cuda)])
+        raise ValueError(f"Device {str(device)!r} cannot be used; devices found here: {found}.") from error
+    return resolved
+
+
+def make(
+    name: str = "auto",
+    n_envs: int = 1,
+    device: Union[th.device, str] = "auto",
+    seed: Optional[int] = None,
+    **task_kwargs: Any,
+) -> TensorEnv:
+    """Make N cartpoles on the simulator called ``name``.
+
+    :param name: "torch" (embedded, runs everywhere), "isaacgym" (NVIDIA Isaac Gym Preview 4) or "auto"
+    :param n_envs: number of environments, at least 1
+    :param device: torch device, or "auto"
+    :param seed: seed of the reset states; None draws one
+    :param task_kwargs: parameters of the task, see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
+    :raises ValueError: unknown backend or device, n_envs below 1, a task parameter out of range
+    :raises TypeError: unknown task parameter
+    """
+    if isinstance(n_envs, bool) or not isinstance(n_envs, int) or n_envs < 1:
+        raise ValueError(f"n_envs must be a whole number of at least 1, got {n_envs!r}.")
+    if name == "auto":
+        name = "torch"
+    if name not in BACKENDS:
+        raise ValueError(f"Unknown backend {name!r}: choose one of {', '.join(sorted(BACKENDS))} or auto.")
+    return BACKENDS[name](n_envs=n_envs, device=resolve_device(device), seed=seed, **task_kwargs)

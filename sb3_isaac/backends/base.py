@@ -1,0 +1,73 @@
+"""The tensor contract: what a batched simulator must offer, and nothing more.
+
+Everything above this file (VecEnv, algorithms, evaluation) talks to a simulator through :class:`TensorEnv` alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Dict, NamedTuple
+
+import torch as th
+
+
+class StepResult(NamedTuple):
+    """What one step of N environments returns. All tensors lie on the environment's device.
+
+    The tensors may be overwritten by the next step: whoever keeps them copies them.
+    """
+
+    obs: th.Tensor
+    """(N, obs_dim) float32. The observation to act on next: after the reset where an episode ended."""
+    reward: th.Tensor
+    """(N,) float32."""
+    terminated: th.Tensor
+    """(N,) bool. The task failed."""
+    truncated: th.Tensor
+    """(N,) bool. The time limit was reached and the task did not fail. Never true together with ``terminated``."""
+    final_obs: th.Tensor
+    """(N, obs_dim) float32. The true last observation, before the reset. Equal to ``obs`` where nothing ended."""
+
+
+class TensorEnv(ABC):
+    """N copies of one task, stepped together. Done environments are reset within the same step."""
+
+    n_envs: int
+    """Number of environments N."""
+    device: th.device
+    """Where every tensor of the contract lies."""
+    obs_dim: int
+    """Length of one observation."""
+    action_dim: int
+    """Length of one action; actions are float32 in [-1, 1], the backend clips what is outside."""
+    max_episode_length: int
+    """Time limit, in control steps (the environment truncates when ``progress`` reaches this minus one)."""
+    progress: th.Tensor
+    """(N,) int64, control steps since the reset. May be written in place to spread the time-outs."""
+
+    @abstractmethod
+    def reset(self) -> th.Tensor:
+        """Reset all environments. Returns obs (N, obs_dim)."""
+
+    @abstractmethod
+    def step(self, actions: th.Tensor) -> StepResult:
+        """Advance all environments by one control step. ``actions`` is (N, action_dim) float32 on ``device``."""
+
+    @abstractmethod
+    def seed(self, seed: int) -> None:
+        """Seed the generator that draws the reset states. Takes effect at the next reset."""
+
+    @abstractmethod
+    def get_state(self) -> Dict[str, th.Tensor]:
+        """Copies of everything that the following steps depend on, the random generator included."""
+
+    @abstractmethod
+    def set_state(self, state: Dict[str, th.Tensor]) -> None:
+        """Restore what :meth:`get_state` returned. The following steps then repeat exactly."""
+
+    def close(self) -> None:  # noqa: B027  (most simulators have nothing to free)
+        """Free what the simulator holds. Calling it twice is allowed."""
+
+    def render_state(self) -> Dict[str, Any]:
+        """Host copies of what a picture of the environments needs. Not meant for a hot path."""
+        raise NotImplementedError(f"{type(self).__name__} does not describe its state for rendering.")

@@ -1,0 +1,91 @@
+"""The cartpole task, shared by every backend: constants, reward, termination, reset states.
+
+Source: IsaacGymEnvs, ``isaacgymenvs/tasks/cartpole.py`` and ``cfg/task/Cartpole.yaml``
+(https://github.com/isaac-sim/IsaacGymEnvs). All functions are pure, need no host synchronisation and work under
+``torch.compile(fullgraph=True)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Tuple
+
+import torch as th
+
+OBS_DIM = 4
+"""cart position (m), cart velocity (m/s), pole angle (rad, 0 is upright), pole angular velocity (rad/s)."""
+ACTION_DIM = 1
+"""One horizontal force on the cart, as a fraction of ``max_effort``."""
+
+RESET_WIDTH = (0.2, 0.5, 0.2, 0.5)
+"""Start positions are uniform within +-0.1, start velocities within +-0.25: the widths of the four ranges."""
+
+
+@dataclass(frozen=True)
+class CartpoleTask:
+    """Parameters of the task. The defaults are those of IsaacGymEnvs.
+
+    :param dt: duration of one control step, in seconds (1/60 in the older public Isaac Gym cartpole repositories)
+    :param substeps: physics steps in one control step
+    :param max_effort: force on the cart at action 1, in newtons
+    :param reset_dist: the episode ends when the cart is further than this from the centre, in metres (the cart's stops
+        are at 4 m)
+    :param max_episode_length: an episode is truncated after ``max_episode_length - 1`` steps, as in IsaacGymEnvs
+    :raises ValueError: if a value is out of range
+    """
+
+    dt: float = 0.0166
+    substeps: int = 2
+    max_effort: float = 400.0
+    reset_dist: float = 3.0
+    max_episode_length: int = 500
+
+    def __post_init__(self) -> None:
+        for name, low in (("dt", 0.0), ("substeps", 0), ("max_effort", 0.0), ("reset_dist", 0.0), ("max_episode_length", 1)):
+            value = getattr(self, name)
+            whole = name in ("substeps", "max_episode_length")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ValueError(f"Task parameter {name} must be {'an integer' if whole else 'a number'}, got {value!r}.")
+            if not (math.isfinite(value) and value > low):
+                raise ValueError(f"Task parameter {name} must be greater than {low:g}, got {value!r}.")
+
+    @classmethod
+    def parse(cls, **task_kwargs: Any) -> CartpoleTask:
+        """Build from keyword arguments; an unknown name is a TypeError that lists the known ones."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(task_kwargs) - set(known))
+        if unknown:
+            raise TypeError(f"Unknown task parameter {', '.join(unknown)}: the cartpole has {', '.join(known)}.")
+        return cls(**task_kwargs)
+
+
+def reward_and_termination(
+    dof_state: th.Tensor, progress: th.Tensor, reset_dist: float, max_episode_length: int
+) -> Tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """Reward and ends of episodes for states reached after ``progress`` steps.
+
+    IsaacGymEnvs also reports a time-out where the pole falls on the very last step; here that is a termination only, so
+    that nobody bootstraps the value of a failure.
+
+    :param dof_state: (N, 4) float32, the state after the step
+    :param progress: (N,) int64, steps since the reset, this one included
+    :return: reward (N,) float32, terminated (N,) bool, truncated (N,) bool
+    """
+    x, v, angle, w = dof_state.unbind(-1)
+    terminated = (x.abs() > reset_dist) | (angle.abs() > math.pi / 2)
+    truncated = (progress >= max_episode_length - 1) & ~terminated
+    # 1 - angle^2 - 0.01 |v| - 0.005 |w|
+    reward = th.addcmul(angle.new_ones(()), angle, angle, value=-1.0)
+    reward = reward.sub_(v.abs(), alpha=0.01).sub_(w.abs(), alpha=0.005).masked_fill_(terminated, -2.0)
+    return reward, terminated, truncated
+
+
+def reset_states(uniform: th.Tensor, width: th.Tensor) -> th.Tensor:
+    """Start states from uniform random numbers.
+
+    :param uniform: (N, 4) float32 in [0, 1)
+    :param width: (4,) float32, :data:`RESET_WIDTH` on the same device
+    :return: (N, 4) float32 start states
+    """
+    return (uniform - 0.5) * width

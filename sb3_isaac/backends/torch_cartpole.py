@@ -1,0 +1,163 @@
+"""The embedded simulator: Isaac Gym's cartpole in plain torch, batched, on any device.
+
+The arithmetic is PhysX's, not a textbook's: measured against PhysX 5 itself and against a log of real Isaac Gym
+(tests/data/README.md says how, tests/test_physics.py holds the numbers). Do not "improve" the integrator: where PhysX
+differs from continuous time, that difference is part of the task.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional, Tuple, Union
+
+import torch as th
+
+from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.backends.cartpole import ACTION_DIM, OBS_DIM, RESET_WIDTH, CartpoleTask, reset_states, reward_and_termination
+
+GRAVITY = 9.81
+CART_MASS, POLE_MASS = 1.0, 1.0
+POLE_COM = 0.47
+"""Distance from the joint to the pole's centre of mass, in metres."""
+POLE_INERTIA = 0.20072
+"""kg m^2 about the pole's centre. Isaac Gym keeps the URDF's mass of 1 kg but, where the URDF gives no inertia, takes the
+collision box's at 1000 kg/m^3, that is, of a box of 2.4 kg."""
+ANGULAR_DAMPING = 0.5
+"""PhysX's default in Isaac Gym, in 1/s, on the pole's own inertia."""
+MAX_CART_SPEED, MAX_POLE_SPEED = 100.0, 8.0
+"""Velocity limits of the two joints (m/s, rad/s), from the URDF."""
+CART_STOP = 4.0
+"""The rail's ends, in metres."""
+
+TOTAL_MASS = CART_MASS + POLE_MASS
+POLE_MOMENT = POLE_MASS * POLE_COM
+JOINT_INERTIA = POLE_INERTIA + POLE_MASS * POLE_COM**2
+
+
+def integrate(dof_state: th.Tensor, force: th.Tensor, dt: float = 0.0166, substeps: int = 2) -> th.Tensor:
+    """One control step of the cartpole, as PhysX computes it.
+
+    :param dof_state: (N, 4) float32: cart position (m), cart velocity (m/s), pole angle (rad), pole velocity (rad/s)
+    :param force: (N,) float32, on the cart, in newtons. A positive force pushes the cart to its positive side and raises
+        both velocities.
+    :param dt: duration of the control step, in seconds
+    :param substeps: physics steps that it is divided into
+    :return: (N, 4) float32, the next state
+    """
+    x, v, angle, w = dof_state.unbind(-1)
+    one = dof_state.new_ones(())
+    h = dt / substeps
+    # In the joint-space equations of motion, with b = m l cos(angle) and D = M J - b^2,
+    #     f = F - m l sin(angle) w^2        torque = m l g sin(angle) - damping w
+    #     dv = (J f + b torque) / D         dw = (b f + M torque) / D
+    # constant factors are moved into the scalar arguments of add and addc*, which halves the number of operations.
+    for _ in range(substeps):
+        # Both joints are slowed by one common factor: a fast pole slows the cart.
+        excess = th.maximum(v.abs() / MAX_CART_SPEED, w.abs() / MAX_POLE_SPEED).clamp(min=1.0)
+        v, w = v / excess, w / excess
+        sin, cos = th.sin(angle), th.cos(angle)
+        f = th.addcmul(force, sin, w * w, value=-POLE_MOMENT)
+        torque = th.sub(sin, w, alpha=ANGULAR_DAMPING * POLE_INERTIA / (POLE_MOMENT * GRAVITY))  # / m l g
+        det = th.addcmul(one, cos, cos, value=-(POLE_MOMENT**2) / (TOTAL_MASS * JOINT_INERTIA))  # / M J
+        cart_gain = th.addcmul(f, cos, torque, value=POLE_MOMENT**2 * GRAVITY / JOINT_INERTIA)  # / J
+        pole_gain = th.add(cos * f, torque, alpha=TOTAL_MASS * GRAVITY)  # / m l
+        new_v = th.addcdiv(v, cart_gain, det, value=h / TOTAL_MASS)
+        new_w = th.addcdiv(w, pole_gain, det, value=h * POLE_MOMENT / (TOTAL_MASS * JOINT_INERTIA))
+        free_x = th.add(x, new_v, alpha=h)
+        # At the rail's end the cart stops dead and the pole takes the reaction: J dw = h torque - b v.
+        x = free_x.clamp(-CART_STOP, CART_STOP)
+        stopped = x != free_x
+        stopped_w = th.add(w, torque, alpha=h * POLE_MOMENT * GRAVITY / JOINT_INERTIA)
+        stopped_w = th.addcmul(stopped_w, cos, v, value=-POLE_MOMENT / JOINT_INERTIA)
+        w = th.where(stopped, stopped_w, new_w)
+        v = new_v.masked_fill(stopped, 0.0)
+        angle = th.add(angle, w, alpha=h)
+    return th.stack((x, v, angle, w), dim=-1)
+
+
+def advance(
+    dof_state: th.Tensor, progress: th.Tensor, actions: th.Tensor, uniform: th.Tensor, reset_width: th.Tensor, task: CartpoleTask
+) -> Tuple[StepResult, th.Tensor]:
+    """One step of the task with its resets. Updates ``dof_state`` and ``progress`` in place; otherwise pure.
+
+    :param dof_state: (N, 4) float32
+    :param progress: (N,) int64
+    :param actions: (N, 1) float32, clipped to [-1, 1]
+    :param uniform: (N, 4) random numbers in [0, 1) for the environments that are reset; the others ignore theirs, because
+        choosing which to draw would need the host
+    :param reset_width: (4,), see :func:`~sb3_isaac.backends.cartpole.reset_states`
+    :return: the step's result and the forces applied, (N,) in newtons
+    """
+    force = actions[:, 0].clamp(-1.0, 1.0) * task.max_effort
+    final_obs = integrate(dof_state, force, task.dt, task.substeps)
+    progress += 1
+    reward, terminated, truncated = reward_and_termination(final_obs, progress, task.reset_dist, task.max_episode_length)
+    done = terminated | truncated
+    obs = th.where(done.unsqueeze(-1), reset_states(uniform, reset_width), final_obs)
+    dof_state.copy_(obs)
+    progress.masked_fill_(done, 0)
+    return StepResult(obs, reward, terminated, truncated, final_obs), force
+
+
+class TorchCartpole(TensorEnv):
+    """Isaac Gym's cartpole on any torch device. See :class:`~sb3_isaac.backends.base.TensorEnv` for the methods.
+
+    :param n_envs: number of environments N, at least 1
+    :param device: torch device of the simulation
+    :param seed: seed of the reset states; None draws one
+    :param task_kwargs: see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
+    """
+
+    obs_dim = OBS_DIM
+    action_dim = ACTION_DIM
+
+    def __init__(
+        self, n_envs: int, device: Union[th.device, str] = "cpu", seed: Optional[int] = None, **task_kwargs: Any
+    ) -> None:
+        self.task = CartpoleTask.parse(**task_kwargs)
+        self.n_envs = n_envs
+        self.device = th.device(device)
+        self.max_episode_length = self.task.max_episode_length
+        self.generator = th.Generator(self.device)
+        self.seed(self.generator.seed() if seed is None else seed)
+        # The state stays at fixed addresses, so that a step can be captured in a CUDA graph.
+        self.dof_state = th.zeros(n_envs, OBS_DIM, device=self.device)
+        self.progress = th.zeros(n_envs, dtype=th.int64, device=self.device)
+        self.force = th.zeros(n_envs, device=self.device)
+        self.reset_width = th.tensor(RESET_WIDTH, device=self.device)
+
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def _uniform(self) -> th.Tensor:
+        return th.rand(self.n_envs, OBS_DIM, generator=self.generator, device=self.device)
+
+    def reset(self) -> th.Tensor:
+        self.dof_state.copy_(reset_states(self._uniform(), self.reset_width))
+        self.progress.zero_()
+        self.force.zero_()
+        return self.dof_state.clone()
+
+    def step(self, actions: th.Tensor) -> StepResult:
+        result, self.force = advance(self.dof_state, self.progress, actions, self._uniform(), self.reset_width, self.task)
+        return result
+
+    def get_state(self) -> Dict[str, th.Tensor]:
+        return {
+            "dof_state": self.dof_state.clone(),
+            "progress": self.progress.clone(),
+            "generator": self.generator.get_state(),
+        }
+
+    def set_state(self, state: Dict[str, th.Tensor]) -> None:
+        self.dof_state.copy_(state["dof_state"])
+        self.progress.copy_(state["progress"])
+        self.generator.set_state(state["generator"])
+
+    def render_state(self) -> Dict[str, Any]:
+        return {
+            "dof_state": self.dof_state.cpu().numpy(),
+            "force": self.force.cpu().numpy(),
+            "progress": self.progress.cpu().numpy(),
+            "max_effort": self.task.max_effort,
+            "reset_dist": self.task.reset_dist,
+        }
