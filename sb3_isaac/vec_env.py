@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_isaac.backends.base import StepResult, TensorEnv
@@ -22,6 +22,11 @@ MAX_RENDERED_ENVS = 16
 
 def supports_tensors(env: Any) -> bool:
     """Whether ``env``, with every wrapper on it, can be stepped in tensors (see :meth:`IsaacVecEnv.step_tensor`)."""
+    # VecEnvWrapper passes unknown attributes on to the env inside: a wrapper must say for itself that it supports tensors.
+    while isinstance(env, VecEnvWrapper):
+        if not getattr(type(env), "tensor_path", False):
+            return False
+        env = env.venv
     return bool(getattr(env, "tensor_path", False))
 
 
