@@ -1,0 +1,131 @@
+"""Adam on one flat tensor: a network of a dozen small parameters is updated in six operations in place of a hundred."""
+
+from __future__ import annotations
+
+import math
+from typing import Iterable, List, Optional, Union
+
+import torch as th
+from torch import nn
+
+
+def flatten_tensors(tensors: Iterable[th.Tensor]) -> th.Tensor:
+    """One flat copy of all tensors, in order."""
+    return th.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def views_of(flat: th.Tensor, like: Iterable[th.Tensor]) -> List[th.Tensor]:
+    """Views of consecutive parts of ``flat`` with the shapes of the tensors ``like``."""
+    views, start = [], 0
+    for tensor in like:
+        views.append(flat[start : start + tensor.numel()].view(tensor.shape))
+        start += tensor.numel()
+    return views
+
+
+def share_storage(parameters: Iterable[nn.Parameter]) -> th.Tensor:
+    """Move the parameters into one flat tensor, of which they become views. Their values and identity stay."""
+    parameters = list(parameters)
+    flat = flatten_tensors(parameters)
+    for parameter, view in zip(parameters, views_of(flat, parameters)):
+        parameter.data = view
+    return flat
+
+
+class FlatAdam:
+    """The arithmetic of :class:`torch.optim.Adam` on flat tensors that back the optimizer's own parameters and state.
+
+    The torch optimizer remains the owner: its ``state_dict`` (after :meth:`sync`), parameters and gradients are views of
+    the flat tensors, so saving, loading and SB3's ``set_parameters`` work as ever.
+
+    Source: Kingma and Ba, https://arxiv.org/abs/1412.6980
+
+    :param optimizer: an optimizer for which :meth:`supports` is true
+    """
+
+    def __init__(self, optimizer: th.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.parameters: List[nn.Parameter] = list(optimizer.param_groups[0]["params"])
+        self._bind()
+
+    @staticmethod
+    def supports(optimizer: th.optim.Optimizer) -> bool:
+        """Plain Adam with one group of float32 parameters on one device, without weight decay and variants."""
+        if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+            return False
+        group = optimizer.param_groups[0]
+        same = {(p.dtype, p.device) for p in group["params"]}
+        plain = not (group["weight_decay"] or group["amsgrad"] or group.get("maximize") or group.get("capturable"))
+        return plain and len(same) == 1 and next(iter(same))[0] == th.float32
+
+    def _bind(self) -> None:
+        state = self.optimizer.state
+        self.flat = share_storage(self.parameters)
+        self.grad = th.zeros_like(self.flat)
+        self.exp_avg = th.zeros_like(self.flat)
+        self.exp_avg_sq = th.zeros_like(self.flat)
+        self._grad_views = views_of(self.grad, self.parameters)
+        averages = views_of(self.exp_avg, self.parameters)
+        squares = views_of(self.exp_avg_sq, self.parameters)
+        steps = 0.0
+        for parameter, grad, average, square in zip(self.parameters, self._grad_views, averages, squares):
+            old = state.get(parameter)
+            if old:
+                average.copy_(old["exp_avg"])
+                square.copy_(old["exp_avg_sq"])
+                steps = float(old["step"])
+            parameter.grad = grad
+            state[parameter] = {"step": th.tensor(steps), "exp_avg": average, "exp_avg_sq": square}
+        # The step count is a tensor on a GPU, so that a captured CUDA graph counts on; a Python number is faster elsewhere.
+        self.steps: Union[float, th.Tensor] = th.tensor(steps, device=self.flat.device) if self.flat.is_cuda else steps
+
+    def refresh(self) -> bool:
+        """Bind anew if somebody replaced the tensors (``load_state_dict``, ``zero_grad(set_to_none=True)``).
+
+        To be called before a series of updates. Returns whether anything had changed (a captured CUDA graph is then void).
+        """
+        averages = views_of(self.exp_avg, self.parameters)
+        data = views_of(self.flat, self.parameters)
+        for parameter, view, grad, average in zip(self.parameters, data, self._grad_views, averages):
+            state = self.optimizer.state.get(parameter)
+            if not state or state["exp_avg"].data_ptr() != average.data_ptr() or parameter.data_ptr() != view.data_ptr():
+                self._bind()
+                return True
+            parameter.grad = grad
+        return False
+
+    def clip_grad_norm_(self, max_norm: Optional[float]) -> th.Tensor:
+        """As :func:`torch.nn.utils.clip_grad_norm_`, over all parameters. Returns the norm before clipping."""
+        norm = th.linalg.vector_norm(self.grad)
+        if max_norm is not None and math.isfinite(max_norm):
+            self.grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
+        return norm
+
+    def step(self, lr: Union[float, th.Tensor, None] = None) -> None:
+        """One update of all parameters from their gradients.
+
+        :param lr: learning rate (a number, or a tensor on the device); default: the optimizer's
+        """
+        group = self.optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
+        lr = group["lr"] if lr is None else lr
+        self.exp_avg.lerp_(self.grad, 1.0 - beta1)
+        self.exp_avg_sq.mul_(beta2).addcmul_(self.grad, self.grad, value=1.0 - beta2)
+        self.steps += 1
+        if isinstance(self.steps, th.Tensor):
+            bias1, bias2 = 1.0 - beta1**self.steps, 1.0 - beta2**self.steps
+            denominator = (self.exp_avg_sq / bias2).sqrt_().add_(group["eps"])
+            self.flat.sub_(lr / bias1 * self.exp_avg / denominator)
+            return
+        bias1, bias2 = 1.0 - beta1**self.steps, 1.0 - beta2**self.steps
+        denominator = self.exp_avg_sq.sqrt().div_(math.sqrt(bias2)).add_(group["eps"])
+        if isinstance(lr, th.Tensor):
+            self.flat.sub_(self.exp_avg / denominator * (lr / bias1))
+        else:
+            self.flat.addcdiv_(self.exp_avg, denominator, value=-lr / bias1)
+
+    def sync(self) -> None:
+        """Write the step count into the torch optimizer's state (one host read on a GPU). To be called after a series."""
+        steps = float(self.steps)
+        for parameter in self.parameters:
+            self.optimizer.state[parameter]["step"].fill_(steps)
