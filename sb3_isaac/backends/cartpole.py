@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch as th
+
+from sb3_isaac.backends.base import StepResult, TensorEnv
 
 OBS_DIM = 4
 """cart position (m), cart velocity (m/s), pole angle (rad, 0 is upright), pole angular velocity (rad/s)."""
@@ -89,3 +91,90 @@ def reset_states(uniform: th.Tensor, width: th.Tensor) -> th.Tensor:
     :return: (N, 4) float32 start states
     """
     return (uniform - 0.5) * width
+
+
+def finish_step(
+    dof_state: th.Tensor,
+    progress: th.Tensor,
+    final_obs: th.Tensor,
+    uniform: th.Tensor,
+    reset_width: th.Tensor,
+    task: CartpoleTask,
+) -> StepResult:
+    """What follows the physics: reward, ends of episodes and resets. Updates ``dof_state`` and ``progress`` in place.
+
+    :param dof_state: (N, 4) float32, becomes the state to go on from
+    :param progress: (N,) int64
+    :param final_obs: (N, 4) float32, what the physics returned
+    :param uniform: (N, 4) random numbers in [0, 1) for the environments that are reset; the others ignore theirs, because
+        choosing which to draw would need the host
+    :param reset_width: (4,), see :func:`reset_states`
+    """
+    progress += 1
+    reward, terminated, truncated = reward_and_termination(final_obs, progress, task.reset_dist, task.max_episode_length)
+    done = terminated | truncated
+    obs = th.where(done.unsqueeze(-1), reset_states(uniform, reset_width), final_obs)
+    dof_state.copy_(obs)
+    progress.masked_fill_(done, 0)
+    return StepResult(obs, reward, terminated, truncated, final_obs)
+
+
+class CartpoleTensorEnv(TensorEnv):
+    """What the cartpole is on every simulator: state, random numbers and reset. A backend adds :meth:`step`.
+
+    :param n_envs: number of environments N, at least 1
+    :param device: torch device of the simulation
+    :param seed: seed of the reset states; None draws one
+    :param task_kwargs: see :class:`CartpoleTask`
+    """
+
+    obs_dim = OBS_DIM
+    action_dim = ACTION_DIM
+
+    def __init__(
+        self, n_envs: int, device: Union[th.device, str] = "cpu", seed: Optional[int] = None, **task_kwargs: Any
+    ) -> None:
+        self.task = CartpoleTask.parse(**task_kwargs)
+        self.n_envs = n_envs
+        self.device = th.device(device)
+        self.max_episode_length = self.task.max_episode_length
+        self.generator = th.Generator(self.device)
+        self.seed(self.generator.seed() if seed is None else seed)
+        # The state stays at fixed addresses, so that a step can be captured in a CUDA graph.
+        self.dof_state = th.zeros(n_envs, OBS_DIM, device=self.device)
+        self.progress = th.zeros(n_envs, dtype=th.int64, device=self.device)
+        self.force = th.zeros(n_envs, device=self.device)
+        self.reset_width = th.tensor(RESET_WIDTH, device=self.device)
+
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def _uniform(self) -> th.Tensor:
+        return th.rand(self.n_envs, OBS_DIM, generator=self.generator, device=self.device)
+
+    def reset(self) -> th.Tensor:
+        self.dof_state.copy_(reset_states(self._uniform(), self.reset_width))
+        self.progress.zero_()
+        self.force.zero_()
+        return self.dof_state.clone()
+
+    def get_state(self) -> Dict[str, th.Tensor]:
+        return {
+            "dof_state": self.dof_state.clone(),
+            "progress": self.progress.clone(),
+            "generator": self.generator.get_state(),
+        }
+
+    def set_state(self, state: Dict[str, th.Tensor]) -> None:
+        self.dof_state.copy_(state["dof_state"])
+        self.progress.copy_(state["progress"])
+        self.generator.set_state(state["generator"])
+
+    def render_state(self) -> Dict[str, Any]:
+        return {
+            "dof_state": self.dof_state.cpu().numpy().copy(),
+            "force": self.force.cpu().numpy().copy(),
+            "progress": self.progress.cpu().numpy().copy(),
+            "max_effort": self.task.max_effort,
+            "reset_dist": self.task.reset_dist,
+        }

@@ -7,12 +7,12 @@ differs from continuous time, that difference is part of the task.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Tuple
 
 import torch as th
 
-from sb3_isaac.backends.base import StepResult, TensorEnv
-from sb3_isaac.backends.cartpole import ACTION_DIM, OBS_DIM, RESET_WIDTH, CartpoleTask, reset_states, reward_and_termination
+from sb3_isaac.backends.base import StepResult
+from sb3_isaac.backends.cartpole import CartpoleTask, CartpoleTensorEnv, finish_step
 
 GRAVITY = 9.81
 CART_MASS, POLE_MASS = 1.0, 1.0
@@ -82,82 +82,21 @@ def advance(
     :param dof_state: (N, 4) float32
     :param progress: (N,) int64
     :param actions: (N, 1) float32, clipped to [-1, 1]
-    :param uniform: (N, 4) random numbers in [0, 1) for the environments that are reset; the others ignore theirs, because
-        choosing which to draw would need the host
+    :param uniform: (N, 4), see :func:`~sb3_isaac.backends.cartpole.finish_step`
     :param reset_width: (4,), see :func:`~sb3_isaac.backends.cartpole.reset_states`
     :return: the step's result and the forces applied, (N,) in newtons
     """
     force = actions[:, 0].clamp(-1.0, 1.0) * task.max_effort
     final_obs = integrate(dof_state, force, task.dt, task.substeps)
-    progress += 1
-    reward, terminated, truncated = reward_and_termination(final_obs, progress, task.reset_dist, task.max_episode_length)
-    done = terminated | truncated
-    obs = th.where(done.unsqueeze(-1), reset_states(uniform, reset_width), final_obs)
-    dof_state.copy_(obs)
-    progress.masked_fill_(done, 0)
-    return StepResult(obs, reward, terminated, truncated, final_obs), force
+    return finish_step(dof_state, progress, final_obs, uniform, reset_width, task), force
 
 
-class TorchCartpole(TensorEnv):
-    """Isaac Gym's cartpole on any torch device. See :class:`~sb3_isaac.backends.base.TensorEnv` for the methods.
+class TorchCartpole(CartpoleTensorEnv):
+    """Isaac Gym's cartpole on any torch device.
 
-    :param n_envs: number of environments N, at least 1
-    :param device: torch device of the simulation
-    :param seed: seed of the reset states; None draws one
-    :param task_kwargs: see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
+    See :class:`~sb3_isaac.backends.cartpole.CartpoleTensorEnv` for the arguments.
     """
-
-    obs_dim = OBS_DIM
-    action_dim = ACTION_DIM
-
-    def __init__(
-        self, n_envs: int, device: Union[th.device, str] = "cpu", seed: Optional[int] = None, **task_kwargs: Any
-    ) -> None:
-        self.task = CartpoleTask.parse(**task_kwargs)
-        self.n_envs = n_envs
-        self.device = th.device(device)
-        self.max_episode_length = self.task.max_episode_length
-        self.generator = th.Generator(self.device)
-        self.seed(self.generator.seed() if seed is None else seed)
-        # The state stays at fixed addresses, so that a step can be captured in a CUDA graph.
-        self.dof_state = th.zeros(n_envs, OBS_DIM, device=self.device)
-        self.progress = th.zeros(n_envs, dtype=th.int64, device=self.device)
-        self.force = th.zeros(n_envs, device=self.device)
-        self.reset_width = th.tensor(RESET_WIDTH, device=self.device)
-
-    def seed(self, seed: int) -> None:
-        self.generator.manual_seed(seed)
-
-    def _uniform(self) -> th.Tensor:
-        return th.rand(self.n_envs, OBS_DIM, generator=self.generator, device=self.device)
-
-    def reset(self) -> th.Tensor:
-        self.dof_state.copy_(reset_states(self._uniform(), self.reset_width))
-        self.progress.zero_()
-        self.force.zero_()
-        return self.dof_state.clone()
 
     def step(self, actions: th.Tensor) -> StepResult:
         result, self.force = advance(self.dof_state, self.progress, actions, self._uniform(), self.reset_width, self.task)
         return result
-
-    def get_state(self) -> Dict[str, th.Tensor]:
-        return {
-            "dof_state": self.dof_state.clone(),
-            "progress": self.progress.clone(),
-            "generator": self.generator.get_state(),
-        }
-
-    def set_state(self, state: Dict[str, th.Tensor]) -> None:
-        self.dof_state.copy_(state["dof_state"])
-        self.progress.copy_(state["progress"])
-        self.generator.set_state(state["generator"])
-
-    def render_state(self) -> Dict[str, Any]:
-        return {
-            "dof_state": self.dof_state.cpu().numpy(),
-            "force": self.force.cpu().numpy(),
-            "progress": self.progress.cpu().numpy(),
-            "max_effort": self.task.max_effort,
-            "reset_dist": self.task.reset_dist,
-        }
