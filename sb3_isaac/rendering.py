@@ -1,0 +1,207 @@
+"""Pictures of cartpoles, drawn with pygame's software surfaces: no display and no OpenGL needed.
+
+pygame is what Gymnasium's own classic control draws with (https://gymnasium.farama.org/environments/classic_control).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, Dict, List, Mapping, Tuple
+
+import numpy as np
+from stable_baselines3.common.vec_env.base_vec_env import tile_images
+
+BACKGROUND, BORDER, TEXT = (250, 249, 246), (226, 224, 217), (70, 74, 82)
+RAIL, LIMIT, WHEEL = (150, 153, 160), (201, 92, 78), (58, 62, 70)
+CART, POLE, JOINT, ARROW = (74, 105, 145), (217, 146, 84), (246, 236, 220), (62, 140, 118)
+
+SUPERSAMPLING = 2
+"""Shapes are drawn this many times larger and then scaled down, which smooths their edges."""
+MARGIN = 0.45
+"""Metres of rail that a picture shows beyond ``reset_dist``."""
+PICTURE_HEIGHT = 2.15
+"""Metres of cart and pole that the picture's height shows. Along the rail a metre is shorter, so that all of the rail fits in
+and the cart can still be seen. Angles are true."""
+POLE_LENGTH, POLE_WIDTH, CART_LENGTH, CART_HEIGHT = 0.97, 0.07, 0.36, 0.2
+"""Metres (the pole's tip is 0.97 m above its joint in Isaac Gym's cartpole.urdf)."""
+
+
+def _import_pygame() -> Any:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        import pygame
+    except ImportError as error:
+        raise ImportError("Pictures of the cartpole need pygame: pip install 'sb3-isaac[plots]'.") from error
+    return pygame
+
+
+def tile_size(n_tiles: int) -> Tuple[int, int]:
+    """Width and height in pixels of one environment's picture, so that a grid of them fits on a screen. Both even."""
+    return (640, 320) if n_tiles == 1 else (480, 240) if n_tiles <= 4 else (320, 160)
+
+
+class CartpoleRenderer:
+    """Draws the first environments of a batch: rail, cart, pole, force on the cart, step and return.
+
+    The positive side of the rail is on the right: a positive force pushes to the right, a positive angle leans the pole to
+    the left (the pole turns about +x while the cart moves along +y, so its tip moves towards -y).
+
+    :param max_envs: how many environments are drawn at most
+    :raises ImportError: pygame is missing
+    """
+
+    def __init__(self, max_envs: int = 16) -> None:
+        self._pygame = _import_pygame()
+        self._pygame.font.init()
+        self.max_envs = max_envs
+        self._window: Any = None
+        self._clock: Any = None
+        self._scenes: Dict[Tuple[int, int, float], Tuple[Any, Any]] = {}
+        self._fonts: Dict[int, Any] = {}
+
+    def images(self, render_state: Mapping[str, Any], statistics: Mapping[str, np.ndarray]) -> List[np.ndarray]:
+        """One (height, width, 3) uint8 RGB picture per environment.
+
+        :param render_state: host copies from :meth:`~sb3_isaac.backends.base.TensorEnv.render_state`: dof_state (N, 4),
+            force (N,) in newtons, progress (N,), max_effort, reset_dist
+        :param statistics: "returns" (N,), of the running episodes
+        """
+        n_tiles = min(len(render_state["dof_state"]), self.max_envs)
+        return [self._draw(i, tile_size(n_tiles), render_state, statistics) for i in range(n_tiles)]
+
+    def grid(self, render_state: Mapping[str, Any], statistics: Mapping[str, np.ndarray]) -> np.ndarray:
+        """All pictures in one, tiled as SB3 tiles them: (height, width, 3) uint8."""
+        return np.asarray(tile_images(self.images(render_state, statistics)))
+
+    def show(self, render_state: Mapping[str, Any], statistics: Mapping[str, np.ndarray], fps: int = 60) -> None:
+        """Show the grid in a window, at most ``fps`` times a second.
+
+        :raises RuntimeError: this machine has no display
+        :raises KeyboardInterrupt: the window was closed, which stops the program as Ctrl-C does
+        """
+        pygame = self._pygame
+        frame = self.grid(render_state, statistics).swapaxes(0, 1)
+        if self._window is None:
+            self._window = self._open_window(frame.shape[:2])
+            self._clock = pygame.time.Clock()
+        pygame.surfarray.blit_array(self._window, frame)
+        pygame.display.flip()
+        if any(event.type == pygame.QUIT for event in pygame.event.get()):
+            self.close()
+            raise KeyboardInterrupt
+        self._clock.tick(fps)
+
+    def close(self) -> None:
+        """Close the window. Calling it twice is allowed."""
+        if self._window is not None:
+            self._pygame.display.quit()
+            self._window = None
+
+    def _open_window(self, size: Tuple[int, int]) -> Any:
+        pygame = self._pygame
+        problem = None
+        try:
+            pygame.display.init()
+            # Where there is no display SDL silently draws to nowhere; that is right only for those who asked for it.
+            if pygame.display.get_driver() in ("offscreen", "dummy") and "SDL_VIDEODRIVER" not in os.environ:
+                problem = "there is no display"
+        except pygame.error as error:
+            problem = str(error)
+        if problem is not None:
+            pygame.display.quit()
+            raise RuntimeError(
+                f"Cannot open a window ({problem}): use render_mode='rgb_array', 'sb3-isaac video', or --no-render with enjoy."
+            )
+        window = pygame.display.set_mode(size)
+        pygame.display.set_caption("Isaac Gym cartpole")
+        return window
+
+    def _draw(
+        self, i: int, size: Tuple[int, int], render_state: Mapping[str, Any], statistics: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        pygame = self._pygame
+        position, _, angle, _ = (float(value) for value in render_state["dof_state"][i])
+        # After a reset the force and the return still belong to the episode that ended.
+        fresh = int(render_state["progress"][i]) == 0
+        force = 0.0 if fresh else float(render_state["force"][i]) / float(render_state["max_effort"])
+        episode_return = 0.0 if fresh else float(statistics["returns"][i])
+
+        reset_dist = float(render_state["reset_dist"])
+        canvas, empty_rail = self._scene(size, reset_dist)
+        canvas.blit(empty_rail, (0, 0))
+        width, height = canvas.get_size()
+        metre = width / (2 * (reset_dist + MARGIN))
+        self._draw_cartpole(canvas, width / 2 + position * metre, self._rail_height(height), angle, force, height)
+        tile = pygame.transform.smoothscale(canvas, size)
+
+        font = self._font(size[1] // 8)
+        for text, anchor in ((f"step {int(render_state['progress'][i])}", "left"), (f"return {episode_return:.1f}", "right")):
+            label = font.render(text, True, TEXT)
+            x = 8 if anchor == "left" else size[0] - 8 - label.get_width()
+            tile.blit(label, (x, size[1] - 4 - label.get_height()))
+        return np.ascontiguousarray(pygame.surfarray.array3d(tile).swapaxes(0, 1))
+
+    def _draw_cartpole(self, canvas: Any, x: float, y: float, angle: float, force: float, height: int) -> None:
+        """Cart at pixel (x, y), pole at ``angle`` from upright, arrow for ``force`` in [-1, 1]."""
+        pygame = self._pygame
+        metre = height / PICTURE_HEIGHT
+        half_length, cart_height = CART_LENGTH / 2 * metre, CART_HEIGHT * metre
+        top = y - cart_height
+        if abs(force) > 0.01:
+            side = math.copysign(1.0, force)
+            start, tip = x + side * half_length, x + side * (half_length + metre * (0.15 + 0.6 * abs(force)))
+            middle, head = y - cart_height / 2, 0.11 * metre
+            shaft = (start, middle - head / 4, tip - side * head - start, head / 2)
+            pygame.draw.rect(canvas, ARROW, _rect(*shaft))
+            pygame.draw.polygon(
+                canvas, ARROW, [(tip, middle), (tip - side * 1.3 * head, middle - head), (tip - side * 1.3 * head, middle + head)]
+            )
+        for wheel_x in (x - 0.6 * half_length, x + 0.6 * half_length):
+            pygame.draw.circle(canvas, WHEEL, (wheel_x, y), 0.045 * metre)
+        cart = _rect(x - half_length, top, 2 * half_length, cart_height - 0.02 * metre)
+        pygame.draw.rect(canvas, CART, cart, border_radius=int(0.05 * metre))
+        # The joint sits in the cart's upper half; a positive angle leans the pole to the left.
+        joint_y, radius = top + cart_height / 3, POLE_WIDTH / 2 * metre
+        up, along = (-math.sin(angle), -math.cos(angle)), (math.cos(angle), -math.sin(angle))
+        tip_x, tip_y = x + up[0] * POLE_LENGTH * metre, joint_y + up[1] * POLE_LENGTH * metre
+        corners = [(x, joint_y, -1), (x, joint_y, 1), (tip_x, tip_y, 1), (tip_x, tip_y, -1)]
+        outline = [(cx + side * radius * along[0], cy + side * radius * along[1]) for cx, cy, side in corners]
+        pygame.draw.polygon(canvas, POLE, outline)
+        pygame.draw.circle(canvas, POLE, (tip_x, tip_y), radius)
+        pygame.draw.circle(canvas, JOINT, (x, joint_y), radius)
+
+    @staticmethod
+    def _rail_height(height: int) -> float:
+        return 0.74 * height
+
+    def _scene(self, size: Tuple[int, int], reset_dist: float) -> Tuple[Any, Any]:
+        """A canvas to draw on and the empty rail to start from, both SUPERSAMPLING times the size; made once."""
+        key = (*size, reset_dist)
+        if key not in self._scenes:
+            pygame = self._pygame
+            width, height = size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING
+            rail = pygame.Surface((width, height))
+            rail.fill(BACKGROUND)
+            pygame.draw.rect(rail, BORDER, rail.get_rect(), width=SUPERSAMPLING)
+            y, thick = self._rail_height(height), height / 60
+            pygame.draw.rect(rail, RAIL, _rect(0, y, width, thick))
+            metre = width / (2 * (reset_dist + MARGIN))
+            for metres in range(-int(reset_dist), int(reset_dist) + 1):
+                pygame.draw.rect(rail, RAIL, _rect(width / 2 + metres * metre - thick / 4, y, thick / 2, 2 * thick))
+            for side in (-1, 1):
+                x = width / 2 + side * reset_dist * metre
+                pygame.draw.rect(rail, LIMIT, _rect(x - thick / 2, y - 2 * thick, thick, 5 * thick))
+            self._scenes[key] = (pygame.Surface((width, height)), rail)
+        return self._scenes[key]
+
+    def _font(self, pixels: int) -> Any:
+        if pixels not in self._fonts:
+            self._fonts[pixels] = self._pygame.font.Font(None, pixels)  # the font that comes with pygame
+        return self._fonts[pixels]
+
+
+def _rect(x: float, y: float, width: float, height: float) -> Tuple[int, int, int, int]:
+    """A rectangle in whole pixels; a negative width extends to the left."""
+    left, right = sorted((round(x), round(x + width)))
+    return left, round(y), max(right - left, 1), max(round(height), 1)
