@@ -6,22 +6,31 @@ A backend is one class and one entry in :data:`BACKENDS`.
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable, Dict, Optional, Union
+import os
+from typing import Any, Callable, Dict, Optional, Set, Union
 
 import torch as th
 
+from sb3_isaac.backends import probe
 from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.backends.torch_cartpole import TorchCartpole
 
-__all__ = ["BACKENDS", "StepResult", "TensorEnv", "TorchCartpole", "make", "resolve_device"]
+__all__ = ["BACKENDS", "StepResult", "TensorEnv", "TorchCartpole", "make", "reserve", "resolve_device"]
 
 logger = logging.getLogger(__name__)
 
+_logged: Set[str] = set()
 
-def _make_isaacgym(n_envs: int, device: th.device, seed: Optional[int] = None, **task_kwargs: Any) -> TensorEnv:
-    raise RuntimeError(
-        "The isaacgym backend is not part of this version yet: use backend='torch', which reproduces Isaac Gym's physics."
-    )
+
+def _make_isaacgym(n_envs: int, device: th.device, seed: Optional[int] = None, **kwargs: Any) -> TensorEnv:
+    problem = probe.why_not(device)
+    if problem is not None:
+        raise RuntimeError(f"backend='isaacgym' cannot be used: {problem}")
+    try:
+        from sb3_isaac.backends.isaacgym_cartpole import IsaacGymCartpole
+    except Exception as error:  # gymtorch is compiled here
+        raise RuntimeError(f"backend='isaacgym' cannot be used: {probe.explain(str(error))}") from error
+    return IsaacGymCartpole(n_envs, device, seed, **kwargs)
 
 
 BACKENDS: Dict[str, Callable[..., TensorEnv]] = {"torch": TorchCartpole, "isaacgym": _make_isaacgym}
@@ -53,18 +62,38 @@ def make(
 ) -> TensorEnv:
     """Make N cartpoles on the simulator called ``name``.
 
-    :param name: "torch" (embedded, runs everywhere), "isaacgym" (NVIDIA Isaac Gym Preview 4) or "auto"
+    :param name: "torch" (embedded, runs everywhere), "isaacgym" (NVIDIA Isaac Gym Preview 4) or "auto": Isaac Gym where it
+        was imported before torch and the device is CUDA, else torch; the log says which and why
     :param n_envs: number of environments, at least 1
     :param device: torch device, or "auto"
     :param seed: seed of the reset states; None draws one
     :param task_kwargs: parameters of the task, see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
     :raises ValueError: unknown backend or device, n_envs below 1, a task parameter out of range
     :raises TypeError: unknown task parameter
+    :raises RuntimeError: Isaac Gym cannot be used; the message says why and what to do
     """
     if isinstance(n_envs, bool) or not isinstance(n_envs, int) or n_envs < 1:
         raise ValueError(f"n_envs must be a whole number of at least 1, got {n_envs!r}.")
-    if name == "auto":
-        name = "torch"
-    if name not in BACKENDS:
+    if name != "auto" and name not in BACKENDS:
         raise ValueError(f"Unknown backend {name!r}: choose one of {', '.join(sorted(BACKENDS))} or auto.")
-    return BACKENDS[name](n_envs=n_envs, device=resolve_device(device), seed=seed, **task_kwargs)
+    resolved = resolve_device(device)
+    if name == "auto":
+        name, why = probe.choose(resolved)
+        _log_once(f"backend='auto' is {name!r} here: {why}")
+    return BACKENDS[name](n_envs=n_envs, device=resolved, seed=seed, **task_kwargs)
+
+
+def _log_once(message: str) -> None:
+    """Every environment of a run asks the same question."""
+    if message not in _logged:
+        _logged.add(message)
+        logger.info(message)
+
+
+def reserve(n_envs: int) -> None:
+    """Say how many environments this process will need at most in one batch, before the first step.
+
+    Isaac Gym's simulator cannot grow, and PhysX allows one per process: a run whose later environments are larger than its
+    first ones (a hyperparameter search, for instance) says so here. Costs nothing with other backends.
+    """
+    os.environ[probe.SIM_ENVS_VARIABLE] = str(max(n_envs, probe.reserved_envs()))
