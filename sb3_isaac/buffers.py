@@ -6,7 +6,7 @@ They are SB3's own extension points: ``PPO(..., rollout_buffer_class=DeviceRollo
 
 from __future__ import annotations
 
-from typing import Any, Generator, NamedTuple, Optional, Union
+from typing import Any, Generator, NamedTuple, Union
 
 import numpy as np
 import torch as th
@@ -15,7 +15,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_isaac.replay_buffer import DeviceReplayBuffer, ReplaySamples, float32_exact_dtype
+from sb3_isaac.replay_buffer import DeviceReplayBuffer, ReplaySamples
+from sb3_isaac.storage import float32_exact_dtype
 
 __all__ = ["DeviceReplayBuffer", "DeviceRolloutBuffer", "ReplaySamples", "RolloutTensors"]
 
@@ -50,7 +51,7 @@ def _as_array(name: str) -> Any:
         array: np.ndarray = getattr(buffer.tensors, name).cpu().numpy()
         return array
 
-    return property(get, doc=f"{name} as a numpy array: a view of ``tensors.{name}`` on the CPU, else a copy that waits.")
+    return property(get, doc=f"``tensors.{name}`` as numpy: a view of it on the CPU, elsewhere a copy that waits.")
 
 
 class DeviceRolloutBuffer(RolloutBuffer):
@@ -68,7 +69,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
     """
 
     tensors: RolloutTensors
-    generator: Optional[th.Generator]
+    generator: th.Generator | None
     """Draws the minibatches; None: torch's default generator of the device, which SB3 seeds."""
 
     observations = _as_array("observations")
@@ -85,7 +86,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         buffer_size: int,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        device: Union[th.device, str] = "auto",
+        device: th.device | str = "auto",
         gae_lambda: float = 1,
         gamma: float = 0.99,
         n_envs: int = 1,
@@ -137,7 +138,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         """
         if self.full:
             raise RuntimeError(
-                f"DeviceRolloutBuffer already holds its n_steps={self.buffer_size} steps, call reset() before adding more."
+                f"DeviceRolloutBuffer is full after n_steps={self.buffer_size} steps, call reset() before adding more."
             )
         tensors, n, step = self.tensors, self.n_envs, self.pos
         tensors.observations[step].copy_(obs.reshape(n, *self.obs_shape))
@@ -169,7 +170,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         for name, size, tensor in zip(names, sizes, tensors):
             if tensor.numel() != self.n_envs * size:
                 raise ValueError(
-                    f"DeviceRolloutBuffer.add: {name} has shape {tuple(tensor.shape)}, expected {self.n_envs} envs x {size}."
+                    f"DeviceRolloutBuffer.add: {name} has shape {tuple(tensor.shape)}, expected {self.n_envs} x {size}."
                 )
         self.add_tensors(*tensors)
 
@@ -194,7 +195,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
             rows[step].addcmul_(decay[step], rows[step + 1])
         th.add(advantages, tensors.values, out=tensors.returns)
 
-    def get(self, batch_size: Optional[int] = None) -> Generator[RolloutBufferSamples, None, None]:
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """All transitions once, in random order, in minibatches.
 
         :param batch_size: transitions in a minibatch (the last one may be smaller); None: all in one
@@ -206,10 +207,10 @@ class DeviceRolloutBuffer(RolloutBuffer):
             )
         total = self.buffer_size * self.n_envs
         order = th.randperm(total, device=self.device, generator=self.generator)
-        for indices in order.split(batch_size or total):
+        for indices in th.split(order, batch_size or total):
             yield self._get_samples(indices)
 
-    def _get_samples(self, batch_inds: ArrayOrTensor, env: Optional[VecNormalize] = None) -> RolloutBufferSamples:
+    def _get_samples(self, batch_inds: ArrayOrTensor, env: VecNormalize | None = None) -> RolloutBufferSamples:
         """The transitions at ``env * n_steps + step``: SB3's count, as after its ``swap_and_flatten``."""
         tensors = self.tensors
         place = self._place.index_select(0, th.as_tensor(batch_inds, device=self.device))

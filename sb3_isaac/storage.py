@@ -1,0 +1,106 @@
+"""What the buffers need to know about spaces, memory, devices, random generators and normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecNormalize
+
+
+def float32_exact_dtype(space: spaces.Space[Any], who: str) -> th.dtype | None:
+    """The dtype to which values of ``space`` are cast back after being stored as float32; None for float spaces.
+
+    :param who: who refuses, for the error message, e.g. ``"DeviceReplayBuffer: observations"``
+    :raises ValueError: if float32 cannot hold every value of ``space`` exactly
+    """
+    if isinstance(space, spaces.Box):
+        if np.issubdtype(space.dtype, np.floating):
+            return None
+        largest = int(max(-int(space.low.min()), int(space.high.max())))
+    elif isinstance(space, spaces.Discrete):
+        largest = max(-int(space.start), int(space.start) + int(space.n) - 1)
+    elif isinstance(space, spaces.MultiDiscrete):
+        largest = int(np.max(np.asarray(space.nvec) + np.asarray(getattr(space, "start", 0))))
+    elif isinstance(space, spaces.MultiBinary):
+        largest = 1
+    else:
+        raise ValueError(f"{who} of type {type(space).__name__} are not supported, use SB3's own Dict buffers.")
+    if largest > 2**24:
+        raise ValueError(f"{who} go up to {largest}, float32 is exact only to 2**24, use SB3's own buffers.")
+    return th.from_numpy(np.zeros(1, dtype=space.dtype)).dtype
+
+
+def free_memory(device: th.device) -> int | None:
+    """Bytes that can still be allocated on ``device``, or None where nobody knows."""
+    if device.type == "cuda":
+        # What torch's allocator holds unused is free for us, though not for the driver
+        cached = th.cuda.memory_reserved(device) - th.cuda.memory_allocated(device)
+        return int(th.cuda.mem_get_info(device)[0]) + cached
+    try:
+        with open("/proc/meminfo") as file:  # os.sysconf would count the page cache as used
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def existing_device(device: th.device | str) -> th.device:
+    """``device``, or the nearest one that this machine has (CPU instead of CUDA, GPU 0 instead of GPU 3)."""
+    device = get_device(device)
+    if device.type == "cuda" and (device.index or 0) >= th.cuda.device_count():
+        return th.device("cuda")
+    return device
+
+
+def save_generator(generator: th.Generator | None) -> dict[str, Any] | None:
+    """What :func:`restore_generator` needs, on the CPU."""
+    if generator is None:
+        return None
+    return {
+        "device": generator.device.type,
+        "state": generator.get_state().numpy(),
+        "seed": generator.initial_seed(),
+    }
+
+
+def restore_generator(saved: dict[str, Any] | None, device: th.device) -> th.Generator | None:
+    """A generator on ``device`` that goes on where the saved one was; on another kind of device it starts anew."""
+    if saved is None:
+        return None
+    generator = th.Generator(device=device).manual_seed(saved["seed"])
+    if saved["device"] == device.type:
+        generator.set_state(th.from_numpy(saved["state"].copy()))
+    return generator
+
+
+def normalize_obs(env: VecNormalize | None, obs: th.Tensor) -> th.Tensor:
+    """``env.normalize_obs`` for a tensor: the same numbers, on the tensor's device.
+
+    A VecNormalize whose statistics are tensors offers ``normalize_obs_tensor``, which is used if present. SB3's own
+    keeps numpy statistics in float64, which have to be moved to the device.
+    """
+    own = getattr(env, "normalize_obs_tensor", None)
+    if own is not None:
+        normalized: th.Tensor = own(obs)
+        return normalized
+    if env is None or not env.norm_obs:
+        return obs
+    rms: Any = env.obs_rms
+    mean = th.as_tensor(rms.mean, device=obs.device)
+    std = th.as_tensor(np.sqrt(rms.var + env.epsilon), device=obs.device)
+    return ((obs - mean) / std).clamp(-env.clip_obs, env.clip_obs).to(th.float32)
+
+
+def normalize_reward(env: VecNormalize | None, reward: th.Tensor) -> th.Tensor:
+    """``env.normalize_reward`` for a tensor, as :func:`normalize_obs`; the hook is ``normalize_reward_tensor``."""
+    own = getattr(env, "normalize_reward_tensor", None)
+    if own is not None:
+        normalized: th.Tensor = own(reward)
+        return normalized
+    if env is None or not env.norm_reward:
+        return reward
+    std = float(np.sqrt(env.ret_rms.var + env.epsilon))
+    return (reward.double() / std).clamp(-env.clip_reward, env.clip_reward).to(th.float32)
