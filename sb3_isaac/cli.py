@@ -1,0 +1,61 @@
+"""The console command ``sb3-isaac``: rl_zoo3's commands with our environments, and a few of our own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Dict, List, Optional
+
+import sb3_isaac  # noqa: F401  # isort: skip  # first of all: Isaac Gym refuses to be imported after torch
+import gymnasium as gym
+
+COMMANDS: Dict[str, str] = {
+    "train": "train an agent: the flags of python -m rl_zoo3.train",
+    "enjoy": "watch a trained agent: the flags of python -m rl_zoo3.enjoy",
+    "optimize": "search hyperparameters: the flags of python -m rl_zoo3.train",
+}
+
+USER_ERRORS = (ValueError, TypeError, OSError, AssertionError, RuntimeError, ArithmeticError, MemoryError, ImportError, gym.error.Error)
+"""What bad input raises, here and in SB3, rl_zoo3 and Gymnasium. Anything else is a bug and keeps its traceback."""
+
+
+def _usage() -> str:
+    lines = [f"  {name:10s}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: sb3-isaac COMMAND [flags]", "", *lines, "", "sb3-isaac COMMAND --help lists the flags."])
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run one command. Returns the exit status: 0, 1 after a run that failed, 2 for a wrong call.
+
+    Errors that the user can mend are one sentence on stderr; ``--verbose 2`` shows the traceback.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    command, flags = argv[0], argv[1:]
+    if command not in COMMANDS:
+        print(f"sb3-isaac: unknown command {command!r}\n{_usage()}", file=sys.stderr)
+        return 2
+    if command == "optimize":
+        command, flags = "train", ["-optimize", *flags]
+    importlib.import_module("sb3_isaac.zoo")
+    run = getattr(importlib.import_module(f"rl_zoo3.{command}"), command)
+    sys.argv = [f"sb3-isaac {command}", *flags]
+    try:
+        run()
+    except USER_ERRORS as error:
+        if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
+            raise
+        print(f"sb3-isaac {command}: {_sentence(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
