@@ -326,10 +326,10 @@ class DeviceReplayBuffer(ReplayBuffer):
             return rows.index_select(0, index).to(self._device)
         # A sum of one row each: the same numbers as index_select, but its CPU kernel prefetches, which halves the time
         batch = th.nn.functional.embedding_bag(index.view(-1, 1), rows, mode="sum")
-        if self._device.type == "cpu":
-            return batch
-        # From page-locked memory the copy runs without the host waiting for it
-        return batch.pin_memory().to(self._device, non_blocking=True)
+        if self._device.type == "cuda":
+            # From page-locked memory the copy runs without the host waiting for it
+            return batch.pin_memory().to(self._device, non_blocking=True)
+        return batch.to(self._device)
 
     def _observations(self, obs: th.Tensor, env: VecNormalize | None) -> th.Tensor:
         obs = storage.normalize_obs(env, obs.view(-1, *self.obs_shape))
