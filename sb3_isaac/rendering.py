@@ -32,7 +32,7 @@ def _import_pygame() -> Any:
     try:
         import pygame
     except ImportError as error:
-        raise ImportError("Pictures of the cartpole need pygame: pip install 'sb3-isaac[plots]'.") from error
+        raise ImportError("Pictures of the cartpole need pygame, which comes with the extra 'plots': pip install pygame.") from error
     return pygame
 
 

@@ -41,7 +41,7 @@ def check_video_path(path: str) -> None:
     try:
         import imageio_ffmpeg
     except ImportError as error:
-        raise ImportError("Writing videos needs imageio-ffmpeg: pip install 'sb3-isaac[plots]'.") from error
+        raise ImportError("Writing videos needs imageio-ffmpeg, which comes with the extra 'plots': pip install imageio-ffmpeg.") from error
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
