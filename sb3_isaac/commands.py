@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import List, Optional
 
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from sb3_isaac.envs import is_isaac_env_id
 from sb3_isaac.evaluation import evaluate
@@ -35,7 +35,8 @@ def evaluate_main(argv: Optional[List[str]] = None) -> int:
     low, high = result.confidence_interval
     rows = [
         ("model", agent.path),
-        ("environment", f"{args.env.gym_id}, {agent.env.num_envs} at once, {'stochastic' if args.stochastic else 'deterministic'} policy"),
+        ("environment", f"{args.env.gym_id}, {agent.env.num_envs} at once"),
+        ("policy", "stochastic" if args.stochastic else "deterministic"),
         ("episodes", f"{result.n_episodes}"),
         ("mean return", f"{result.mean:.2f} +/- {result.std:.2f}"),
         ("95% interval of the mean", f"{low:.2f} to {high:.2f}"),
@@ -52,9 +53,9 @@ def evaluate_main(argv: Optional[List[str]] = None) -> int:
 
 def video_main(argv: Optional[List[str]] = None) -> int:
     """Write videos of a trained agent. Errors are raised, see :mod:`sb3_isaac.zoo_models` and :mod:`sb3_isaac.video`."""
-    parser = argparse.ArgumentParser(prog="sb3-isaac video", description="Write a video of environments under a trained agent.")
+    parser = argparse.ArgumentParser(prog="sb3-isaac video", description="Write a video of a trained agent.")
     add_agent_arguments(parser)
-    parser.add_argument("-n", "--n-timesteps", help="number of timesteps, one frame each (default: 300)", type=int, default=300)
+    parser.add_argument("-n", "--n-timesteps", help="timesteps, a frame each (default: 300)", type=int, default=300)
     parser.add_argument(
         "-o", "--output", nargs="+", help="files ending in .mp4 or .gif (default: one of each in the folder videos of the run)"
     )
@@ -65,7 +66,7 @@ def video_main(argv: Optional[List[str]] = None) -> int:
         check_video_path(path)
     agent = load_agent(args, MAX_RENDERED_ENVS if is_isaac_env_id(args.env.gym_id) else 1, render_mode="rgb_array")
     outputs = args.output or [os.path.join(agent.folder, "videos", agent.name + suffix) for suffix in (".mp4", ".gif")]
-    fps = agent.env.metadata.get("render_fps", 30)
+    fps = int(agent.env.get_attr("metadata")[0].get("render_fps", 30))
     try:
         frames = play_frames(agent.model, agent.env, args.n_timesteps, not args.stochastic)
         # disable=None: no bar where the output is not a terminal

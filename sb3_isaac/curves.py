@@ -53,7 +53,7 @@ def evaluation_curve(run: str) -> Curve:
     """
     path = os.path.join(run, "evaluations.npz")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{run} has no evaluations.npz: train with evaluation, or plot training returns with --curve train.")
+        raise FileNotFoundError(f"{run} has no evaluations.npz: train with evaluation, or plot with --curve train.")
     with np.load(path) as log:
         return log["timesteps"].astype(float), log["results"].mean(axis=1)
 
@@ -105,7 +105,7 @@ def _read_monitor(run: str) -> Dict[str, np.ndarray]:
     try:
         frame = load_results(run)
     except LoadMonitorResultsError as error:
-        raise FileNotFoundError(f"{run} has no monitor file (0.monitor.csv): it is not the folder of a training run.") from error
+        raise FileNotFoundError(f"{run} has no monitor file: it is not the folder of a training run.") from error
     if len(frame) == 0:
         raise FileNotFoundError(f"The monitor file in {run} has no finished episode yet.")
     return {name: frame[name].to_numpy(dtype=float) for name in ("r", "l", "t")}
@@ -201,7 +201,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         help="eval: mean returns of the evaluations; train: returns of the training episodes; reward-rate: mean reward per "
         "training step (default: eval by steps, train by seconds, reward-rate with --reference)",
     )
-    parser.add_argument("-w", "--window", type=int, help="episodes (train, default 100) or steps (reward-rate, 12800) to average")
+    parser.add_argument("-w", "--window", type=int, help="averages over: episodes (train, 100) or steps (reward-rate, 12800)")
     parser.add_argument("--reference", nargs="+", default=[], metavar="CSV", help="curves of real Isaac Gym to lay over")
     parser.add_argument("-max", "--max-timesteps", type=float, help="end of the x axis")
     parser.add_argument("-o", "--output", help="file to write (.png, .svg, .pdf); without it, a window is opened")

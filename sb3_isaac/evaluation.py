@@ -158,11 +158,10 @@ def tensor_policy(model: Any, deterministic: bool = True) -> Optional[TensorPoli
     """
     if not isinstance(model, BaseAlgorithm) or type(model.policy).predict is not BasePolicy.predict:
         return None
-    is_dqn = isinstance(model, DQN)
-    if type(model).predict is not BaseAlgorithm.predict and not is_dqn:
+    if type(model).predict is not BaseAlgorithm.predict and not isinstance(model, DQN):
         return None
     policy, action_space, device = model.policy, model.action_space, model.device
-    epsilon = float(model.exploration_rate) if is_dqn and not deterministic else 0.0
+    epsilon = float(model.exploration_rate) if isinstance(model, DQN) and not deterministic else 0.0
     low = high = None
     if isinstance(action_space, spaces.Box):
         low, high = th.as_tensor(action_space.low, device=device), th.as_tensor(action_space.high, device=device)
@@ -234,7 +233,7 @@ def _left_as_it_was(model: Any, env: VecEnv) -> Iterator[None]:
     policy = getattr(model, "policy", None)
     modules = {module: module.training for module in policy.modules()} if isinstance(policy, th.nn.Module) else {}
     wrappers: List[Tuple[Any, bool]] = []
-    wrapper = env
+    wrapper: Any = env
     while isinstance(wrapper, VecEnvWrapper):
         if "training" in vars(wrapper):
             wrappers.append((wrapper, wrapper.training))
@@ -250,7 +249,7 @@ def _left_as_it_was(model: Any, env: VecEnv) -> Iterator[None]:
 
 
 def _make_bar(n_episodes: int, show: bool) -> Any:
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     return tqdm(total=n_episodes, unit="episode", disable=not show, leave=False)
 
@@ -258,8 +257,8 @@ def _make_bar(n_episodes: int, show: bool) -> Any:
 class BatchedEvalCallback(EvalCallback):
     """SB3's EvalCallback with :func:`evaluate`: the same files and the same logged keys, in a fraction of the time.
 
-    Parameters are SB3's. With an evaluation environment that does not support tensors, or with ``render``, it is SB3's callback,
-    success rates included. Files are replaced only when they are complete.
+    Parameters are SB3's. With an evaluation environment that does not support tensors, or with ``render``, it is SB3's
+    callback, success rates included. Files are replaced only when they are complete.
     """
 
     def _on_step(self) -> bool:

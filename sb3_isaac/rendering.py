@@ -32,7 +32,7 @@ def _import_pygame() -> Any:
     try:
         import pygame
     except ImportError as error:
-        raise ImportError("Pictures of the cartpole need pygame, which comes with the extra 'plots': pip install pygame.") from error
+        raise ImportError("Pictures need pygame, which comes with the extra 'plots': pip install pygame.") from error
     return pygame
 
 
@@ -156,9 +156,8 @@ class CartpoleRenderer:
             middle, head = y - cart_height / 2, 0.11 * metre
             shaft = (start, middle - head / 4, tip - side * head - start, head / 2)
             pygame.draw.rect(canvas, ARROW, _rect(*shaft))
-            pygame.draw.polygon(
-                canvas, ARROW, [(tip, middle), (tip - side * 1.3 * head, middle - head), (tip - side * 1.3 * head, middle + head)]
-            )
+            barb = tip - side * 1.3 * head
+            pygame.draw.polygon(canvas, ARROW, [(tip, middle), (barb, middle - head), (barb, middle + head)])
         for wheel_x in (x - 0.6 * half_length, x + 0.6 * half_length):
             pygame.draw.circle(canvas, WHEEL, (wheel_x, y), 0.045 * metre)
         cart = _rect(x - half_length, top, 2 * half_length, cart_height - 0.02 * metre)

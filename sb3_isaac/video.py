@@ -39,9 +39,11 @@ def check_video_path(path: str) -> None:
     if os.path.splitext(path)[1].lower() not in _FFMPEG:
         raise ValueError(f"Cannot write a video to {path!r}: the name must end in {' or '.join(_FFMPEG)}.")
     try:
-        import imageio_ffmpeg
+        import imageio_ffmpeg  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ImportError("Writing videos needs imageio-ffmpeg, which comes with the extra 'plots': pip install imageio-ffmpeg.") from error
+        raise ImportError(
+            "Videos need imageio-ffmpeg, which comes with the extra 'plots': pip install imageio-ffmpeg."
+        ) from error
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
@@ -83,8 +85,8 @@ def _encoder(path: str, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
     def encode(frame: np.ndarray) -> None:
         if not writers:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            size = (frame.shape[1], frame.shape[0])
-            writers.append(imageio_ffmpeg.write_frames(part, size, fps=fps, macro_block_size=2, ffmpeg_log_level="error", **options))
+            more = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "error", **options}
+            writers.append(imageio_ffmpeg.write_frames(part, (frame.shape[1], frame.shape[0]), **more))
             writers[0].send(None)
         with _ffmpeg_errors(path, options["codec"]):
             writers[0].send(frame)
@@ -111,8 +113,8 @@ def _ffmpeg_errors(path: str, codec: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RuntimeError(
-            f"ffmpeg could not write {path} with the codec {codec} (its own message stands above): try the other format (.mp4 or "
-            ".gif), or another ffmpeg by setting IMAGEIO_FFMPEG_EXE to its path."
+            f"ffmpeg could not write {path} with the codec {codec} (its own message stands above): try the other format "
+            "(.mp4 or .gif), or another ffmpeg by setting IMAGEIO_FFMPEG_EXE to its path."
         ) from error
 
 
@@ -133,5 +135,7 @@ def play_frames(model: Any, env: VecEnv, n_frames: int, deterministic: bool = Tr
         obs, _, starts, _ = env.step(actions)
         frame = env.render()
         if not isinstance(frame, np.ndarray):
-            raise RuntimeError(f"The environment returns no pictures: make it with render_mode='rgb_array', not {env.render_mode!r}.")
+            raise RuntimeError(
+                f"The environment returns no pictures: make it with render_mode='rgb_array', not {env.render_mode!r}."
+            )
         yield frame
