@@ -236,9 +236,10 @@ def _left_as_it_was(model: Any, env: VecEnv) -> Iterator[None]:
     wrapper: Any = env
     while isinstance(wrapper, VecEnvWrapper):
         if "training" in vars(wrapper):
-            wrappers.append((wrapper, wrapper.training))
-            wrapper.training = False
+            wrappers.append((wrapper, vars(wrapper)["training"]))
         wrapper = wrapper.venv
+    for wrapper, _ in wrappers:
+        wrapper.training = False
     if isinstance(policy, BasePolicy):
         policy.set_training_mode(False)
     try:
