@@ -1,0 +1,128 @@
+"""SB3's running mean and variance in tensors, and the numpy object through which SB3 sees them."""
+
+from __future__ import annotations
+
+from typing import Any, Tuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+INITIAL_COUNT = 1e-4
+"""SB3 starts from mean 0 and variance 1 with this weight, which avoids a division by zero."""
+
+
+class RunningMoments:
+    """Mean and variance of K columns on a device, and the factors that normalise by them.
+
+    The statistics are float64, as SB3's: they are sums over a whole training, and their K numbers are too few for slow
+    float64 units to matter. What touches every observation (``scale``, ``offset``) is float32. All tensors keep their
+    address, so that an update can be captured in a CUDA graph; nothing waits for the device.
+
+    :param n_columns: number of columns K
+    :param device: torch device
+    :param epsilon: added to the variance before its root is taken
+    """
+
+    def __init__(self, n_columns: int, device: th.device, epsilon: float) -> None:
+        self.mean = th.zeros(n_columns, dtype=th.float64, device=device)
+        self.var = th.ones_like(self.mean)
+        self.count = th.full_like(self.mean, INITIAL_COUNT)
+        self.epsilon = th.full_like(self.mean, epsilon)
+        self.scale = th.zeros(n_columns, device=device)
+        self.offset = th.zeros(n_columns, device=device)
+        self._zero = th.zeros_like(self.mean)
+        self.refresh()
+
+    def columns(self, which: slice) -> RunningMoments:
+        """Some of the columns, as views: they share their numbers with this object."""
+        part = RunningMoments.__new__(RunningMoments)
+        part.__dict__.update({name: tensor[which] for name, tensor in self.__dict__.items()})
+        return part
+
+    def update(self, batch: th.Tensor) -> None:
+        """Take in a batch.
+
+        Source: Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances" (1979), as in
+        SB3's ``RunningMeanStd.update_from_moments``.
+
+        :param batch: (K, N) float64: one row per column, which makes the sums contiguous
+        """
+        n = batch.shape[1]
+        # Two passes: th.var_mean (Welford) is five times slower on a CPU, sums of squares are less exact.
+        batch_mean = batch.mean(1)
+        batch_var = (batch - batch_mean.unsqueeze(1)).square_().mean(1)
+        weight = self.count.add_(n).reciprocal().mul_(n)
+        delta = batch_mean - self.mean
+        self.mean.addcmul_(delta, weight)
+        # var = (1 - weight) var + weight (batch_var + (1 - weight) delta^2); (1 - weight) delta is now batch_mean - mean
+        self.var.lerp_(batch_var.addcmul_(delta, batch_mean.sub_(self.mean)), weight)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute ``scale`` and ``offset``: ``(x - mean) / sqrt(var + epsilon)`` is ``x * scale + offset``."""
+        scale = (self.var + self.epsilon).rsqrt_()
+        self.scale.copy_(scale)
+        self.offset.copy_(th.addcmul(self._zero, self.mean, scale, value=-1.0))
+
+
+class LiveRunningMeanStd(RunningMeanStd):
+    """SB3's RunningMeanStd whose numbers are those of a :class:`RunningMoments`.
+
+    Reading copies from the device, assigning writes to it: SB3's own code works on it unchanged. The arrays that it
+    returns cannot be written into (``rms.mean[0] = 1`` raises), because that would not reach the device: assign a whole
+    one (``rms.mean = ...``). Copies and pickles are plain RunningMeanStd objects.
+
+    :param moments: where the numbers are
+    :param shape: shape of ``mean`` and ``var``
+    """
+
+    def __init__(self, moments: RunningMoments, shape: Tuple[int, ...]) -> None:
+        self._moments = moments
+        self._shape = shape
+
+    def assign(self, other: RunningMeanStd) -> None:
+        """Take over the numbers of another one.
+
+        :raises ValueError: if its shape differs
+        """
+        if np.shape(other.mean) != self._shape or np.shape(other.var) != self._shape:
+            raise ValueError(f"Statistics of shape {np.shape(other.mean)} were assigned, the environment needs {self._shape}.")
+        self.mean, self.var, self.count = other.mean, other.var, other.count
+
+    def _read(self, values: th.Tensor) -> np.ndarray:
+        array: np.ndarray = values.cpu().numpy().reshape(self._shape).copy()
+        array.flags.writeable = False
+        return array
+
+    def _write(self, values: th.Tensor, new: Any) -> None:
+        array = np.broadcast_to(np.asarray(new, dtype=np.float64), self._shape)
+        values.copy_(th.from_numpy(array.reshape(-1).copy()))
+        self._moments.refresh()
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._read(self._moments.mean)
+
+    @mean.setter
+    def mean(self, value: Any) -> None:
+        self._write(self._moments.mean, value)
+
+    @property
+    def var(self) -> np.ndarray:
+        return self._read(self._moments.var)
+
+    @var.setter
+    def var(self, value: Any) -> None:
+        self._write(self._moments.var, value)
+
+    @property
+    def count(self) -> float:
+        return float(self._moments.count[0])
+
+    @count.setter
+    def count(self, value: float) -> None:
+        self._moments.count.fill_(float(value))
+
+    def __reduce__(self) -> Any:
+        return RunningMeanStd, (), vars(self.copy())
