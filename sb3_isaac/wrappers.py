@@ -91,16 +91,16 @@ class VecFrameStack(sb3.VecFrameStack):
 
     def reset_tensor(self) -> th.Tensor:
         """Reset all environments. Returns obs (N, n_stack * obs_dim), zeros in place of what came before."""
-        obs = self.venv.reset_tensor()
         stack = self._tensors()
+        obs = self.venv.reset_tensor()
         stack.zero_()[:, -obs.shape[1] :].copy_(obs)
         self.obs_tensor = stack.clone()
         return self.obs_tensor
 
     def step_tensor(self, actions: th.Tensor) -> StepResult:
         """One step on the device. ``final_obs`` ends with the true last observation, as SB3's terminal_observation."""
-        result: StepResult = self.venv.step_tensor(actions)
         stack = self._tensors()
+        result: StepResult = self.venv.step_tensor(actions)
         older = stack[:, result.obs.shape[1] :]
         final_obs = th.cat((older, result.final_obs), dim=1)
         self.obs_tensor = th.cat((older.masked_fill(self.dones.unsqueeze(1), 0.0), result.obs), dim=1)

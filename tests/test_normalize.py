@@ -1,0 +1,548 @@
+"""VecNormalize and VecFrameStack in tensors against SB3's own on the same data, and the check for slow wrappers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import pickletools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, List
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_baselines3.common.vec_env as sb3
+import torch as th
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from stable_baselines3 import PPO
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+
+from sb3_isaac import VecFrameStack, VecNormalize, make_vec_env
+from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.running_mean_std import LiveRunningMeanStd, RunningMoments
+from sb3_isaac.vec_env import IsaacVecEnv, supports_tensors
+from sb3_isaac.wrappers import check_tensor_path
+from tests.sync_guard import SyncGuard
+
+N_ENVS = 16
+DATA = Path(__file__).parent / "data"
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+"""SB3 averages batches in float32 and we in float64."""
+
+
+def make_env(**kwargs: Any) -> IsaacVecEnv:
+    """Short episodes: both kinds of end come often."""
+    return make_vec_env("IsaacGymCartpole-v0", N_ENVS, "torch", "cpu", seed=3, **{"max_episode_length": 25, **kwargs})
+
+
+def some_actions(n_steps: int, seed: int = 0) -> List[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return list(generator.uniform(-1.0, 1.0, (n_steps, N_ENVS, 1)).astype(np.float32))
+
+
+def assert_same_statistics(ours: VecNormalize, theirs: sb3.VecNormalize) -> None:
+    for name in ("obs_rms", "ret_rms"):
+        assert hasattr(ours, name) == hasattr(theirs, name)
+        if hasattr(theirs, name):
+            a, b = getattr(ours, name), getattr(theirs, name)
+            assert isinstance(a, RunningMeanStd) and np.shape(a.mean) == np.shape(b.mean)
+            np.testing.assert_allclose(a.mean, b.mean, **CLOSE)
+            np.testing.assert_allclose(a.var, b.var, **CLOSE)
+            assert a.count == pytest.approx(b.count, rel=1e-12)
+    np.testing.assert_allclose(ours.returns, theirs.returns, **CLOSE)
+
+
+def compare_steps(ours: Any, theirs: Any, actions: List[np.ndarray]) -> int:
+    """Step ours in tensors and theirs in numpy; everything that they return must agree. Returns how many episodes ended."""
+    n_done = 0
+    for action in actions:
+        result = ours.step_tensor(th.from_numpy(action))
+        obs, rewards, dones, infos = theirs.step(action)
+        np.testing.assert_allclose(result.obs.numpy(), obs, **CLOSE)
+        np.testing.assert_allclose(ours.obs_tensor.numpy(), obs, **CLOSE)
+        np.testing.assert_allclose(result.reward.numpy(), rewards, **CLOSE)
+        assert (ours.dones.numpy() == dones).all()
+        ours_infos = ours.make_infos(result)
+        for i in np.flatnonzero(dones):
+            mine, info = ours_infos[int(i)], infos[int(i)]
+            np.testing.assert_allclose(mine["terminal_observation"], info["terminal_observation"], **CLOSE)
+            np.testing.assert_allclose(result.final_obs[i].numpy(), info["terminal_observation"], **CLOSE)
+            assert mine["TimeLimit.truncated"] == info["TimeLimit.truncated"]
+            assert (mine["episode"]["r"], mine["episode"]["l"]) == (info["episode"]["r"], info["episode"]["l"])  # raw
+        n_done += int(dones.sum())
+    return n_done
+
+
+# -- against SB3's VecNormalize ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"training": False},
+        {"norm_obs": False},
+        {"norm_reward": False},
+        {"clip_obs": 0.7, "clip_reward": 0.02, "gamma": 0.9, "epsilon": 0.3},
+    ],
+)
+def test_steps_equal_sb3(kwargs: dict) -> None:
+    ours, theirs = VecNormalize(make_env(), **kwargs), sb3.VecNormalize(make_env(), **kwargs)
+    for _ in range(2):  # a second reset in the middle of episodes
+        np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
+        assert compare_steps(ours, theirs, some_actions(60)) > N_ENVS
+        assert_same_statistics(ours, theirs)
+    np.testing.assert_array_equal(ours.get_original_obs(), theirs.get_original_obs())
+    np.testing.assert_array_equal(ours.get_original_obs_tensor().numpy(), theirs.get_original_obs())
+    np.testing.assert_array_equal(ours.get_original_reward(), theirs.get_original_reward())
+    np.testing.assert_array_equal(ours.get_original_reward_tensor().numpy(), theirs.get_original_reward())
+    sample = np.random.default_rng(1).normal(size=(33, 4)).astype(np.float32)
+    np.testing.assert_allclose(ours.normalize_obs_tensor(th.from_numpy(sample)).numpy(), theirs.normalize_obs(sample), **CLOSE)
+    np.testing.assert_allclose(
+        ours.normalize_reward_tensor(th.from_numpy(sample)).numpy(), theirs.normalize_reward(sample), **CLOSE
+    )
+    np.testing.assert_allclose(ours.unnormalize_obs(sample), theirs.unnormalize_obs(sample), **CLOSE)
+
+
+def test_both_paths_share_their_state() -> None:
+    ours, theirs = VecNormalize(make_env()), sb3.VecNormalize(make_env())
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    for k in range(6):
+        actions = some_actions(10, seed=k)
+        if k % 2:
+            compare_steps(ours, theirs, actions)
+        else:
+            for action in actions:
+                for a, b in zip(ours.step(action)[:3], theirs.step(action)[:3]):
+                    np.testing.assert_allclose(a, b, **CLOSE)
+                np.testing.assert_allclose(ours.obs_tensor.numpy(), ours.normalize_obs(ours.get_original_obs()), **CLOSE)
+                np.testing.assert_array_equal(ours.get_original_reward(), theirs.get_original_reward())
+        assert_same_statistics(ours, theirs)
+
+
+def test_switches_work_in_the_middle() -> None:
+    ours, theirs = VecNormalize(make_env()), sb3.VecNormalize(make_env())
+    ours.reset_tensor(), theirs.reset()
+    for change in ({"training": False}, {"norm_reward": False}, {"norm_obs": False}, {"training": True}, {"norm_obs": True},
+                   {"norm_reward": True, "epsilon": 0.5, "clip_obs": 1.5}):  # fmt: skip
+        for name, value in change.items():
+            setattr(ours, name, value), setattr(theirs, name, value)
+        compare_steps(ours, theirs, some_actions(15))
+        assert_same_statistics(ours, theirs)
+    without = VecNormalize(make_env(), norm_obs=False)
+    with pytest.raises(ValueError, match="no statistics of observations"):
+        without.norm_obs = True
+
+
+def test_statistics_take_in_the_reset_and_not_the_final_observation() -> None:
+    env = VecNormalize(make_env(max_episode_length=5))
+    env.reset_tensor()
+    seen = [env.get_original_obs()]
+    for action in some_actions(20):
+        env.step_tensor(th.from_numpy(action))
+        seen.append(env.get_original_obs())
+    every = np.concatenate(seen).astype(np.float64)
+    np.testing.assert_allclose(env.obs_rms.mean, every.mean(0), atol=1e-6)
+    np.testing.assert_allclose(env.obs_rms.var, every.var(0), atol=1e-5)  # SB3's first 1e-4 observations fade
+    assert not np.array_equal(env._original_final_obs.numpy(), seen[-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batches=st.lists(
+        st.integers(1, 9).flatmap(lambda n: arrays(np.float64, (n, 3), elements=st.floats(-1e4, 1e4, width=32))),
+        min_size=1,
+        max_size=6,
+    ),
+    offset=st.sampled_from([0.0, 1.0, 1e5]),
+)
+def test_running_statistics_equal_sb3(batches: List[np.ndarray], offset: float) -> None:
+    moments, theirs = RunningMoments(3, th.device("cpu"), 1e-8), RunningMeanStd(shape=(3,))
+    ours = LiveRunningMeanStd(moments, (3,))
+    scale = max(1.0, *(float(np.abs(batch + offset).max()) for batch in batches))
+    for batch in batches:
+        moments.update(th.from_numpy(batch + offset).t().contiguous())
+        theirs.update(batch + offset)
+    np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-9, atol=1e-9 * scale)
+    np.testing.assert_allclose(ours.var, theirs.var, rtol=1e-9, atol=1e-12 * scale**2)
+    assert ours.count == pytest.approx(theirs.count, rel=1e-12)
+    np.testing.assert_allclose(moments.scale.numpy(), 1.0 / np.sqrt(ours.var + 1e-8), rtol=1e-6)
+
+
+def test_stock_ppo_learns_the_same_bit_for_bit() -> None:
+    parameters = []
+    for cls in (VecNormalize, sb3.VecNormalize):
+        model = PPO("MlpPolicy", cls(make_env()), n_steps=16, batch_size=64, n_epochs=2, seed=1, device="cpu")
+        assert model.get_vec_normalize_env() is model.env and isinstance(model.env, sb3.VecNormalize)
+        model.learn(2 * 16 * N_ENVS)
+        parameters.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    assert th.equal(*parameters)
+
+
+# -- the statistics from outside -----------------------------------------------------------------------------------------
+
+
+def test_statistics_can_be_read_and_assigned() -> None:
+    env = VecNormalize(make_env())
+    env.reset_tensor()
+    rms = env.obs_rms
+    before = rms.mean
+    env.step_tensor(th.zeros(N_ENVS, 1))
+    assert rms is env.obs_rms and not np.array_equal(rms.mean, before)  # live, and what was read does not change
+    with pytest.raises(ValueError, match="read-only"):
+        rms.mean[0] = 1.0
+    rms.mean, rms.var = np.arange(4.0), np.full(4, 4.0)
+    expected = (np.ones(4) - np.arange(4.0)) / 2.0
+    np.testing.assert_allclose(env.normalize_obs_tensor(th.ones(1, 4)).numpy()[0], expected, **CLOSE)
+    env.obs_rms = RunningMeanStd(shape=(4,))
+    env.ret_rms.var = 9.0
+    np.testing.assert_allclose(env.normalize_obs_tensor(th.ones(1, 4)).numpy()[0], np.ones(4), **CLOSE)
+    np.testing.assert_allclose(env.normalize_reward_tensor(th.ones(2)).numpy(), 1 / 3, **CLOSE)
+    with pytest.raises(ValueError, match=r"shape \(3,\).*needs \(4,\)"):
+        env.obs_rms = RunningMeanStd(shape=(3,))
+    for plain in (copy.deepcopy(rms), rms.copy(), pickle.loads(pickle.dumps(rms))):
+        assert type(plain) is RunningMeanStd
+        np.testing.assert_array_equal(plain.mean, rms.mean)
+        plain.mean[0] = 5.0  # a copy is writeable and its own
+        assert rms.mean[0] != 5.0 and plain.count == rms.count
+
+
+def test_sync_envs_normalization() -> None:
+    train, evaluation, stock = VecNormalize(make_env()), VecNormalize(make_env(), training=False), sb3.VecNormalize(make_env())
+    train.reset_tensor()
+    for action in some_actions(30):
+        train.step_tensor(th.from_numpy(action))
+    address = evaluation._moments.mean.data_ptr()  # type: ignore[union-attr]
+    for other in (evaluation, stock):
+        sb3.sync_envs_normalization(train, other)
+        assert other.obs_rms.count == train.obs_rms.count > 1 and other.ret_rms.var == train.ret_rms.var
+    assert type(stock.obs_rms) is RunningMeanStd and evaluation._moments.mean.data_ptr() == address  # type: ignore[union-attr]
+    obs = th.randn(5, 4)
+    assert th.equal(evaluation.normalize_obs_tensor(obs), train.normalize_obs_tensor(obs))
+    before = evaluation.obs_rms.mean
+    train.step_tensor(th.ones(N_ENVS, 1))
+    np.testing.assert_array_equal(evaluation.obs_rms.mean, before)
+    sb3.sync_envs_normalization(VecNormalize(make_env(), norm_obs=False), VecNormalize(make_env(), norm_obs=False))
+
+
+def test_tensors_keep_their_addresses() -> None:
+    env = VecNormalize(make_env())
+    held = [*vars(env._moments).values(), env._batch, env.dones, env.episode_returns, env.episode_lengths]
+    addresses = [tensor.data_ptr() for tensor in held]
+    env.reset_tensor()
+    for action in some_actions(5):
+        env.step_tensor(th.from_numpy(action))
+        env.step(action)
+    env.obs_rms, env.epsilon, env.returns = RunningMeanStd(shape=(4,)), 1e-3, np.zeros(N_ENVS)
+    env.reset()
+    held = [*vars(env._moments).values(), env._batch, env.dones, env.episode_returns, env.episode_lengths]
+    assert [tensor.data_ptr() for tensor in held] == addresses
+    assert env.dones is env.venv.dones and env.episode_returns is env.venv.episode_returns
+
+
+# -- no host synchronisation ---------------------------------------------------------------------------------------------
+
+
+class MetaTensorEnv(TensorEnv):
+    """Tensors without numbers: whoever needs to know one fails."""
+
+    def __init__(self) -> None:
+        self.n_envs, self.device, self.obs_dim, self.action_dim, self.max_episode_length = N_ENVS, th.device("meta"), 4, 1, 500
+        self.progress = th.zeros(N_ENVS, dtype=th.int64, device=self.device)
+
+    def reset(self) -> th.Tensor:
+        return th.zeros(N_ENVS, 4, device=self.device)
+
+    def step(self, actions: th.Tensor) -> StepResult:
+        flag = th.zeros(N_ENVS, dtype=th.bool, device=self.device)
+        return StepResult(self.reset(), th.zeros(N_ENVS, device=self.device), flag, flag.clone(), self.reset())
+
+    def seed(self, seed: int) -> None:
+        pass
+
+    def get_state(self) -> dict:
+        return {}
+
+    def set_state(self, state: dict) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"norm_obs": False}, {"training": False}])
+def test_a_step_never_waits_for_the_device(kwargs: dict) -> None:
+    env = VecFrameStack(VecNormalize(IsaacVecEnv(MetaTensorEnv()), **kwargs), 2)
+    actions = th.zeros(N_ENVS, 1, device="meta")
+    env.reset_tensor()
+    result = env.step_tensor(actions)
+    infos = env.make_infos(result)
+    assert result.obs.shape == (N_ENVS, 8) and result.obs.is_meta and len(infos) == N_ENVS
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        result.reward.cpu()  # the test's own premise
+
+
+def test_few_kernels() -> None:
+    bare, env = make_env(), VecNormalize(make_env())
+    actions = th.zeros(N_ENVS, 1)
+    bare.reset_tensor(), env.reset_tensor()
+    with SyncGuard() as guard:
+        bare.step_tensor(actions)
+    alone = sum(guard.kernels.values())
+    with SyncGuard() as guard:
+        env.step_tensor(actions)
+    assert sum(guard.kernels.values()) - alone <= 26
+
+
+# -- files -----------------------------------------------------------------------------------------------------------------
+
+CHILD = """
+import sys
+sys.modules["sb3_isaac"] = None
+import gymnasium, numpy, pickle
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+env = VecNormalize.load(sys.argv[1], DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+assert type(env) is VecNormalize
+print(*env.normalize_obs(numpy.ones(4)), env.normalize_reward(numpy.ones(1))[0], env.obs_rms.count, env.gamma)
+env.reset(); env.step(numpy.array([0]))  # it goes on
+"""
+
+
+def trained(cls: Any = VecNormalize) -> Any:
+    env = cls(make_env(), gamma=0.97, clip_obs=5.0)
+    env.action_space.seed(0)  # as an algorithm does: a numpy generator that has to be pickled
+    env.reset()
+    for action in some_actions(40):
+        env.step(action)
+    if cls is VecNormalize:
+        env.step_tensor(th.zeros(N_ENVS, 1))
+    return env
+
+
+def test_stock_sb3_loads_our_file_without_this_package(tmp_path: Path) -> None:
+    env = trained()
+    path = str(tmp_path / "vecnormalize.pkl")
+    env.save(path)
+    out = subprocess.run([sys.executable, "-c", CHILD, path], capture_output=True, text=True, cwd=str(tmp_path))
+    assert out.returncode == 0, out.stderr
+    expected = [*env.normalize_obs(np.ones(4)), env.normalize_reward(np.ones(1))[0], env.obs_rms.count, env.gamma]
+    np.testing.assert_allclose([float(word) for word in out.stdout.split()], expected, rtol=1e-6)
+
+
+def test_nothing_in_the_file_is_ours_or_bound_to_a_version(tmp_path: Path) -> None:
+    path = tmp_path / "vecnormalize.pkl"
+    trained().save(str(path))
+    words = {arg for _, arg, _ in pickletools.genops(path.read_bytes()) if isinstance(arg, str)}
+    assert "stable_baselines3.common.vec_env.vec_normalize" in words
+    assert not [w for w in words if "sb3_isaac" in w or w.split(".")[0] == "torch" or "numpy._core" in w or "numpy.core" in w]
+
+
+def test_pickled_by_others_it_is_a_stock_object() -> None:
+    env = trained()
+    loaded = pickle.loads(pickle.dumps(env))
+    assert type(loaded) is sb3.VecNormalize and type(loaded.obs_rms) is RunningMeanStd
+    assert env.venv is not None and loaded.obs_rms.count == env.obs_rms.count
+
+
+@pytest.mark.parametrize("cls", [VecNormalize, sb3.VecNormalize])
+def test_we_load_our_file_and_a_stock_file(cls: Any, tmp_path: Path) -> None:
+    saved, path = trained(cls), str(tmp_path / "vecnormalize.pkl")
+    saved.save(path)
+    env = VecNormalize.load(path, make_env())
+    assert type(env) is VecNormalize and supports_tensors(env)
+    assert_same_statistics(env, VecNormalize.load(path, sb3.DummyVecEnv([lambda: gym.make("IsaacGymCartpole-v0")] * N_ENVS)))
+    np.testing.assert_array_equal(env.obs_rms.var, saved.obs_rms.var)
+    assert (env.gamma, env.clip_obs, env.num_envs) == (0.97, 5.0, N_ENVS)
+    stock = sb3.VecNormalize.load(path, make_env())
+    np.testing.assert_allclose(env.reset_tensor().numpy(), stock.reset(), **CLOSE)
+    compare_steps(env, stock, some_actions(30))
+    assert_same_statistics(env, stock)
+
+
+@pytest.mark.parametrize("writer", ["stock", "ours"])
+@pytest.mark.parametrize("versions", ["sb3_2.4.1_numpy_1.23", "sb3_2.9.2_numpy_2.4"])
+def test_files_of_other_versions(writer: str, versions: str) -> None:
+    """Stock SB3 with numpy 1 cannot read its own files that were written with numpy 2; ours are read everywhere."""
+    path = str(DATA / f"vecnormalize_{writer}_{versions}.pkl")
+    for cls in (VecNormalize, sb3.VecNormalize) if writer == "ours" else (VecNormalize,):
+        env = cls.load(path, make_env())
+        np.testing.assert_allclose(env.obs_rms.count, 41 * N_ENVS + 1e-4 + (writer == "ours") * N_ENVS)
+        env.reset()
+        env.step(np.zeros((N_ENVS, 1), np.float32))
+        assert env.action_space.contains(env.action_space.sample())
+
+
+def test_a_file_that_holds_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "other.pkl"
+    path.write_bytes(pickle.dumps({"obs_rms": 1}))
+    with pytest.raises(ValueError, match="holds a dict, not a VecNormalize"):
+        VecNormalize.load(str(path), make_env())
+
+
+# -- without a tensor path ----------------------------------------------------------------------------------------------
+
+
+class DictEnv(gym.Env):
+    observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32), "b": spaces.Box(-1, 1, (3,), np.float32)})
+    action_space = spaces.Discrete(2)
+    render_mode = None
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return {
+            key: self.np_random.uniform(-1, 1, box.shape).astype(np.float32) for key, box in self.observation_space.items()
+        }, {}
+
+    def step(self, action: Any) -> Any:
+        obs, info = self.reset()
+        return obs, float(obs["a"][0]), bool(obs["b"][0] > 0.5), False, info
+
+
+@pytest.mark.parametrize("make", [lambda: gym.make("CartPole-v1"), DictEnv])
+def test_on_other_environments_it_is_sb3s(make: Any, tmp_path: Path) -> None:
+    results = []
+    for cls in (VecNormalize, sb3.VecNormalize):
+        env = cls(sb3.DummyVecEnv([make] * 3), norm_obs_keys=["a"] if make is DictEnv else None)
+        env.seed(7)
+        flat = [env.reset()]
+        for k in range(40):
+            obs, rewards, dones, infos = env.step(np.array([0, 1, k % 2]))
+            flat += [obs, rewards, dones, [info.get("terminal_observation") for info in infos]]
+        flat += [env.returns, env.get_original_obs(), env.get_original_reward()]
+        env.save(str(tmp_path / cls.__module__))
+        results.append(flat)
+        assert not supports_tensors(env) and check_tensor_path(env) is False
+    np.testing.assert_equal(*results)
+    ours = VecNormalize(sb3.DummyVecEnv([make] * 3))
+    ours.reset()
+    for call in (ours.reset_tensor, ours.get_original_obs_tensor, lambda: ours.step_tensor(th.zeros(3))):
+        with pytest.raises(RuntimeError, match="DummyVecEnv has no tensor path"):
+            call()
+    if make is DictEnv:
+        with pytest.raises(ValueError, match="Dict observations"):
+            ours.normalize_obs_tensor(th.zeros(3, 4))
+    else:
+        obs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+        np.testing.assert_allclose(ours.normalize_obs_tensor(th.from_numpy(obs)).numpy(), ours.normalize_obs(obs), **CLOSE)
+        np.testing.assert_allclose(
+            ours.normalize_reward_tensor(th.from_numpy(obs)).numpy(), ours.normalize_reward(obs), **CLOSE
+        )
+
+
+def test_observations_that_cannot_be_normalised() -> None:
+    dict_env = make_env()
+    dict_env.observation_space = DictEnv.observation_space
+    with pytest.raises(ValueError, match="needs Box observations"):
+        VecNormalize(dict_env)
+    with pytest.raises(ValueError, match="norm_obs_keys"):
+        VecNormalize(make_env(), norm_obs_keys=["a"])
+
+
+# -- frame stacking -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_frame_stack_equals_sb3(normalize: bool) -> None:
+    ours: Any = VecFrameStack(VecNormalize(make_env()) if normalize else make_env(), 3)
+    theirs: Any = sb3.VecFrameStack(sb3.VecNormalize(make_env()) if normalize else make_env(), 3)
+    assert ours.observation_space == theirs.observation_space and supports_tensors(ours)
+    for _ in range(2):
+        np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
+        assert compare_steps(ours, theirs, some_actions(40)) > N_ENVS
+    for action in some_actions(30):  # the numpy path goes on from there
+        mine, expected = ours.step(action), theirs.step(action)
+        for a, b in zip(mine[:3], expected[:3]):
+            np.testing.assert_allclose(a, b, **CLOSE)
+        for i in np.flatnonzero(expected[2]):
+            np.testing.assert_allclose(mine[3][i]["terminal_observation"], expected[3][i]["terminal_observation"], **CLOSE)
+        np.testing.assert_allclose(ours.obs_tensor.numpy(), expected[0], **CLOSE)
+    compare_steps(ours, theirs, some_actions(20))
+    np.testing.assert_allclose(ours.reset(), theirs.reset(), **CLOSE)
+    compare_steps(ours, theirs, some_actions(5))
+
+
+def test_frame_stack_under_normalize_and_on_other_environments() -> None:
+    ours, theirs = VecNormalize(VecFrameStack(make_env(), 2)), sb3.VecNormalize(sb3.VecFrameStack(make_env(), 2))
+    np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
+    compare_steps(ours, theirs, some_actions(40))
+    assert_same_statistics(ours, theirs)
+    other = VecFrameStack(sb3.DummyVecEnv([lambda: gym.make("CartPole-v1")]), 2)
+    assert other.reset().shape == (1, 8) and other.step(np.array([0]))[0].shape == (1, 8) and not supports_tensors(other)
+    with pytest.raises(RuntimeError, match="no tensor path"):
+        other.reset_tensor()
+
+
+# -- slow wrappers ------------------------------------------------------------------------------------------------------
+
+
+class SomebodysWrapper(VecEnvWrapper):
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+@pytest.mark.parametrize(
+    "wrap, way_out",
+    [
+        (sb3.VecNormalize, "use sb3_isaac.VecNormalize"),
+        (lambda env: sb3.VecFrameStack(env, 2), "use sb3_isaac.VecFrameStack"),
+        (sb3.VecMonitor, "monitor_dir"),
+        (sb3.VecCheckNan, "leave it out"),
+        (lambda env: sb3.VecVideoRecorder(env, "unused", lambda step: False), "separate environment"),
+        (SomebodysWrapper, "tensor_path = True"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
+def test_slow_wrappers_are_refused(wrap: Any, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    env = make_env(render_mode="rgb_array")
+    slow = wrap(env)
+    for wrapped in (slow, VecNormalize(slow), VecFrameStack(VecNormalize(slow), 2)):
+        with pytest.raises(ValueError, match=way_out) as error:
+            check_tensor_path(wrapped)
+        assert str(error.value).startswith(type(slow).__name__)
+
+
+def test_what_is_not_refused() -> None:
+    assert check_tensor_path(make_env()) and check_tensor_path(VecFrameStack(VecNormalize(make_env()), 2))
+    dummy = sb3.DummyVecEnv([lambda: gym.make("CartPole-v1")])
+    assert not check_tensor_path(dummy) and not check_tensor_path(sb3.VecMonitor(dummy)) and not check_tensor_path(None)
+
+
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_in_a_cuda_graph() -> None:
+    def make() -> VecNormalize:
+        return VecNormalize(make_vec_env("IsaacGymCartpole-v0", N_ENVS, "torch", "cuda", seed=3, max_episode_length=25))
+
+    eager, captured = make(), make()
+    actions = th.zeros(N_ENVS, 1, device="cuda")
+    for env in (eager, captured):
+        env.reset_tensor()
+    stream = th.cuda.Stream()
+    with th.cuda.stream(stream):
+        for _ in range(3):
+            captured.step_tensor(actions)
+    th.cuda.current_stream().wait_stream(stream)
+    for _ in range(3):
+        eager.step_tensor(actions)
+    captured.venv.tensor_env.set_state(eager.venv.tensor_env.get_state())
+    generator = captured.venv.tensor_env.generator
+    graph = th.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    with th.cuda.graph(graph):
+        result = captured.step_tensor(actions)
+    captured.venv.tensor_env.set_state(eager.venv.tensor_env.get_state())
+    captured.obs_rms, captured.ret_rms = copy.deepcopy(eager.obs_rms), copy.deepcopy(eager.ret_rms)
+    for _ in range(20):  # before the first reset
+        actions.uniform_(-0.1, 0.1)
+        expected = eager.step_tensor(actions)
+        graph.replay()
+        th.testing.assert_close(result.obs, expected.obs)
+        th.testing.assert_close(result.reward, expected.reward)
+    th.testing.assert_close(captured._moments.mean, eager._moments.mean)  # type: ignore[union-attr]
+    assert captured.obs_rms.count == eager.obs_rms.count
