@@ -1,0 +1,124 @@
+"""Exploration on the device: one coin and one noise per environment, without a host synchronisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, List, Optional, Sequence
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    VectorizedActionNoise,
+)
+
+
+def spread(name: str, ends: Sequence[float], n_envs: int, device: th.device, most: float = math.inf) -> th.Tensor:
+    """Values for N environments in geometric progression between two ends: some explore much, some hardly at all.
+
+    Sources: Ape-X (https://arxiv.org/abs/1803.00933) for epsilon, PQL (https://arxiv.org/abs/2307.12983) for noise.
+
+    :param name: what is spread, for the error message
+    :param ends: value of the first and of the last environment, both in (0, most]
+    :return: (N,) float32; for a single environment the geometric mean of the ends
+    :raises ValueError: if ``ends`` are not two numbers in that range
+    """
+    try:
+        first, last = (float(end) for end in ends)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two numbers (first and last environment), got {ends!r}.") from None
+    if not (0.0 < first <= most and 0.0 < last <= most) or math.isinf(first + last):
+        limit = "" if math.isinf(most) else f" and at most {most:g}"
+        raise ValueError(f"{name} must be two numbers greater than 0{limit}, got {ends!r}.")
+    if n_envs == 1:
+        return th.full((1,), math.sqrt(first * last), device=device)
+    exponents = th.linspace(math.log(first), math.log(last), n_envs, dtype=th.float64)
+    return exponents.exp().to(device=device, dtype=th.float32)
+
+
+def epsilon_greedy(greedy: th.Tensor, n_actions: int, epsilon: Any) -> th.Tensor:
+    """Replace greedy actions by uniformly random ones, each with probability ``epsilon``: a coin per environment.
+
+    :param greedy: (N,) int64
+    :param epsilon: a number, or (N,) float32 with one for each environment
+    :return: (N,) int64
+    """
+    explore = th.rand(greedy.shape, device=greedy.device) < epsilon
+    return th.where(explore, th.randint(n_actions, greedy.shape, device=greedy.device), greedy)
+
+
+class DeviceNoise:
+    """SB3's Gaussian or Ornstein-Uhlenbeck noise for N environments at once, in tensors.
+
+    Equal in distribution to SB3's ``VectorizedActionNoise``: independent for each environment, and an
+    Ornstein-Uhlenbeck process starts anew with the episode.
+
+    :param noise: SB3's NormalActionNoise, OrnsteinUhlenbeckActionNoise or VectorizedActionNoise of these; None: Gaussian
+        with standard deviation 1, for use with ``scale``
+    :param n_envs: N
+    :param action_dim: A
+    :param scale: (N,) factors, one for each environment; None: 1
+    :param shared: one draw for all environments. Its process then belongs to no episode and goes on when one ends.
+    :raises ValueError: for another kind of noise, or one of a wrong size
+    """
+
+    def __init__(
+        self,
+        noise: Optional[ActionNoise],
+        n_envs: int,
+        action_dim: int,
+        device: th.device,
+        scale: Optional[th.Tensor] = None,
+        shared: bool = False,
+    ) -> None:
+        self.shared = shared
+        self._shape = (1 if shared else n_envs, action_dim)
+        self._device = device
+        noises: List[Any] = [noise] if noise is not None else [NormalActionNoise(np.zeros(action_dim), np.ones(action_dim))]
+        if isinstance(noise, VectorizedActionNoise):
+            noises = list(noise.noises)
+        if len(noises) not in (1, n_envs):
+            raise ValueError(f"action_noise was made for {len(noises)} environments, the training has {n_envs}.")
+        kind = type(noises[0])
+        if kind not in (NormalActionNoise, OrnsteinUhlenbeckActionNoise):
+            raise ValueError(
+                f"action_noise of type {kind.__name__} cannot run on the device: use SB3's NormalActionNoise or "
+                "OrnsteinUhlenbeckActionNoise, or the option per_env_noise."
+            )
+
+        def per_env(values: List[Any]) -> th.Tensor:
+            """(N, A), scaled: the noise is linear in its mean, its scale and its start."""
+            rows = [np.broadcast_to(np.asarray(value, dtype=np.float64), (action_dim,)) for value in values]
+            table = th.as_tensor(np.broadcast_to(np.stack(rows), (n_envs, action_dim)).copy(), dtype=th.float32, device=device)
+            return table if scale is None else table * scale.view(-1, 1)
+
+        self._mean = per_env([one._mu for one in noises])
+        self._sigma = per_env([one._sigma for one in noises])
+        self._pull: Optional[float] = None  # how much of the way to the mean an OU process goes in a step
+        if kind is OrnsteinUhlenbeckActionNoise:
+            theta, dt = noises[0]._theta, noises[0]._dt
+            if any(one._theta != theta or one._dt != dt for one in noises):
+                raise ValueError("action_noise: theta and dt must be the same for all environments.")
+            self._pull = float(theta * dt)
+            self._sigma = self._sigma * math.sqrt(dt)
+            self._start = per_env([np.zeros(action_dim) if one.initial_noise is None else one.initial_noise for one in noises])
+            self._state = self._start.clone()
+
+    def add_to(self, actions: th.Tensor) -> th.Tensor:
+        """``actions`` (N, A) in [-1, 1] plus the next noise, clipped to [-1, 1]."""
+        draw = th.randn(self._shape, device=self._device)
+        if self._pull is None:
+            return th.addcmul(actions + self._mean, self._sigma, draw).clamp_(-1.0, 1.0)
+        self._state.lerp_(self._mean, self._pull).addcmul_(self._sigma, draw)
+        return (actions + self._state).clamp_(-1.0, 1.0)
+
+    def reset(self, dones: Optional[th.Tensor] = None) -> None:
+        """Start the process anew where ``dones`` (N,) bool says so; None: everywhere."""
+        if self._pull is None:
+            return
+        if dones is None:
+            self._state.copy_(self._start)
+        elif not self.shared:
+            self._state.copy_(th.where(dones.unsqueeze(-1), self._start, self._state))
