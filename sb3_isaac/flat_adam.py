@@ -60,29 +60,45 @@ class FlatAdam:
 
     def _bind(self) -> None:
         state = self.optimizer.state
-        self.flat = share_storage(self.parameters)
-        self.grad = th.zeros_like(self.flat)
-        self.exp_avg = th.zeros_like(self.flat)
-        self.exp_avg_sq = th.zeros_like(self.flat)
-        self._grad_views = views_of(self.grad, self.parameters)
+        device = self.parameters[0].device
+        flat: Optional[th.Tensor] = getattr(self, "flat", None)
+        if flat is None or flat.device != device:
+            self.flat = share_storage(self.parameters)
+            self.grad = th.zeros_like(self.flat)
+            self.exp_avg = th.zeros_like(self.flat)
+            self.exp_avg_sq = th.zeros_like(self.flat)
+            self._grad_views = views_of(self.grad, self.parameters)
+            # The step count is a tensor on a GPU, so that a captured CUDA graph counts on; a number is faster elsewhere.
+            self.steps: Union[float, th.Tensor] = th.zeros((), device=device) if self.flat.is_cuda else 0.0
         averages = views_of(self.exp_avg, self.parameters)
         squares = views_of(self.exp_avg_sq, self.parameters)
         steps = 0.0
-        for parameter, grad, average, square in zip(self.parameters, self._grad_views, averages, squares):
+        for parameter, view, grad, average, square in zip(
+            self.parameters, views_of(self.flat, self.parameters), self._grad_views, averages, squares
+        ):
+            if parameter.data_ptr() != view.data_ptr():
+                view.copy_(parameter.data)
+                parameter.data = view
+            parameter.grad = grad
             old = state.get(parameter)
             if old:
                 average.copy_(old["exp_avg"])
                 square.copy_(old["exp_avg_sq"])
                 steps = float(old["step"])
-            parameter.grad = grad
+            else:
+                average.zero_()
+                square.zero_()
             state[parameter] = {"step": th.tensor(steps), "exp_avg": average, "exp_avg_sq": square}
-        # The step count is a tensor on a GPU, so that a captured CUDA graph counts on; a Python number is faster elsewhere.
-        self.steps: Union[float, th.Tensor] = th.tensor(steps, device=self.flat.device) if self.flat.is_cuda else steps
+        if isinstance(self.steps, th.Tensor):
+            self.steps.fill_(steps)
+        else:
+            self.steps = steps
 
     def refresh(self) -> bool:
         """Bind anew if somebody replaced the tensors (``load_state_dict``, ``zero_grad(set_to_none=True)``).
 
-        To be called before a series of updates. Returns whether anything had changed (a captured CUDA graph is then void).
+        To be called before a series of updates. Returns whether anything had changed. The flat tensors stay where they
+        are (a captured CUDA graph goes on with the new values), unless the parameters went to another device.
         """
         averages = views_of(self.exp_avg, self.parameters)
         data = views_of(self.flat, self.parameters)
@@ -124,8 +140,11 @@ class FlatAdam:
         else:
             self.flat.addcdiv_(self.exp_avg, denominator, value=-lr / bias1)
 
-    def sync(self) -> None:
-        """Write the step count into the torch optimizer's state (one host read on a GPU). To be called after a series."""
-        steps = float(self.steps)
+    def sync(self, steps: Optional[float] = None) -> None:
+        """Write the step count into the torch optimizer's state. To be called after a series of updates.
+
+        :param steps: the count, where the caller has kept it; else it is read from the device, which waits for a GPU
+        """
+        steps = float(self.steps) if steps is None else steps
         for parameter in self.parameters:
             self.optimizer.state[parameter]["step"].fill_(steps)
