@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -337,19 +338,20 @@ class DeviceReplayBuffer(ReplayBuffer):
 
     def _n_step_returns(self, index: th.Tensor, env: VecNormalize | None) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """The returns (B, 1) and discounts (B, 1) on ``device``, and the place (B,) of the last transition summed."""
-        n, newest = self.n_envs, (self.pos - 1) % self.buffer_size
-        steps = th.arange(self.n_steps, device=index.device).view(-1, 1)
-        window = (index + steps * n) % (self.buffer_size * n)  # (n_steps, B)
+        n, rows = self.n_envs, self.buffer_size
+        steps, powers = _steps_and_powers(self.n_steps, self.gamma, index.device)
+        window = (index + steps * n) % (rows * n)  # (n_steps, B)
         columns = self._storage.view(-1, self._width)[:, self._reward_at : self._reward_at + 2]
         rewards, flags = columns.index_select(0, window.view(-1)).view(*window.shape, 2).unbind(-1)
-        # Behind the newest transition come the oldest ones, or nothing
-        stop = (flags != RUNNING) | ((window >= newest * n) & (window < (newest + 1) * n))
-        outside = (stop.cumsum(0) - stop.long()) > 0  # some earlier step was the last one
-        length = self.n_steps - outside.sum(0, keepdim=True)  # (1, B), at least 1
-        weights = (self.gamma ** steps.to(th.float32)).masked_fill(outside, 0.0)
-        returns = (storage.normalize_reward(env, rewards) * weights).sum(0).view(-1, 1)
-        discounts = (self.gamma ** length.to(th.float32)).view(-1, 1)
-        return returns.to(self._device), discounts.to(self._device), window.gather(0, length - 1).view(-1)
+        rewards = storage.normalize_reward(env, rewards)
+        # A step is summed if no earlier one was the last: of its episode, or the newest of all, behind which come the oldest
+        until_newest = ((self.pos - 1) % rows - th.div(index, n, rounding_mode="floor")) % rows
+        summed = ((flags[:-1] == RUNNING) & (steps[1:] <= until_newest)).to(th.float32).cumprod(0)  # (n_steps - 1, B)
+        returns = th.addmv(rewards[0], (summed * rewards[1:]).t(), powers[1:-1])
+        extra = summed.sum(0).long()  # steps after the first
+        discounts = powers.index_select(0, extra + 1)
+        last = (index + extra * n) % (rows * n)
+        return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 
     def __getstate__(self) -> dict[str, Any]:
         """Numpy arrays and names of devices, so that it loads without a GPU, and only the rows in use."""
@@ -371,6 +373,13 @@ class DeviceReplayBuffer(ReplayBuffer):
         self.__dict__.update(state)
         self._storage = self._allocate(where)
         self._storage[: len(rows)] = rows.to(where)
+
+
+@functools.lru_cache(maxsize=8)
+def _steps_and_powers(n_steps: int, gamma: float, device: th.device) -> tuple[th.Tensor, th.Tensor]:
+    """0 to n_steps - 1 as (n_steps, 1) int64, and gamma to the powers 0 to n_steps as (n_steps + 1,) float32."""
+    steps = th.arange(n_steps, device=device).view(-1, 1)
+    return steps, gamma ** th.arange(n_steps + 1, dtype=th.float32, device=device)
 
 
 def _as_sb3(samples: ReplaySamples) -> ReplayBufferSamples:
