@@ -57,7 +57,7 @@ def test_samples_equal_a_slow_loop(device, optimize_memory_usage, data, steps, n
 
 
 def vec_normalize():
-    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=1), clip_obs=1.5, clip_reward=0.7)
+    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=1), clip_obs=1.5, clip_reward=0.7, epsilon=0.5)
     env.obs_rms.mean, env.obs_rms.var = np.array([3.0, -2.0]), np.array([25.0, 0.25])
     env.ret_rms.var = np.float64(2.3)
     return env
@@ -92,6 +92,21 @@ def test_same_samples_as_sb3(kind, handle, normalize, monkeypatch):
         if kind == "lossy" and name == "next_observations":
             x, y = x * (1 - got.dones), y * (1 - got.dones)
         th.testing.assert_close(x, y, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_a_vec_normalize_with_tensors_is_asked_for_tensors(n_steps):
+    """Its statistics are on the device already; SB3's would be fetched from the host for every sample."""
+
+    class TensorNormalize:
+        normalize_obs_tensor = staticmethod(lambda obs: obs + 100)
+        normalize_reward_tensor = staticmethod(lambda reward: reward * 2)
+
+    buffer = make(History(ends("rrrr")), 6, n_steps=n_steps)
+    plain, normalized = (buffer.at(th.arange(4), env) for env in (None, TensorNormalize()))
+    assert th.equal(normalized.observations, plain.observations + 100)
+    assert th.equal(normalized.next_observations, plain.next_observations + 100)
+    th.testing.assert_close(normalized.rewards, plain.rewards * 2)
 
 
 def test_n_step_return_stops_at_the_end_and_at_the_write_head():
@@ -139,21 +154,23 @@ def test_terminated_wins_over_truncated():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("lossy", [{}, LOSSY])
-def test_add_tensors_equals_add_and_neither_keeps_references(device, lossy):
+@pytest.mark.parametrize(
+    "kwargs", [{}, LOSSY, dict(storage_device="cpu"), dict(n_steps=3, handle_timeout_termination=False)]
+)
+def test_add_tensors_equals_add_and_neither_keeps_references(device, kwargs):
     history = History(ends("rrerrtr", "trrrerr"))
-    by_array, by_tensor = (DeviceReplayBuffer(10, OBS, BOX, device, n_envs=2, **lossy) for _ in range(2))
+    by_array, by_tensor = (DeviceReplayBuffer(20, OBS, BOX, device, n_envs=2, **kwargs) for _ in range(2))
     for t in range(history.steps):
         own = [np.array(x) for x in history.step(t)[:5]]
         tensors = history.tensors(t, device)
-        if lossy:  # SB3 does not look at the time limits then
-            tensors[4], tensors[5] = tensors[4] | tensors[5], tensors[5] & False
         by_array.add(*own, history.infos(t))
         by_tensor.add_tensors(*tensors)
         for x in own + tensors:
             x[:] = 0  # what a simulator does with its memory at the next step
-    assert th.equal(by_array._storage, by_tensor._storage)
-    np.testing.assert_array_equal(by_array.observations[[3, 4, 0]].cpu()[:2], history.obs[3:5])
+    places = th.arange(14, device=by_array.storage_device)
+    samples, others = by_array.at(places), by_tensor.at(places)
+    assert all(th.equal(x, y) for x, y in zip(samples, others) if x is not None)
+    np.testing.assert_array_equal(by_tensor.observations[:7].cpu(), history.obs)
 
 
 def test_lazy_infos_are_not_looked_into():
