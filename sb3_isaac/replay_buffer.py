@@ -344,7 +344,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         columns = self._storage.view(-1, self._width)[:, self._reward_at : self._reward_at + 2]
         rewards, flags = columns.index_select(0, window.view(-1)).view(*window.shape, 2).unbind(-1)
         rewards = storage.normalize_reward(env, rewards)
-        # A step is summed if no earlier one was the last: of its episode, or the newest of all, behind which come the oldest
+        # A step counts if none before it ended the episode or was the newest, behind which come the oldest
         until_newest = ((self.pos - 1) % rows - th.div(index, n, rounding_mode="floor")) % rows
         summed = ((flags[:-1] == RUNNING) & (steps[1:] <= until_newest)).to(th.float32).cumprod(0)  # (n_steps - 1, B)
         returns = th.addmv(rewards[0], (summed * rewards[1:]).t(), powers[1:-1])
