@@ -28,7 +28,8 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
     :param backend: "torch", "isaacgym" or "auto"
     :param device: torch device, or "auto"
     :param discrete: Discrete actions (a choice of ``n_bins`` forces) in place of one force in [-1, 1]
-    :param n_bins: number of evenly spaced forces from -max_effort to +max_effort, at least 2, odd or even
+    :param n_bins: number of evenly spaced forces from -max_effort to +max_effort, at least 2, odd or even; 3 if ``discrete``
+        and not given
     :param render_mode: None, "rgb_array" or "human"
     :param task_kwargs: see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
     """
@@ -40,7 +41,7 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
         backend: str = "auto",
         device: Union[th.device, str] = "auto",
         discrete: bool = False,
-        n_bins: int = 3,
+        n_bins: Optional[int] = None,
         render_mode: Optional[str] = None,
         **task_kwargs: Any,
     ) -> None:
@@ -49,6 +50,9 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
             raise ValueError(f"Unknown backend {backend!r}: choose one of {', '.join(sorted(backends.BACKENDS))} or auto.")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"Unknown render_mode {render_mode!r}: choose one of {self.metadata['render_modes']} or None.")
+        if n_bins is not None and not discrete:
+            raise ValueError("n_bins needs Discrete actions: use an id with Discrete in its name, or discrete=True.")
+        n_bins = 3 if n_bins is None else n_bins
         if isinstance(n_bins, bool) or not isinstance(n_bins, int) or n_bins < 2:
             raise ValueError(f"n_bins must be a whole number of at least 2, got {n_bins!r}.")
         self.backend = backend
@@ -56,15 +60,20 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
         self.render_mode = render_mode
         self.task_kwargs = task_kwargs
         self.observation_space = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
-        self.action_space: spaces.Space[Any] = (
-            spaces.Discrete(n_bins) if discrete else spaces.Box(-1.0, 1.0, (1,), np.float32)
-        )
+        self.action_space: spaces.Space[Any] = spaces.Discrete(n_bins) if discrete else spaces.Box(-1.0, 1.0, (1,), np.float32)
         self._batch_of_one: Optional[IsaacVecEnv] = None
 
     def make_batched(
         self, n_envs: int, seed: Optional[int] = None, results_writer: Optional[ResultsWriter] = None
     ) -> IsaacVecEnv:
-        """N copies of this environment as one :class:`IsaacVecEnv`."""
+        """N copies of this environment as one :class:`IsaacVecEnv`.
+
+        :raises ValueError: for a number of environments or a seed that is none
+        """
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63):
+            raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}.")
+        seed = None if seed is None else int(seed)
+        n_envs = int(n_envs) if isinstance(n_envs, np.integer) else n_envs
         tensor_env = backends.make(self.backend, n_envs, self.device, seed, **self.task_kwargs)
         env = IsaacVecEnv(tensor_env, self.observation_space, self.action_space, self.render_mode, results_writer)
         env.spec = self.spec
@@ -78,7 +87,7 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
             self._batch_of_one = self.make_batched(1, seed)
         elif seed is not None:
             self._batch_of_one.seed(seed)
-        obs = self._batch_of_one.reset()
+        obs: Any = self._batch_of_one.reset()
         if self.render_mode == "human":
             self.render()
         return obs[0], {}
@@ -86,7 +95,8 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
     def step(self, action: Any) -> Tuple[np.ndarray, float, bool, bool, Dict[str, Any]]:
         if self._batch_of_one is None:
             raise gym.error.ResetNeeded("Call env.reset() before env.step().")
-        obs, reward, dones, infos = self._batch_of_one.step(np.expand_dims(np.asarray(action), 0))
+        step: Any = self._batch_of_one.step(np.expand_dims(np.asarray(action), 0))
+        obs, reward, dones, infos = step
         truncated = bool(infos[0].get("TimeLimit.truncated", False))
         # gym.Env has no auto-reset: the caller sees the true last observation and resets.
         last_obs = infos[0].get("terminal_observation", obs[0])
@@ -148,7 +158,8 @@ class CartpoleVectorEnv(gym.vector.VectorEnv):  # type: ignore[type-arg]
         return self._env.render()
 
     def close_extras(self, **kwargs: Any) -> None:
-        self._env.close()
+        if hasattr(self, "_env"):  # Gymnasium also closes what could not be made
+            self._env.close()
 
 
 ENV_KWARGS: Dict[str, Dict[str, Any]] = {
@@ -167,7 +178,10 @@ def register_envs() -> None:
     for env_id, kwargs in ENV_KWARGS.items():
         if env_id not in gym.registry:
             gym.register(
-                env_id, entry_point="sb3_isaac.envs:CartpoleEnv", vector_entry_point="sb3_isaac.envs:CartpoleVectorEnv", kwargs=kwargs
+                env_id,
+                entry_point="sb3_isaac.envs:CartpoleEnv",
+                vector_entry_point="sb3_isaac.envs:CartpoleVectorEnv",
+                kwargs=kwargs,
             )
 
 
@@ -204,7 +218,9 @@ def make_vec_env(
     """
     spec = gym.spec(env_id)
     if not is_isaac_env_id(env_id):
-        raise ValueError(f"{env_id} is not an Isaac Gym environment: use one of {', '.join(ENV_KWARGS)}, or SB3's make_vec_env.")
+        raise ValueError(
+            f"{env_id} is not an Isaac Gym environment: use one of {', '.join(ENV_KWARGS)}, or SB3's make_vec_env."
+        )
     single = CartpoleEnv(**{**spec.kwargs, "backend": backend, "device": device, "render_mode": render_mode, **task_kwargs})
     single.spec = spec
     env = single.make_batched(n_envs, seed)

@@ -77,6 +77,9 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
         position = range(len(self))[index]  # negative indices and IndexError, as a list has them
         return self.filled().setdefault(position, {})
 
+    def __setitem__(self, index: Any, info: Any) -> None:
+        self._as_list()[index] = info
+
     def __iter__(self) -> Iterator[Dict[str, Any]]:
         return iter(self._as_list())
 

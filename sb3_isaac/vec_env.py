@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Iterable, List, Optional, Sequence, Type
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Type
 
 import gymnasium as gym
 import numpy as np
@@ -52,8 +52,8 @@ class IsaacVecEnv(VecEnv):
     def __init__(
         self,
         tensor_env: TensorEnv,
-        observation_space: Optional[spaces.Space] = None,
-        action_space: Optional[spaces.Space] = None,
+        observation_space: Optional[spaces.Space[Any]] = None,
+        action_space: Optional[spaces.Space[Any]] = None,
         render_mode: Optional[str] = None,
         results_writer: Optional[ResultsWriter] = None,
     ) -> None:
@@ -68,10 +68,12 @@ class IsaacVecEnv(VecEnv):
         self.action_values: Optional[th.Tensor] = None
         if isinstance(action_space, spaces.Discrete):
             if tensor_env.action_dim != 1:
-                raise ValueError(f"A Discrete action space needs a task with one action, this one has {tensor_env.action_dim}.")
+                raise ValueError(
+                    f"A Discrete action space needs a task with one action, this one has {tensor_env.action_dim}."
+                )
             self.action_values = th.linspace(-1.0, 1.0, int(action_space.n), device=self.device).unsqueeze(-1)
         super().__init__(tensor_env.n_envs, observation_space, action_space)
-        self.metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 60}
+        self.metadata: Dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 60}
         self.t_start = time.time()
         self.results_writer = results_writer
         self.obs_tensor = th.zeros(self.num_envs, tensor_env.obs_dim, device=self.device)
@@ -136,7 +138,8 @@ class IsaacVecEnv(VecEnv):
         obs = self.reset_tensor()
         self._reset_seeds()
         self._reset_options()
-        return obs.cpu().numpy().copy()
+        copy: np.ndarray = obs.cpu().numpy().copy()
+        return copy
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = self._check_actions(actions)
@@ -162,21 +165,28 @@ class IsaacVecEnv(VecEnv):
 
         :raises ValueError: wrong shape, NaN, or (Discrete) an action that does not exist
         """
-        actions = np.asarray(actions)
         if isinstance(self.action_space, spaces.Discrete):
-            if actions.size != self.num_envs:
-                raise ValueError(f"Expected {self.num_envs} actions, one per environment, got an array of shape {actions.shape}.")
+            actions = np.asarray(actions)
+            if actions.shape not in ((self.num_envs,), (self.num_envs, 1)):
+                raise ValueError(
+                    f"Expected {self.num_envs} actions, one per environment, got an array of shape {actions.shape}."
+                )
             n = int(self.action_space.n)
             if not np.issubdtype(actions.dtype, np.integer) or actions.min() < 0 or actions.max() >= n:
-                raise ValueError(f"Actions must be whole numbers from 0 to {n - 1}, got {actions.dtype} values {np.unique(actions)[:5]}.")
+                raise ValueError(
+                    f"Actions must be whole numbers from 0 to {n - 1}, got {actions.dtype} values {np.unique(actions)[:5]}."
+                )
             return th.as_tensor(actions.reshape(-1), dtype=th.int64, device=self.device)
+        actions = np.asarray(actions, dtype=np.float32)
         shape = (self.num_envs, *(self.action_space.shape or ()))
         if actions.shape != shape:
             raise ValueError(f"Expected actions of shape {shape}, got {actions.shape}.")
         if np.isnan(actions).any():
             first = int(np.isnan(actions).reshape(self.num_envs, -1).any(axis=1).argmax())
-            raise ValueError(f"Actions contain NaN (first in environment {first}): the policy has diverged or its input is NaN.")
-        return th.as_tensor(actions, dtype=th.float32, device=self.device)
+            raise ValueError(
+                f"Actions contain NaN (first in environment {first}): the policy has diverged or its input is NaN."
+            )
+        return th.as_tensor(actions, device=self.device)
 
     def seed(self, seed: Optional[int] = None) -> Sequence[Optional[int]]:
         """Seed the reset states of all environments, from the next reset on. Returns one number per environment, as SB3."""
@@ -200,32 +210,46 @@ class IsaacVecEnv(VecEnv):
                 return owner
         raise AttributeError(f"Neither {type(self).__name__} nor {type(self.tensor_env).__name__} has an attribute {name!r}.")
 
+    def _indices(self, indices: VecEnvIndices) -> List[int]:
+        """:raises IndexError: for an environment that does not exist"""
+        return [range(self.num_envs)[index] for index in self._get_indices(indices)]
+
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> List[Any]:
-        return [getattr(self._owner(attr_name), attr_name)] * len(list(self._get_indices(indices)))
+        """The attribute, which all environments share, once for each index."""
+        return [getattr(self._owner(attr_name), attr_name)] * len(self._indices(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute that all environments share.
+        """Set an attribute that all environments share. As in SB3, it need not exist before.
 
-        :raises ValueError: for some of the environments only: they are one batch
+        :raises ValueError: for some of the environments only (they are one batch), or for a parameter of the task, with
+            which the simulator has been built
         """
-        if len(set(self._get_indices(indices))) != self.num_envs:
+        if len(set(self._indices(indices))) != self.num_envs:
             raise ValueError(f"{attr_name!r} is shared by all {self.num_envs} environments: set it without indices.")
-        setattr(self._owner(attr_name), attr_name, value)
+        if hasattr(getattr(self.tensor_env, "task", None), attr_name):
+            raise ValueError(
+                f"{attr_name!r} is built into the simulator: make another one, make_vec_env(..., {attr_name}=...)."
+            )
+        owner = self.tensor_env if hasattr(self.tensor_env, attr_name) and not hasattr(self, attr_name) else self
+        setattr(owner, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> List[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> List[Any]:
         """Call a method once, for all environments; its result is repeated for each index."""
-        result = getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)
-        return [result] * len(list(self._get_indices(indices)))
+        count = len(self._indices(indices))
+        return [getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)] * count
 
     def env_is_wrapped(self, wrapper_class: Type[gym.Wrapper], indices: VecEnvIndices = None) -> List[bool]:
         """True for SB3's Monitor, whose work (``info["episode"]``) is done here; False for every other gym wrapper."""
-        return [wrapper_class is Monitor] * len(list(self._get_indices(indices)))
+        return [wrapper_class is Monitor] * len(self._indices(indices))
 
     # -- pictures ----------------------------------------------------------------------------------------------------
 
     def get_images(self) -> Sequence[Optional[np.ndarray]]:
         """One RGB picture (height, width, 3) uint8 of each of the first environments, at most 16."""
-        return self._make_renderer().images(self.tensor_env.render_state(), self._host_statistics())
+        images: Sequence[np.ndarray] = self._make_renderer().images(self.tensor_env.render_state(), self._host_statistics())
+        return images
 
     def render(self, mode: Optional[str] = None) -> Optional[np.ndarray]:
         """A grid of the first environments: returned ("rgb_array") or shown in a window ("human")."""
@@ -243,4 +267,3 @@ class IsaacVecEnv(VecEnv):
 
             self._renderer = CartpoleRenderer(max_envs=MAX_RENDERED_ENVS)
         return self._renderer
-
