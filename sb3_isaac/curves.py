@@ -74,7 +74,8 @@ def training_curve(run: str, x_axis: str, window: int) -> Curve:
 def reward_rate_curve(run: str, steps: int) -> Curve:
     """Mean reward per step in windows of ``steps`` environment steps, from the monitor files.
 
-    The reward of an episode is spread evenly over its steps; steps of episodes that have not finished are not in the file.
+    The reward of an episode is spread evenly over its steps. Steps of episodes that have not finished are not in the file, so
+    the curve lags by up to an episode per environment.
     """
     episodes = _read_monitor(run)
     ends = np.concatenate([[0.0], np.cumsum(episodes["l"])])
@@ -157,12 +158,18 @@ def draw(axes: Any, curves: Sequence[Curve], label: str, color: Any = None) -> N
 
 
 def style(axes: Any, x_label: str, y_label: str, title: str = "") -> None:
-    """Labels, a light grid, a legend, and no box around."""
+    """Labels, 200 k in place of 200000, a light grid, a legend, and no box around."""
+    axes.xaxis.set_major_formatter("{x:g}" if x_label == "seconds" else _thousands)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(frameon=False)
+
+
+def _thousands(value: float, position: Any = None) -> str:
+    size, unit = (1e6, " M") if abs(value) >= 1e6 else (1e3, " k") if abs(value) >= 1e3 else (1.0, "")
+    return f"{value / size:g}{unit}"
 
 
 def save_figure(figure: Any, path: str, dpi: int = 110) -> None:

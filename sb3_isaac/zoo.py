@@ -296,6 +296,7 @@ def install() -> None:
     # enjoy asks for the default class, record_video and rl_zoo3 < 2.6 for these two.
     rl_zoo3.utils.SubprocVecEnv = BatchedVecEnv
     rl_zoo3.utils.DummyVecEnv = BatchedDummyVecEnv
+    rl_zoo3.utils.VecNormalize = VecNormalize  # over other environments it is SB3's
 
 
 install()
