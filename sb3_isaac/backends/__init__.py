@@ -25,11 +25,11 @@ _logged: Set[str] = set()
 def _make_isaacgym(n_envs: int, device: th.device, seed: Optional[int] = None, **kwargs: Any) -> TensorEnv:
     problem = probe.why_not(device)
     if problem is not None:
-        raise RuntimeError(f"backend='isaacgym' cannot be used: {problem}")
+        raise RuntimeError(probe.CANNOT + problem)
     try:
         from sb3_isaac.backends.isaacgym_cartpole import IsaacGymCartpole
     except Exception as error:  # gymtorch is compiled here
-        raise RuntimeError(f"backend='isaacgym' cannot be used: {probe.explain(str(error))}") from error
+        raise RuntimeError(probe.CANNOT + probe.explain(str(error))) from error
     return IsaacGymCartpole(n_envs, device, seed, **kwargs)
 
 

@@ -198,7 +198,8 @@ class IsaacGymCartpole(CartpoleTensorEnv):
             device = th.device("cuda", th.cuda.current_device())
         super().__init__(n_envs, device, seed, **task_kwargs)
         if self.task.max_effort > MAX_EFFORT:
-            raise ValueError(f"max_effort={self.task.max_effort:g} is more than the cart's joint takes: at most {MAX_EFFORT:g} N.")
+            effort = self.task.max_effort
+            raise ValueError(f"max_effort={effort:g} is more than the cart's joint takes: at most {MAX_EFFORT:g} N.")
         self.headless = os.environ.get(HEADLESS_VARIABLE, "1") != "0" if headless is None else headless
         if _simulator is not None:
             self._check_fits(_simulator)

@@ -34,6 +34,8 @@ PROBE_SECONDS = 300.0
 """Isaac Gym compiles an extension when it is used for the first time."""
 REPORT = "sb3-isaac-probe:"
 
+CANNOT = "backend='isaacgym' cannot be used: "
+
 TOO_LATE = (
     "torch was imported before sb3_isaac, and Isaac Gym must be imported before torch: use 'sb3-isaac train', 'sb3-isaac "
     "enjoy' or 'sb3-isaac optimize' in place of 'python -m rl_zoo3...', or put 'import sb3_isaac' above 'import torch'."
@@ -48,8 +50,8 @@ _KNOWN: Tuple[Tuple[str, str], ...] = (
     (r"imported before isaacgym", TOO_LATE),
     (
         r"libpython3\.\d+m?\.so",
-        "Isaac Gym does not find Python's shared library: run 'export LD_LIBRARY_PATH={libdir}:$LD_LIBRARY_PATH' (conda, pyenv) "
-        "or 'sudo apt install libpython3.8', and start again.",
+        "Isaac Gym does not find Python's shared library: run 'export LD_LIBRARY_PATH={libdir}:$LD_LIBRARY_PATH' "
+        "(conda, pyenv) or 'sudo apt install libpython3.8', and start again.",
     ),
     (r"No gym module found for the active version of Python", "Isaac Gym runs on Python 3.6 to 3.8, and this is {python}."),
     (
@@ -58,8 +60,8 @@ _KNOWN: Tuple[Tuple[str, str], ...] = (
     ),
     (
         r"[Nn]inja is required|building extension 'gymtorch'|No such file or directory: 'ninja'|gymtorch\.so|crypt\.h",
-        "gymtorch, the extension that Isaac Gym compiles at its first use, could not be built: run 'pip install ninja', install a "
-        "C++ compiler ('sudo apt install build-essential') and delete ~/.cache/torch_extensions.",
+        "gymtorch, the extension that Isaac Gym compiles at its first use, could not be built: run 'pip install ninja', "
+        "install a C++ compiler ('sudo apt install build-essential') and delete ~/.cache/torch_extensions.",
     ),
     (
         r"lavapipe|[Vv]ulkan|VK_|DRI3",
@@ -72,8 +74,8 @@ _KNOWN: Tuple[Tuple[str, str], ...] = (
     ),
     (
         r"Failed to acquire interface|libcuda\.so",
-        "Isaac Gym needs NVIDIA's driver (libcuda.so.1), also for its CPU pipeline, and does not find it: install the driver, or "
-        "use backend='torch'.",
+        "Isaac Gym needs NVIDIA's driver (libcuda.so.1), also for its CPU pipeline, and does not find it: install the driver, "
+        "or use backend='torch'.",
     ),
     (
         r"GLIBCXX_",

@@ -27,7 +27,7 @@ def measure(backend: str, device: str, n_envs: int = probe.PROBE_ENVS, steps: in
         seconds = time.perf_counter() - start
         env.close()
     except Exception as error:
-        return probe.Report(False, str(error))
+        return probe.Report(False, str(error).replace(probe.CANNOT, ""))
     return probe.Report(finite, "" if finite else "its observations are not finite.", 1e3 * seconds / steps)
 
 

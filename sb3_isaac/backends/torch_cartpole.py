@@ -75,7 +75,12 @@ def integrate(dof_state: th.Tensor, force: th.Tensor, dt: float = 0.0166, subste
 
 
 def advance(
-    dof_state: th.Tensor, progress: th.Tensor, actions: th.Tensor, uniform: th.Tensor, reset_width: th.Tensor, task: CartpoleTask
+    dof_state: th.Tensor,
+    progress: th.Tensor,
+    actions: th.Tensor,
+    uniform: th.Tensor,
+    reset_width: th.Tensor,
+    task: CartpoleTask,
 ) -> Tuple[StepResult, th.Tensor]:
     """One step of the task with its resets. Updates ``dof_state`` and ``progress`` in place; otherwise pure.
 

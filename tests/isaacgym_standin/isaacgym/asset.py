@@ -26,7 +26,7 @@ class Asset:
         joints = {joint.get("name"): joint for joint in robot.findall("joint")}
         found = {
             "boxes": {name: _vector(link.find("collision/geometry/box").get("size")) for name, link in links.items()},
-            "masses": {name: float(link.find("inertial/mass").get("value")) for name, link in links.items() if link.find("inertial") is not None},
+            "masses": {name: float(links[name].find("inertial/mass").get("value")) for name in ("cart", "pole")},
             "pole_com": _vector(links["pole"].find("inertial/origin").get("xyz")),
             "axes": {name: _vector(joint.find("axis").get("xyz")) for name, joint in joints.items()},
             "hinge": _vector(joints["cart_to_pole"].find("origin").get("xyz")),

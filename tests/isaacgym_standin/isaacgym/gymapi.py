@@ -116,7 +116,7 @@ class Gym:
         sim.envs.append(Env(sim, len(sim.envs)))
         return sim.envs[-1]
 
-    def create_actor(self, env, asset, pose, name=None, group=-1, filter=-1, segmentationId=0):  # noqa: N803  (stubs)
+    def create_actor(self, env, asset, pose, name=None, group=-1, filter=-1, segmentationId=0):  # stubs
         _refuse(env.sim.phase is not Phase.SETUP, "create_actor() after prepare_sim()")
         _refuse(env is not env.sim.envs[-1], "environments must be populated one after the other (docs:simsetup)")
         _refuse(env.dof_properties is not None, "the stand-in knows one actor per environment")

@@ -1,0 +1,261 @@
+"""The Isaac Gym backend on the stand-in. Run by tests/test_isaacgym_backend.py in a process of its own."""
+
+from __future__ import annotations
+
+import sb3_isaac  # isort: skip  # imports isaacgym before torch
+import gc
+import sys
+
+import isaacgym
+import pytest
+import torch as th
+from isaacgym import gymapi
+from sync_guard import QuietGym, SyncGuard
+
+from sb3_isaac import backends, reference
+from sb3_isaac.backends import isaacgym_cartpole
+from sb3_isaac.backends.isaacgym_cartpole import IsaacGymCartpole
+
+assert sb3_isaac.__version__
+
+
+@pytest.fixture(autouse=True, params=["stale", "fresh"])
+def new_process(request, monkeypatch):
+    """Every test starts as a process without a simulator would, under both answers to a refresh after a setter."""
+    monkeypatch.delenv("SB3_ISAAC_SIM_ENVS", raising=False)
+    monkeypatch.setattr(gymapi.Gym, "sim_created", False)
+    monkeypatch.setattr(gymapi.Gym, "refresh_answer", request.param)
+    monkeypatch.setattr(isaacgym_cartpole, "_simulator", None)
+    isaacgym_cartpole._views.clear()
+
+
+def make(n_envs, seed=0, **kwargs):
+    env = backends.make("isaacgym", n_envs, "cpu", seed, **kwargs)
+    assert isinstance(env, IsaacGymCartpole)
+    return env
+
+
+def counts():
+    return isaacgym_cartpole._simulator.sim.counts
+
+
+@pytest.mark.parametrize("n_envs", [1, 5, 32])
+def test_equals_the_embedded_simulator_bit_for_bit(n_envs):
+    ours, theirs = make(n_envs, 3), backends.make("torch", n_envs, "cpu", 3)
+    assert th.equal(ours.reset(), theirs.reset())
+    generator = th.Generator().manual_seed(0)
+    ended = 0
+    for step in range(300):
+        actions = (th.rand(n_envs, 1, generator=generator) * 4 - 2) * (step % 3 == 0)
+        mine, other = ours.step(actions), theirs.step(actions)
+        for x, y in zip(mine, other):
+            assert th.equal(x, y), step
+        assert th.equal(ours.progress, theirs.progress) and th.equal(ours.dof_state, theirs.dof_state)
+        assert th.equal(ours.force, theirs.force)
+        ended += int((mine.terminated | mine.truncated).sum())
+        if step == 150:
+            assert th.equal(ours.reset(), theirs.reset())
+        if step == 200:
+            swapped = theirs.get_state()
+            theirs.set_state(ours.get_state())
+            ours.set_state(swapped)
+    assert ended >= 5 * n_envs
+
+
+def test_views_go_the_way_of_separate_processes():
+    """A training view, an evaluation view and a third, interleaved, against a simulator of its own for each."""
+    sizes = {"train": 32, "eval": 8, "probe": 1}
+    ours = {name: make(n, seed=n) for name, n in sizes.items()}
+    alone = {name: backends.make("torch", n, "cpu", n) for name, n in sizes.items()}
+    for name in sizes:
+        assert th.equal(ours[name].reset(), alone[name].reset())
+    generator = th.Generator().manual_seed(1)
+    for turn in range(400):
+        name = ("train", "train", "eval", "train", "eval", "eval", "probe")[turn * turn % 7]
+        actions = th.rand(sizes[name], 1, generator=generator) * 2 - 1
+        for x, y in zip(ours[name].step(actions), alone[name].step(actions)):
+            assert th.equal(x, y), (turn, name)
+        if turn % 97 == 0:
+            assert th.equal(ours["eval"].reset(), alone["eval"].reset())
+    assert isaacgym_cartpole._simulator.n_envs == 32
+
+
+def test_one_setter_call_and_one_refresh_per_step():
+    env, other = make(16), make(4)
+    env.reset(), other.reset()
+    for step in range(50):
+        (other if step % 5 == 0 else env).step(th.ones(other.n_envs if step % 5 == 0 else env.n_envs, 1))
+    assert counts()["simulate"] == counts()["refresh"] == counts()["set_force"] == 50
+    assert counts()["refresh_after_setter"] == 0
+    assert 10 <= counts()["set_dof_state"] <= 50
+
+
+def test_nothing_is_written_where_nothing_was_reset():
+    env = make(4)
+    env.reset()
+    for _ in range(5):
+        result = env.step(th.zeros(4, 1))
+        assert not (result.terminated | result.truncated).any()
+    assert counts()["set_dof_state"] == 1
+
+
+def test_tensor_operations_of_a_step():
+    """At most 15 beyond simulate(). Reward, ends and resets are the task's, the same on every backend, and apart."""
+    env = make(64)
+    env.reset()
+    env.step(th.zeros(64, 1))
+    simulator = isaacgym_cartpole._simulator
+    guard = SyncGuard(allowed=["nonzero"])
+    gym, finish_step = simulator.gym, isaacgym_cartpole.finish_step
+    task = SyncGuard()
+
+    def counted_apart(*args):
+        with guard.pause(), task:
+            return finish_step(*args)
+
+    simulator.gym, isaacgym_cartpole.finish_step = QuietGym(gym, guard), counted_apart
+    actions = th.ones(64, 1)
+    try:
+        with guard:
+            env.step(actions)
+    finally:
+        simulator.gym, isaacgym_cartpole.finish_step = gym, finish_step
+    assert 0 < sum(guard.kernels.values()) <= 15, guard.kernels
+    assert sum(guard.kernels.values()) == 7, guard.kernels  # nonzero, to int32, clamp, mul, clone, rand, or
+    assert 0 < sum(task.kernels.values()) <= 25, task.kernels
+
+
+def test_agrees_with_recorded_physx():
+    recorded = reference.Reference.load()
+    env = make(recorded.force.shape[1])
+    reached = reference.replay(env, recorded)
+    assert reference.first_difference(reached, recorded) is None
+
+
+@pytest.mark.parametrize("new_process", ["stale"], indirect=True)  # once is enough: it takes two seconds
+def test_many_environments():
+    env = make(65_536)
+    assert env.reset().shape == (65_536, 4)
+    assert env.step(th.ones(65_536, 1)).obs.isfinite().all()
+
+
+def test_largest_view_alive_at_the_first_step_counts():
+    small, large = make(2), make(9)
+    small.reset()
+    small.step(th.zeros(2, 1))
+    assert isaacgym_cartpole._simulator.n_envs == 9
+    large.reset()
+    large.step(th.zeros(9, 1))
+
+
+def test_a_view_that_is_gone_does_not_count():
+    closed = make(50)
+    closed.close()
+    forgotten = make(40)
+    del forgotten
+    gc.collect()
+    env = make(3)
+    env.reset()
+    env.step(th.zeros(3, 1))
+    assert isaacgym_cartpole._simulator.n_envs == 3
+
+
+@pytest.mark.parametrize("how", ["reserve", "variable"])
+def test_room_for_later_environments(monkeypatch, how):
+    if how == "variable":
+        monkeypatch.setenv("SB3_ISAAC_SIM_ENVS", "20")
+    else:
+        monkeypatch.setenv("SB3_ISAAC_SIM_ENVS", "1")  # put back afterwards
+        backends.reserve(20)
+        backends.reserve(10)
+    env = make(3)
+    env.reset()
+    env.step(th.zeros(3, 1))
+    make(20)
+    with pytest.raises(RuntimeError, match="made for 20 environments, and 21 are asked for: set .*SB3_ISAAC_SIM_ENVS=21"):
+        make(21)
+    monkeypatch.setenv("SB3_ISAAC_SIM_ENVS", "many")
+    with pytest.raises(ValueError, match="must be a whole number, got 'many'"):
+        backends.reserve(3)
+
+
+def test_other_settings_need_another_process():
+    env, late = make(3), make(3, dt=1 / 60)
+    env.reset()
+    env.step(th.zeros(3, 1))
+    for kwargs in ({"dt": 0.01}, {"substeps": 4}):
+        with pytest.raises(RuntimeError, match="one Isaac Gym simulator .* use another process"):
+            make(3, **kwargs)
+    late.reset()
+    with pytest.raises(RuntimeError, match="dt=0.0166, and dt=0.0166666"):
+        late.step(th.zeros(3, 1))
+    with pytest.raises(ValueError, match="max_effort=2000 is more than the cart's joint takes"):
+        make(3, max_effort=2000.0)
+
+
+def test_task_parameters_differ_between_views():
+    strong, weak = make(3), make(3, max_effort=100.0, max_episode_length=5)
+    theirs = backends.make("torch", 3, "cpu", 0, max_effort=100.0, max_episode_length=5)
+    strong.reset(), weak.reset(), theirs.reset()
+    for _ in range(12):
+        strong.step(th.ones(3, 1))
+        for x, y in zip(weak.step(th.ones(3, 1)), theirs.step(th.ones(3, 1))):
+            assert th.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        ("ninja", "cannot be used: gymtorch.*pip install ninja"),
+        ("compiler", "cannot be used: gymtorch.*C\\+\\+ compiler"),
+        ("driver", "needs NVIDIA's driver"),
+        ("create_sim", "could not create a simulator"),
+    ],
+)
+@pytest.mark.parametrize("new_process", ["stale"], indirect=True)
+def test_failures_on_the_way_are_explained(monkeypatch, failure, says):
+    if failure in ("ninja", "compiler"):  # as in a process that has not used it yet: gymtorch fails when it is imported
+        for name in ("isaacgym.gymtorch", "sb3_isaac.backends.isaacgym_cartpole"):
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(isaacgym, "gymtorch")
+    monkeypatch.setattr(gymapi.failures, "ASKED_FOR", failure)
+    with pytest.raises(RuntimeError, match=says):
+        env = backends.make("isaacgym", 3, "cpu", 0)
+        env.reset()
+        env.step(th.zeros(3, 1))
+
+
+class TestViewer:
+    def test_draws_every_step(self):
+        env = make(3, headless=False)
+        env.reset()
+        for _ in range(4):
+            env.step(th.zeros(3, 1))
+        assert isaacgym_cartpole._simulator.sim.graphics_device == 0
+        assert isaacgym_cartpole._simulator.viewer.handle.frames == 4
+
+    def test_keys_and_closing(self):
+        env = make(3, headless=False)
+        env.reset()
+        env.step(th.zeros(3, 1))
+        simulator = isaacgym_cartpole._simulator
+        handle = simulator.viewer.handle
+        handle.events.append(gymapi.ActionEvent("toggle", 1.0))
+        env.step(th.zeros(3, 1))
+        assert handle.frames == 1
+        handle.events += [gymapi.ActionEvent("toggle", 0.0), gymapi.ActionEvent("toggle", 1.0)]  # released, pressed again
+        env.step(th.zeros(3, 1))
+        assert handle.frames == 2
+        handle.events.append(gymapi.ActionEvent("close", 1.0))
+        env.step(th.zeros(3, 1))
+        assert handle.closed and simulator.viewer is None
+        env.step(th.zeros(3, 1))
+
+    def test_headless_by_default(self, monkeypatch):
+        env = make(3)
+        env.reset()
+        env.step(th.zeros(3, 1))
+        assert isaacgym_cartpole._simulator.viewer is None
+        assert isaacgym_cartpole._simulator.sim.graphics_device == -1
+        monkeypatch.setenv("SB3_ISAAC_HEADLESS", "0")
+        assert not make(3).headless
