@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, sync_envs_normalization
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, sync_envs_normalization
 
 from sb3_isaac.vec_env import supports_tensors
 
@@ -139,8 +139,11 @@ def check_spaces(model: Any, env: VecEnv) -> None:
 
     :raises ValueError: if not
     """
-    for kind in ("action", "observation"):
-        trained, given = getattr(model, f"{kind}_space", None), getattr(env, f"{kind}_space")
+    bare = env
+    while isinstance(bare, VecNormalize):  # one that was loaded from a file reports the action space of training
+        bare = bare.venv
+    for kind, given in (("action", bare.action_space), ("observation", env.observation_space)):
+        trained = getattr(model, f"{kind}_space", None)
         if trained is None:
             continue
         same = type(trained) is type(given) and trained.shape == given.shape
