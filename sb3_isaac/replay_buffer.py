@@ -341,14 +341,17 @@ class DeviceReplayBuffer(ReplayBuffer):
         n, rows = self.n_envs, self.buffer_size
         steps, powers = _steps_and_powers(self.n_steps, self.gamma, index.device)
         window = (index + steps * n) % (rows * n)  # (n_steps, B)
-        columns = self._storage.view(-1, self._width)[:, self._reward_at : self._reward_at + 2]
-        rewards, flags = columns.index_select(0, window.view(-1)).view(*window.shape, 2).unbind(-1)
+        table, at = self._storage.view(-1, self._width), window.view(-1)
+        rewards, flags = (
+            table[:, column].index_select(0, at).view(window.shape) for column in (self._reward_at, self._reward_at + 1)
+        )
         rewards = storage.normalize_reward(env, rewards)
-        # A step counts if none before it ended the episode or was the newest, behind which come the oldest
+        # A step is summed if no earlier one was the last: of its episode, or the newest of all, behind which come the oldest
         until_newest = ((self.pos - 1) % rows - th.div(index, n, rounding_mode="floor")) % rows
-        summed = ((flags[:-1] == RUNNING) & (steps[1:] <= until_newest)).to(th.float32).cumprod(0)  # (n_steps - 1, B)
-        returns = th.addmv(rewards[0], (summed * rewards[1:]).t(), powers[1:-1])
-        extra = summed.sum(0).long()  # steps after the first
+        going_on = (flags[:-1] == RUNNING) & (steps[1:] <= until_newest)
+        weights = (going_on * self.gamma).cumprod(0)  # (n_steps - 1, B), of the steps after the first
+        returns = (weights * rewards[1:]).sum(0).add_(rewards[0])
+        extra = (weights > 0.0).sum(0)
         discounts = powers.index_select(0, extra + 1)
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
