@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from typing import Dict, List, Optional
@@ -15,7 +16,17 @@ COMMANDS: Dict[str, str] = {
     "optimize": "search hyperparameters: the flags of python -m rl_zoo3.train",
 }
 
-USER_ERRORS = (ValueError, TypeError, OSError, AssertionError, RuntimeError, ArithmeticError, MemoryError, ImportError, gym.error.Error)
+USER_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    AssertionError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    ImportError,
+    gym.error.Error,
+)
 """What bad input raises, here and in SB3, rl_zoo3 and Gymnasium. Anything else is a bug and keeps its traceback."""
 
 
@@ -37,10 +48,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     if command not in COMMANDS:
         print(f"sb3-isaac: unknown command {command!r}\n{_usage()}", file=sys.stderr)
         return 2
+    module = "train" if command == "optimize" else command
     if command == "optimize":
-        command, flags = "train", ["-optimize", *flags]
+        flags = _search_flags(flags)
     importlib.import_module("sb3_isaac.zoo")
-    run = getattr(importlib.import_module(f"rl_zoo3.{command}"), command)
+    run = getattr(importlib.import_module(f"rl_zoo3.{module}"), module)
     sys.argv = [f"sb3-isaac {command}", *flags]
     try:
         run()
@@ -50,6 +62,23 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(f"sb3-isaac {command}: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _search_flags(flags: List[str]) -> List[str]:
+    """rl_zoo3.train's flags for a search, given those of ``sb3-isaac optimize``: its own go to ``-params``."""
+    parser = argparse.ArgumentParser(prog="sb3-isaac optimize", add_help=False, allow_abbrev=False)
+    parser.add_argument("--trial-timeout", type=float, metavar="SECONDS", help="prune a trial that takes longer")
+    parser.add_argument("--write-yaml", metavar="FILE", help="add the best hyperparameters to this hyperparameter file")
+    parser.add_argument("-params", "--hyperparams", nargs="+", default=[], help=argparse.SUPPRESS)
+    args, rest = parser.parse_known_args(flags)
+    if "-h" in rest or "--help" in rest:
+        print(parser.format_help())
+    params = list(args.hyperparams)
+    if args.trial_timeout is not None:
+        params.append(f"trial_timeout:{args.trial_timeout!r}")
+    if args.write_yaml is not None:
+        params.append(f"write_yaml:{args.write_yaml!r}")
+    return ["-optimize", *rest, *(["-params", *params] if params else [])]
 
 
 def _sentence(error: BaseException) -> str:

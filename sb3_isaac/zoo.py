@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch import nn
 
 import sb3_isaac
-from sb3_isaac import backends
+from sb3_isaac import backends, zoo_optuna
 from sb3_isaac.envs import CartpoleEnv, is_isaac_env_id
 from sb3_isaac.evaluation import BatchedEvalCallback
 from sb3_isaac.normalize import VecNormalize
@@ -51,7 +51,8 @@ N_EVALUATIONS, N_EVAL_EPISODES = 10, 64
 
 # What a hyperparameter file may hold beside the arguments of the algorithm.
 ZOO_KEYS = (
-    "n_envs n_timesteps normalize env_wrapper vec_env_wrapper env_kwargs frame_stack callback monitor_kwargs noise_type noise_std"
+    "n_envs n_timesteps normalize env_wrapper vec_env_wrapper env_kwargs frame_stack callback monitor_kwargs "
+    "noise_type noise_std"
 ).split()
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -73,7 +74,7 @@ class BatchedVecEnv:
     def __new__(cls, env_fns: Sequence[Callable[[], gym.Env]], **kwargs: Any) -> VecEnv:  # type: ignore[misc, type-arg]
         spec = _spec_of(env_fns[0])
         if spec is None or not is_isaac_env_id(spec.id):
-            return cls.otherwise(env_fns, **kwargs)  # type: ignore[call-arg]
+            return cls.otherwise(env_fns, **kwargs)  # type: ignore[arg-type, call-arg]
         probe = env_fns[0]()  # made for its wrappers and its monitor file: it never simulates
         monitor = None
         wrapper: Any = probe
@@ -115,6 +116,16 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     """
 
     default_vec_env_cls = BatchedVecEnv
+    # rl_zoo3's attributes that are looked at here; it is not typed
+    env_kwargs: Dict[str, Any]
+    eval_env_kwargs: Dict[str, Any]
+    eval_freq: int
+    save_freq: int
+    log_interval: int
+    n_eval_episodes: int
+    n_eval_envs: int
+    n_evaluations: Optional[int]
+    trial_id: Optional[int]
 
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
         _check_action_space(algo, env_id)
@@ -130,6 +141,17 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.n_eval_envs == DEFAULT_N_EVAL_ENVS:
             self.n_eval_envs = self.n_eval_episodes
         self.steps_per_update = 1
+        self.search: Optional[zoo_optuna.Search] = None
+        """Set by -optimize, for the algorithms of this package."""
+        self.trial_hyperparams: Optional[Dict[str, Any]] = None
+        """Set by --trial-id."""
+        if kwargs.get("trial_id") is not None:
+            if not (self.storage and self.study_name):
+                raise ValueError(f"--trial-id {self.trial_id} needs --storage and --study-name.")
+            self.trial_id = str(self.trial_id)  # rl_zoo3 takes the number 0 for none
+
+    def _searches(self) -> bool:
+        return self.optimize_hyperparameters and self.algo in ALGOS
 
     # -- hyperparameters ---------------------------------------------------------------------------------------------
 
@@ -137,6 +159,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.config.endswith((".yml", ".yaml", ".py")) and not Path(self.config).is_file():
             raise FileNotFoundError(f"Hyperparameter file {self.config} does not exist.")
         hyperparams, saved = super().read_hyperparameters()
+        if self.trial_hyperparams is not None:  # the file's which the trial had not
+            for key in set(hyperparams) - set(self.trial_hyperparams) - set(self.custom_hyperparams or {}):
+                del hyperparams[key], saved[key]
+        if self._searches():
+            self.search = zoo_optuna.Search(self, hyperparams)
         known = set(ZOO_KEYS) | _argument_names(self.algorithm_class)
         for key in hyperparams:
             if key not in known:
@@ -171,6 +198,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             self.env_kwargs = {**from_file, **self.env_kwargs}
             if same_for_evaluation:
                 self.eval_env_kwargs = self.env_kwargs
+        if self._searches() and self.n_evaluations is None:
+            n_timesteps = self.n_timesteps if self.n_timesteps > 0 else int(hyperparams["n_timesteps"])
+            self.n_evaluations = zoo_optuna.default_n_evaluations(n_timesteps)
         # PPO changes its parameters once in n_steps, DQN and DDPG once in train_freq: nothing new to see in between.
         frequency = hyperparams.get("n_steps" if self.algo not in OFF_POLICY_ALGOS else "train_freq", 1)
         self.steps_per_update = frequency if isinstance(frequency, int) else 1
@@ -185,7 +215,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         self.env_kwargs, self.eval_env_kwargs = ({"device": self.device, **(kwargs or {})} for kwargs in given)
         try:
             with _replaced(VecNormalize=VecNormalize):
-                return super().create_envs(n_envs, eval_env, no_log)
+                env: VecEnv = super().create_envs(n_envs, eval_env, no_log)
+                return env
         finally:
             self.env_kwargs, self.eval_env_kwargs = given
 
@@ -218,6 +249,29 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
             self.log_interval = max(4, self.n_envs)  # SB3 counts episodes: every 4 is many times a step here
         super().learn(model)
+
+    # -- hyperparameter search: see zoo_optuna ----------------------------------------------------------------------
+
+    def objective(self, trial: Any) -> float:
+        if self.search is None:
+            return float(super().objective(trial))
+        return zoo_optuna.run_trial(self.search, trial)
+
+    def hyperparameters_optimization(self) -> None:
+        if self.search is None:
+            super().hyperparameters_optimization()
+        else:
+            zoo_optuna.optimize(self.search)
+
+    def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> Dict[str, Any]:
+        number = None if trial_id is None else int(trial_id)
+        found: Dict[str, Any]
+        if self.algo not in ALGOS:
+            found = super().load_trial(storage, study_name, number, convert)
+            return found
+        found = zoo_optuna.load_trial(storage, study_name, number, zoo_optuna.purpose_of(self), convert)
+        self.trial_hyperparams = found if convert else None
+        return found
 
 
 def _check_action_space(algo: str, env_id: str) -> None:

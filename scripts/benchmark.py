@@ -90,7 +90,9 @@ def ppo_rate(n_envs: int, kind: str) -> Callable[[argparse.Namespace], float]:
         from sb3_isaac.envs import CartpoleEnv
 
         policy_kwargs = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": nn.ELU}
-        options = dict(n_steps=HORIZON, n_epochs=EPOCHS, batch_size=MINIBATCH, device=args.device, seed=0, policy_kwargs=policy_kwargs)
+        options = dict(
+            n_steps=HORIZON, n_epochs=EPOCHS, batch_size=MINIBATCH, device=args.device, seed=0, policy_kwargs=policy_kwargs
+        )
         if kind == "dummy":
             env: Any = DummyVecEnv([lambda: CartpoleEnv(device="cpu")] * n_envs)
         else:
@@ -122,7 +124,9 @@ def solve(algo: str, what: str, stock: bool = False) -> Callable[[argparse.Names
     def run(args: argparse.Namespace) -> float:
         seeds = 2 if args.quick else 5
         command = [sys.executable, str(HERE / "solve.py"), "--algo", algo, "--seeds", str(seeds), "--device", args.device]
-        lines = subprocess.run(command + ["--stock"] * stock, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        lines = subprocess.run(
+            command + ["--stock"] * stock, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout.splitlines()
         results = [json.loads(line) for line in lines if line.startswith("{")]
         solved = [r[what] for r in results if r["seconds"] is not None]
         if len(solved) < len(results):
@@ -177,7 +181,8 @@ def replay_pair(kind: str) -> Callable[[argparse.Namespace], float]:
         if kind == "stock":
             stock = ReplayBuffer(*spec, device=args.device, n_envs=n)
             obs, action = np.zeros((n, 4), np.float32), np.zeros((n, 1), np.float32)
-            reward, done, infos = np.zeros(n, np.float32), np.zeros(n, bool), [{} for _ in range(n)]
+            reward, done = np.zeros(n, np.float32), np.zeros(n, bool)
+            infos: List[Dict[str, Any]] = [{} for _ in range(n)]
 
             def pair() -> None:
                 stock.add(obs, obs, action, reward, done, infos)
@@ -280,7 +285,9 @@ def make_rows() -> List[Row]:
         stock = f"update-{algo} stock SB3"
         rows.append(Row(stock, "gradient steps/s", update_rate(algo, "stock"), stock))
         rows.append(Row(f"update-{algo} sb3_isaac, eager", "gradient steps/s", update_rate(algo, "eager"), stock))
-        rows.append(Row(f"update-{algo} sb3_isaac, compiled", "gradient steps/s", update_rate(algo, "compiled"), stock, rounds=2))
+        rows.append(
+            Row(f"update-{algo} sb3_isaac, compiled", "gradient steps/s", update_rate(algo, "compiled"), stock, rounds=2)
+        )
     stock = "replay add + sample, stock SB3"
     rows.append(Row(stock, "ms", replay_pair("stock"), stock, False, 1))
     rows.append(Row("replay add + sample, sb3_isaac", "ms", replay_pair("ours"), stock, False, 1))
@@ -314,7 +321,7 @@ def run_child(row: Row, args: argparse.Namespace) -> Tuple[Optional[float], str]
     threads = str(args.threads or row.threads)
     env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     command = [sys.executable, __file__, "--row", row.name, "--device", args.device] + ["--quick"] * args.quick
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         return None, (done.stderr.strip().splitlines() or ["failed"])[-1][:150]
     return float(json.loads(done.stdout.strip().splitlines()[-1])["value"]), ""
@@ -333,9 +340,9 @@ def table(rows: List[Row], values: Dict[str, List[float]], reasons: Dict[str, st
         if base and row.baseline != row.name:
             quotient = median / statistics.median(base)
             ratio = f"{quotient if row.higher_is_better else 1 / quotient:.2f}x"
-        number = (lambda v: f"{v:,.0f}") if median >= 100 else (lambda v: f"{v:.2f}")
-        spread = f"{number(min(got))} to {number(max(got))}" if len(got) > 1 else ""
-        lines.append(f"| {row.name} | {number(median)} {row.unit} | {spread} | {ratio} |")
+        number = "{:,.0f}" if median >= 100 else "{:.2f}"
+        spread = f"{number.format(min(got))} to {number.format(max(got))}" if len(got) > 1 else ""
+        lines.append(f"| {row.name} | {number.format(median)} {row.unit} | {spread} | {ratio} |")
     return "\n".join(lines)
 
 
@@ -345,7 +352,8 @@ def describe_machine(device: str) -> str:
     name = th.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} cores"
     import stable_baselines3
 
-    return f"{name}, {platform.machine()}, Python {platform.python_version()}, torch {th.__version__}, SB3 {stable_baselines3.__version__}"
+    versions = f"Python {platform.python_version()}, torch {th.__version__}, SB3 {stable_baselines3.__version__}"
+    return f"{name}, {platform.machine()}, {versions}"
 
 
 def main() -> None:
@@ -364,8 +372,8 @@ def main() -> None:
     if args.row is not None:
         (row,) = (row for row in rows if row.name == args.row)
         with contextlib.redirect_stdout(io.StringIO()):
-            value = row.run(args)
-        print(json.dumps({"value": value}))
+            measured = row.run(args)
+        print(json.dumps({"value": measured}))
         return
     rows = [row for row in rows if any(t in row.name for t in args.only) and not any(t in row.name for t in args.skip)]
     rounds = args.rounds or (2 if args.quick else 5)
@@ -379,7 +387,9 @@ def main() -> None:
                     reasons[row.name] = reason
                 else:
                     values.setdefault(row.name, []).append(value)
-                print(f"round {k + 1}/{rounds}  {row.name}: {reason or f'{value:,.2f} {row.unit}'}", file=sys.stderr, flush=True)
+                print(
+                    f"round {k + 1}/{rounds}  {row.name}: {reason or f'{value:,.2f} {row.unit}'}", file=sys.stderr, flush=True
+                )
     machine = describe_machine(args.device)
     print(f"{machine}\n\n{table(rows, values, reasons)}")
     if args.json:

@@ -8,7 +8,20 @@ import time
 from pathlib import Path
 
 ENV_ID = "IsaacGymCartpole-v0"
-TRAIN = ["-m", "rl_zoo3.train", "--algo", "ppo", "--env", ENV_ID, "--gym-packages", "sb3_isaac.zoo", "--seed", "0", "-f", "logs"]
+TRAIN = [
+    "-m",
+    "rl_zoo3.train",
+    "--algo",
+    "ppo",
+    "--env",
+    ENV_ID,
+    "--gym-packages",
+    "sb3_isaac.zoo",
+    "--seed",
+    "0",
+    "-f",
+    "logs",
+]
 N_ENVS = 64
 
 
@@ -26,7 +39,9 @@ def main() -> None:
 
     run = max(Path("logs/ppo").glob(f"{ENV_ID}_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
     model = PPO.load(run / f"{ENV_ID}.zip", device="cpu")
-    env = VecNormalize.load(str(run / ENV_ID / "vecnormalize.pkl"), sb3_isaac.make_vec_env(ENV_ID, N_ENVS, device="cpu", seed=1))
+    env = VecNormalize.load(
+        str(run / ENV_ID / "vecnormalize.pkl"), sb3_isaac.make_vec_env(ENV_ID, N_ENVS, device="cpu", seed=1)
+    )
     env.training = env.norm_reward = False
     result = evaluate(model, env, n_episodes=N_ENVS)
     print(

@@ -34,11 +34,12 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
     """Train with one seed. Returns training seconds, total seconds and environment steps (None where not solved)."""
     start = time.perf_counter()
     import torch as th
+    from rl_zoo3.exp_manager import ExperimentManager
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
     import sb3_isaac.zoo
     from sb3_isaac.evaluation import evaluate
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
     th.set_num_threads(args.threads)
     if args.stock:
@@ -54,6 +55,7 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
         previous = False
         later: List[bool] = []
         next_eval = 0
+        first = (0.0, 0)
 
         def _on_training_start(self) -> None:
             self.clock = time.perf_counter()
@@ -84,7 +86,7 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
             self.clock = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        manager = sb3_isaac.zoo.ExperimentManager(
+        manager = ExperimentManager(
             argparse.Namespace(),
             args.algo,
             args.env or ENV_IDS[args.algo],
@@ -121,9 +123,10 @@ def summarise(results: List[Dict[str, Any]]) -> str:
     if not solved:
         return f"solved 0/{len(results)}"
     seconds = [r["seconds"] for r in solved]
+    totals = [r["total_seconds"] for r in solved]
     text = (
         f"solved {len(solved)}/{len(results)}, training s median {statistics.median(seconds):.2f} worst {max(seconds):.2f}, "
-        f"total s median {statistics.median(r['total_seconds'] for r in solved):.1f} worst {max(r['total_seconds'] for r in solved):.1f}, "
+        f"total s median {statistics.median(totals):.1f} worst {max(totals):.1f}, "
         f"env steps median {statistics.median(r['steps'] for r in solved):,.0f}"
     )
     evaluations = sum(r["evaluations"] for r in solved)

@@ -17,7 +17,18 @@ def test_wheel_holds_its_data_and_finds_it(tmp_path: Path) -> None:
         subprocess.run(["cp", "-r", str(REPOSITORY / name), str(source)], check=True)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         subprocess.run(["cp", str(REPOSITORY / name), str(source)], check=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    ]
     subprocess.run(command, check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -25,6 +36,8 @@ def test_wheel_holds_its_data_and_finds_it(tmp_path: Path) -> None:
         assert f"sb3_isaac/{name}" in names
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    code = "import sb3_isaac, sb3_isaac.zoo as z; print(sb3_isaac.__file__); print((z.hyperparams_dir() / 'ppo.yml').is_file())"
+    code = (
+        "import sb3_isaac, sb3_isaac.zoo as z; print(sb3_isaac.__file__); print((z.hyperparams_dir() / 'ppo.yml').is_file())"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=site, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     assert Path(out[0]).parent == site / "sb3_isaac" and out[1] == "True"

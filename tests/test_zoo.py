@@ -23,7 +23,12 @@ def run(command: str, folder: Path, ok: bool = True) -> str:
     """Run ``python -m command`` in a folder with the checkout importable. Returns stdout and stderr."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", *command.split()], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", *command.split()],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert (done.returncode == 0) == ok, done.stdout
     return done.stdout
@@ -47,7 +52,13 @@ def test_train_solves_and_writes_what_zoo_writes(ppo_run: Path) -> None:
     from stable_baselines3.common.vec_env import VecNormalize
 
     log = ppo_run / "logs" / "ppo" / f"{PPO_ID}_1"
-    for name in (f"{PPO_ID}.zip", "best_model.zip", f"{PPO_ID}/config.yml", f"{PPO_ID}/args.yml", f"{PPO_ID}/vecnormalize.pkl"):
+    for name in (
+        f"{PPO_ID}.zip",
+        "best_model.zip",
+        f"{PPO_ID}/config.yml",
+        f"{PPO_ID}/args.yml",
+        f"{PPO_ID}/vecnormalize.pkl",
+    ):
         assert (log / name).is_file(), name
     assert list(log.glob("rl_model_*_steps.zip"))
     assert list((ppo_run / "tb").rglob("events.out.tfevents.*"))
@@ -175,7 +186,20 @@ def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
     import time
 
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "sb3_isaac.cli", "train", "--algo", "ppo", "--env", PPO_ID, "-n", "100000000", "--eval-freq", "-1"]
+    command = [
+        sys.executable,
+        "-m",
+        "sb3_isaac.cli",
+        "train",
+        "--algo",
+        "ppo",
+        "--env",
+        PPO_ID,
+        "-n",
+        "100000000",
+        "--eval-freq",
+        "-1",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     for line in process.stdout:
