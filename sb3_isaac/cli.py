@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import sb3_isaac  # noqa: F401  # isort: skip  # first of all: Isaac Gym refuses to be imported after torch
 import gymnasium as gym
@@ -13,7 +13,18 @@ import gymnasium as gym
 COMMANDS: Dict[str, str] = {
     "train": "train an agent: the flags of python -m rl_zoo3.train",
     "enjoy": "watch a trained agent: the flags of python -m rl_zoo3.enjoy",
-    "optimize": "search hyperparameters: the flags of python -m rl_zoo3.train",
+    "optimize": "search hyperparameters: the flags of python -m rl_zoo3.train, --trial-timeout and --write-yaml",
+    "evaluate": "measure a trained agent over many episodes",
+    "video": "film a trained agent, in a grid of environments",
+    "plot": "draw learning curves of several runs",
+    "check": "show versions, devices and which simulators can run here",
+}
+# Commands that are not rl_zoo3's: module and function
+OWN_COMMANDS: Dict[str, Tuple[str, str]] = {
+    "evaluate": ("sb3_isaac.commands", "evaluate_main"),
+    "video": ("sb3_isaac.commands", "video_main"),
+    "plot": ("sb3_isaac.curves", "main"),
+    "check": ("sb3_isaac.check", "main"),
 }
 
 USER_ERRORS = (
@@ -48,20 +59,25 @@ def main(argv: Optional[List[str]] = None) -> int:
     if command not in COMMANDS:
         print(f"sb3-isaac: unknown command {command!r}\n{_usage()}", file=sys.stderr)
         return 2
-    module = "train" if command == "optimize" else command
-    if command == "optimize":
-        flags = _search_flags(flags)
-    importlib.import_module("sb3_isaac.zoo")
-    run = getattr(importlib.import_module(f"rl_zoo3.{module}"), module)
-    sys.argv = [f"sb3-isaac {command}", *flags]
     try:
-        run()
+        if command in OWN_COMMANDS:
+            module, function = OWN_COMMANDS[command]
+            return int(getattr(importlib.import_module(module), function)(flags))
+        _run_zoo(command, flags)
     except USER_ERRORS as error:
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
             raise
         print(f"sb3-isaac {command}: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run_zoo(command: str, flags: List[str]) -> None:
+    importlib.import_module("sb3_isaac.zoo")
+    name = "train" if command == "optimize" else command
+    run = getattr(importlib.import_module(f"rl_zoo3.{name}"), name)
+    sys.argv = [f"sb3-isaac {command}", *(_search_flags(flags) if command == "optimize" else flags)]
+    run()
 
 
 def _search_flags(flags: List[str]) -> List[str]:
