@@ -44,6 +44,8 @@ class TensorEnv(ABC):
     """Time limit, in control steps (the environment truncates when ``progress`` reaches this minus one)."""
     progress: th.Tensor
     """(N,) int64, control steps since the reset. May be written in place to spread the time-outs."""
+    capturable: bool = False
+    """A step may be captured in a CUDA graph: it is torch alone, at fixed addresses, and never waits for the device."""
 
     @abstractmethod
     def reset(self) -> th.Tensor:

@@ -102,6 +102,8 @@ class TorchCartpole(CartpoleTensorEnv):
     See :class:`~sb3_isaac.backends.cartpole.CartpoleTensorEnv` for the arguments.
     """
 
+    capturable = True
+
     def step(self, actions: th.Tensor) -> StepResult:
         result, self.force = advance(self.dof_state, self.progress, actions, self._uniform(), self.reset_width, self.task)
         return result
