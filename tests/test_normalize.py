@@ -1,12 +1,9 @@
-"""VecNormalize and VecFrameStack in tensors against SB3's own on the same data, and the check for slow wrappers."""
+"""VecNormalize in tensors against SB3's own on the same data."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import pickletools
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, List
 
@@ -21,63 +18,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from stable_baselines3 import PPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
 from sb3_isaac import VecFrameStack, VecNormalize, make_vec_env
 from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.vec_env import IsaacVecEnv, supports_tensors
 from sb3_isaac.wrappers import check_tensor_path
+from tests.normalize_helpers import CLOSE, N_ENVS, assert_same_statistics, compare_steps, make_env, some_actions
 from tests.sync_guard import SyncGuard
-
-N_ENVS = 16
-DATA = Path(__file__).parent / "data"
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-"""SB3 averages batches in float32 and we in float64."""
-
-
-def make_env(**kwargs: Any) -> IsaacVecEnv:
-    """Short episodes: both kinds of end come often."""
-    return make_vec_env("IsaacGymCartpole-v0", N_ENVS, "torch", "cpu", seed=3, **{"max_episode_length": 25, **kwargs})
-
-
-def some_actions(n_steps: int, seed: int = 0) -> List[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return list(generator.uniform(-1.0, 1.0, (n_steps, N_ENVS, 1)).astype(np.float32))
-
-
-def assert_same_statistics(ours: VecNormalize, theirs: sb3.VecNormalize) -> None:
-    for name in ("obs_rms", "ret_rms"):
-        assert hasattr(ours, name) == hasattr(theirs, name)
-        if hasattr(theirs, name):
-            a, b = getattr(ours, name), getattr(theirs, name)
-            assert isinstance(a, RunningMeanStd) and np.shape(a.mean) == np.shape(b.mean)
-            np.testing.assert_allclose(a.mean, b.mean, **CLOSE)
-            np.testing.assert_allclose(a.var, b.var, **CLOSE)
-            assert a.count == pytest.approx(b.count, rel=1e-12)
-    np.testing.assert_allclose(ours.returns, theirs.returns, **CLOSE)
-
-
-def compare_steps(ours: Any, theirs: Any, actions: List[np.ndarray]) -> int:
-    """Step ours in tensors and theirs in numpy; everything that they return must agree. Returns how many episodes ended."""
-    n_done = 0
-    for action in actions:
-        result = ours.step_tensor(th.from_numpy(action))
-        obs, rewards, dones, infos = theirs.step(action)
-        np.testing.assert_allclose(result.obs.numpy(), obs, **CLOSE)
-        np.testing.assert_allclose(ours.obs_tensor.numpy(), obs, **CLOSE)
-        np.testing.assert_allclose(result.reward.numpy(), rewards, **CLOSE)
-        assert (ours.dones.numpy() == dones).all()
-        ours_infos = ours.make_infos(result)
-        for i in np.flatnonzero(dones):
-            mine, info = ours_infos[int(i)], infos[int(i)]
-            np.testing.assert_allclose(mine["terminal_observation"], info["terminal_observation"], **CLOSE)
-            np.testing.assert_allclose(result.final_obs[i].numpy(), info["terminal_observation"], **CLOSE)
-            assert mine["TimeLimit.truncated"] == info["TimeLimit.truncated"]
-            assert (mine["episode"]["r"], mine["episode"]["l"]) == (info["episode"]["r"], info["episode"]["l"])  # raw
-        n_done += int(dones.sum())
-    return n_done
-
 
 # -- against SB3's VecNormalize ----------------------------------------------------------------------------------------
 
@@ -297,91 +245,6 @@ def test_few_kernels() -> None:
     assert sum(guard.kernels.values()) - alone <= 26
 
 
-# -- files -----------------------------------------------------------------------------------------------------------------
-
-CHILD = """
-import sys
-sys.modules["sb3_isaac"] = None
-import gymnasium, numpy, pickle
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-env = VecNormalize.load(sys.argv[1], DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
-assert type(env) is VecNormalize
-print(*env.normalize_obs(numpy.ones(4)), env.normalize_reward(numpy.ones(1))[0], env.obs_rms.count, env.gamma)
-env.reset(); env.step(numpy.array([0]))  # it goes on
-"""
-
-
-def trained(cls: Any = VecNormalize) -> Any:
-    env = cls(make_env(), gamma=0.97, clip_obs=5.0)
-    env.action_space.seed(0)  # as an algorithm does: a numpy generator that has to be pickled
-    env.reset()
-    for action in some_actions(40):
-        env.step(action)
-    if cls is VecNormalize:
-        env.step_tensor(th.zeros(N_ENVS, 1))
-    return env
-
-
-def test_stock_sb3_loads_our_file_without_this_package(tmp_path: Path) -> None:
-    env = trained()
-    path = str(tmp_path / "vecnormalize.pkl")
-    env.save(path)
-    out = subprocess.run([sys.executable, "-c", CHILD, path], capture_output=True, text=True, cwd=str(tmp_path))
-    assert out.returncode == 0, out.stderr
-    expected = [*env.normalize_obs(np.ones(4)), env.normalize_reward(np.ones(1))[0], env.obs_rms.count, env.gamma]
-    np.testing.assert_allclose([float(word) for word in out.stdout.split()], expected, rtol=1e-6)
-
-
-def test_nothing_in_the_file_is_ours_or_bound_to_a_version(tmp_path: Path) -> None:
-    path = tmp_path / "vecnormalize.pkl"
-    trained().save(str(path))
-    words = {arg for _, arg, _ in pickletools.genops(path.read_bytes()) if isinstance(arg, str)}
-    assert "stable_baselines3.common.vec_env.vec_normalize" in words
-    assert not [w for w in words if "sb3_isaac" in w or w.split(".")[0] == "torch" or "numpy._core" in w or "numpy.core" in w]
-
-
-def test_pickled_by_others_it_is_a_stock_object() -> None:
-    env = trained()
-    loaded = pickle.loads(pickle.dumps(env))
-    assert type(loaded) is sb3.VecNormalize and type(loaded.obs_rms) is RunningMeanStd
-    assert env.venv is not None and loaded.obs_rms.count == env.obs_rms.count
-
-
-@pytest.mark.parametrize("cls", [VecNormalize, sb3.VecNormalize])
-def test_we_load_our_file_and_a_stock_file(cls: Any, tmp_path: Path) -> None:
-    saved, path = trained(cls), str(tmp_path / "vecnormalize.pkl")
-    saved.save(path)
-    env = VecNormalize.load(path, make_env())
-    assert type(env) is VecNormalize and supports_tensors(env)
-    assert_same_statistics(env, VecNormalize.load(path, sb3.DummyVecEnv([lambda: gym.make("IsaacGymCartpole-v0")] * N_ENVS)))
-    np.testing.assert_array_equal(env.obs_rms.var, saved.obs_rms.var)
-    assert (env.gamma, env.clip_obs, env.num_envs) == (0.97, 5.0, N_ENVS)
-    stock = sb3.VecNormalize.load(path, make_env())
-    np.testing.assert_allclose(env.reset_tensor().numpy(), stock.reset(), **CLOSE)
-    compare_steps(env, stock, some_actions(30))
-    assert_same_statistics(env, stock)
-
-
-@pytest.mark.parametrize("writer", ["stock", "ours"])
-@pytest.mark.parametrize("versions", ["sb3_2.4.1_numpy_1.23", "sb3_2.9.2_numpy_2.4"])
-def test_files_of_other_versions(writer: str, versions: str) -> None:
-    """Stock SB3 with numpy 1 cannot read its own files that were written with numpy 2; ours are read everywhere."""
-    path = str(DATA / f"vecnormalize_{writer}_{versions}.pkl")
-    for cls in (VecNormalize, sb3.VecNormalize) if writer == "ours" else (VecNormalize,):
-        env = cls.load(path, make_env())
-        np.testing.assert_allclose(env.obs_rms.count, 41 * N_ENVS + 1e-4 + (writer == "ours") * N_ENVS)
-        env.reset()
-        env.step(np.zeros((N_ENVS, 1), np.float32))
-        assert env.action_space.contains(env.action_space.sample())
-
-
-def test_a_file_that_holds_something_else(tmp_path: Path) -> None:
-    path = tmp_path / "other.pkl"
-    path.write_bytes(pickle.dumps({"obs_rms": 1}))
-    with pytest.raises(ValueError, match="holds a dict, not a VecNormalize"):
-        VecNormalize.load(str(path), make_env())
-
-
 # -- without a tensor path ----------------------------------------------------------------------------------------------
 
 
@@ -441,77 +304,7 @@ def test_observations_that_cannot_be_normalised() -> None:
         VecNormalize(make_env(), norm_obs_keys=["a"])
 
 
-# -- frame stacking -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("normalize", [False, True])
-def test_frame_stack_equals_sb3(normalize: bool) -> None:
-    ours: Any = VecFrameStack(VecNormalize(make_env()) if normalize else make_env(), 3)
-    theirs: Any = sb3.VecFrameStack(sb3.VecNormalize(make_env()) if normalize else make_env(), 3)
-    assert ours.observation_space == theirs.observation_space and supports_tensors(ours)
-    for _ in range(2):
-        np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
-        assert compare_steps(ours, theirs, some_actions(40)) > N_ENVS
-    for action in some_actions(30):  # the numpy path goes on from there
-        mine, expected = ours.step(action), theirs.step(action)
-        for a, b in zip(mine[:3], expected[:3]):
-            np.testing.assert_allclose(a, b, **CLOSE)
-        for i in np.flatnonzero(expected[2]):
-            np.testing.assert_allclose(mine[3][i]["terminal_observation"], expected[3][i]["terminal_observation"], **CLOSE)
-        np.testing.assert_allclose(ours.obs_tensor.numpy(), expected[0], **CLOSE)
-    compare_steps(ours, theirs, some_actions(20))
-    np.testing.assert_allclose(ours.reset(), theirs.reset(), **CLOSE)
-    compare_steps(ours, theirs, some_actions(5))
-
-
-def test_frame_stack_under_normalize_and_on_other_environments() -> None:
-    ours, theirs = VecNormalize(VecFrameStack(make_env(), 2)), sb3.VecNormalize(sb3.VecFrameStack(make_env(), 2))
-    np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
-    compare_steps(ours, theirs, some_actions(40))
-    assert_same_statistics(ours, theirs)
-    other = VecFrameStack(sb3.DummyVecEnv([lambda: gym.make("CartPole-v1")]), 2)
-    assert other.reset().shape == (1, 8) and other.step(np.array([0]))[0].shape == (1, 8) and not supports_tensors(other)
-    with pytest.raises(RuntimeError, match="no tensor path"):
-        other.reset_tensor()
-
-
-# -- slow wrappers ------------------------------------------------------------------------------------------------------
-
-
-class SomebodysWrapper(VecEnvWrapper):
-    def reset(self) -> Any:
-        return self.venv.reset()
-
-    def step_wait(self) -> Any:
-        return self.venv.step_wait()
-
-
-@pytest.mark.parametrize(
-    "wrap, way_out",
-    [
-        (sb3.VecNormalize, "use sb3_isaac.VecNormalize"),
-        (lambda env: sb3.VecFrameStack(env, 2), "use sb3_isaac.VecFrameStack"),
-        (sb3.VecMonitor, "monitor_dir"),
-        (sb3.VecCheckNan, "leave it out"),
-        (lambda env: sb3.VecVideoRecorder(env, "unused", lambda step: False), "separate environment"),
-        (SomebodysWrapper, "tensor_path = True"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
-def test_slow_wrappers_are_refused(wrap: Any, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    env = make_env(render_mode="rgb_array")
-    slow = wrap(env)
-    for wrapped in (slow, VecNormalize(slow), VecFrameStack(VecNormalize(slow), 2)):
-        with pytest.raises(ValueError, match=way_out) as error:
-            check_tensor_path(wrapped)
-        assert str(error.value).startswith(type(slow).__name__)
-
-
-def test_what_is_not_refused() -> None:
-    assert check_tensor_path(make_env()) and check_tensor_path(VecFrameStack(VecNormalize(make_env()), 2))
-    dummy = sb3.DummyVecEnv([lambda: gym.make("CartPole-v1")])
-    assert not check_tensor_path(dummy) and not check_tensor_path(sb3.VecMonitor(dummy)) and not check_tensor_path(None)
+# -- CUDA --
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
