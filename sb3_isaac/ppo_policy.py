@@ -214,9 +214,12 @@ class FastActorCritic:
             log_prob = noise.square().sum(1) * -0.5 - (self.log_std.sum() + out.shape[1] * HALF_LOG_2PI)
             return actions, values, log_prob
         log_p = th.log_softmax(out, 1)
-        # What th.multinomial does to draw one sample, without its checks, which wait for the device
         p = log_p.exp()
-        actions = (p / th.empty_like(p).exponential_()).argmax(1)
+        if hasattr(th, "compile"):
+            # What th.multinomial does to draw one sample since torch 2, without its checks, which wait for the device
+            actions = (p / th.empty_like(p).exponential_()).argmax(1)
+        else:
+            actions = th.multinomial(p, 1, replacement=True).squeeze(1)
         return actions, values, log_p.gather(1, actions.unsqueeze(1)).squeeze(1)
 
     def values(self, obs: th.Tensor) -> th.Tensor:
@@ -227,7 +230,7 @@ class FastActorCritic:
     def distribution(self, obs: th.Tensor) -> OldPolicy:
         """The present policy's distributions at observations (n, *obs_shape), to compare later ones with."""
         pieces = obs.reshape(obs.shape[0], -1).split(self.max_rows)
-        out = th.cat([self.actor.forward(piece) for piece in pieces])
+        out = th.cat([self.actor.forward(piece).clone() for piece in pieces])
         if self.log_std is None:
             return OldPolicy(th.log_softmax(out, 1), None)
         return OldPolicy(out, self.log_std.detach().clone())
