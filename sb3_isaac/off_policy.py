@@ -1,33 +1,29 @@
-"""What DQN and DDPG share: when they train in tensors, their replay buffer, the rollout, logs and saved files."""
+"""What DQN and DDPG share: when they train in tensors, and how they collect transitions then."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 import warnings
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
-import stable_baselines3.common.buffers as sb3_buffers
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_isaac import wrappers
-from sb3_isaac.buffers import DeviceReplayBuffer
-from sb3_isaac.replay_buffer import RUNNING, TERMINATED, TRUNCATED
+from sb3_isaac.backends.base import StepResult
+from sb3_isaac.buffers import ReplaySamples
+from sb3_isaac.cuda_graph import CudaGraph, check_compile
+from sb3_isaac.host import HostView, to_host
+from sb3_isaac.replay_files import SB3_HAS_N_STEPS, STANDARD_BUFFERS, use_device_buffer
+from sb3_isaac.training_log import TrainingLog
 from sb3_isaac.vec_env import supports_tensors
 
-SB3_HAS_N_STEPS = "n_steps" in inspect.signature(OffPolicyAlgorithm.__init__).parameters  # from SB3 2.7 on
-NStepReplayBuffer = getattr(sb3_buffers, "NStepReplayBuffer", ReplayBuffer)
-STANDARD_BUFFERS = (None, ReplayBuffer, NStepReplayBuffer)
-DEVICE_ONLY_KWARGS = ("n_steps", "gamma", "storage_device", "generator")
-
-STEPS_PER_READ = 100
-"""The device is read once in so many vectorised steps: episode statistics and losses, all in one transfer."""
+CHUNK = 2048
+"""Rows of a large batch that a CPU works through at once: their activations stay in its cache."""
 SAMPLE_ROWS = 4096
 """Small batches are drawn from the replay buffer together, up to so many transitions."""
 MAX_REPLAY_RATIO = 1000.0
@@ -35,10 +31,22 @@ MAX_UPDATES_PER_STEP = 100.0
 """More gradient samples per transition, or more gradient steps per vectorised step, draw a warning."""
 
 
+# -- where training runs ---------------------------------------------------------------------------------------------
+
+
 def same_device(a: Any, b: Any) -> bool:
     """Whether two torch devices are one ("cuda" is "cuda:0")."""
     a, b = th.device(a), th.device(b)
-    return a.type == b.type and (a.index or 0) == (b.index or 0)
+    return bool(a.type == b.type and (a.index or 0) == (b.index or 0))
+
+
+def _obstacle(model: Any) -> Optional[str]:
+    if not same_device(model.env.device, model.device):
+        return f"the environment is on {model.env.device} and the model on {model.device}: give both the same device"
+    if model.replay_buffer_class not in STANDARD_BUFFERS:
+        name = model.replay_buffer_class.__name__
+        return f"replay_buffer_class={name} works in numpy: leave it out, or use SB3's own algorithm"
+    return None
 
 
 def on_tensor_path(model: OffPolicyAlgorithm) -> bool:
@@ -46,205 +54,31 @@ def on_tensor_path(model: OffPolicyAlgorithm) -> bool:
     return model.env is not None and supports_tensors(model.env) and _obstacle(model) is None
 
 
-def _obstacle(model: Any) -> Optional[str]:
-    if not same_device(model.env.device, model.device):
-        return f"the environment is on {model.env.device} and the model on {model.device}: give both the same device"
-    if model.replay_buffer_class not in (*STANDARD_BUFFERS, DeviceReplayBuffer):
-        name = model.replay_buffer_class.__name__
-        return f"replay_buffer_class={name} works in numpy: leave it out, or use SB3's own algorithm"
-    return None
-
-
-def check_tensor_path(model: OffPolicyAlgorithm, extras: Dict[str, bool]) -> bool:
+def check_tensor_path(model: Any, extras: Dict[str, bool]) -> bool:
     """As :func:`on_tensor_path`, before training starts, when what cannot work has to be said.
 
     :param extras: options that exist on the tensor path only, and whether they are in use
     :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or one of ``extras`` be ignored
+    :raises RuntimeError: if ``compile`` is asked for and torch is too old
     """
     if wrappers.check_tensor_path(model.env):
         why = _obstacle(model)
         if why is not None:
             raise ValueError(f"Training cannot run in tensors, because {why}.")
+        if model.compile:
+            check_compile(model.device)
         return True
+    extras = {
+        **extras,
+        "reward_scale": model.reward_scale != 1.0,
+        "spread_time_limits": model.spread_time_limits,
+        "compile": model.compile,
+        "n_steps (before SB3 2.7)": model.n_steps > 1 and not SB3_HAS_N_STEPS,
+    }
     used = [name for name, in_use in extras.items() if in_use]
     if used:
         raise ValueError(f"{', '.join(used)} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out elsewhere.")
     return False
-
-
-# -- the replay buffer -----------------------------------------------------------------------------------------------
-
-
-def use_device_buffer(model: OffPolicyAlgorithm) -> None:
-    """Give ``model`` a DeviceReplayBuffer, with what its present replay buffer holds.
-
-    On the tensor path None, SB3's ReplayBuffer and its NStepReplayBuffer all mean this one: the same transitions and
-    the same samples, elsewhere. The attribute ``replay_buffer_class`` stays SB3's, so that stock SB3 loads the model.
-    """
-    if model.replay_buffer_class in (*STANDARD_BUFFERS, DeviceReplayBuffer):
-        model.replay_buffer_class = None  # SB3 fills in its standard class
-    kwargs = model.replay_buffer_kwargs = dict(model.replay_buffer_kwargs)
-    model.n_steps = int(kwargs.get("n_steps", model.n_steps))
-    old = model.replay_buffer
-    if isinstance(old, DeviceReplayBuffer):
-        if old.n_envs != model.n_envs:
-            raise ValueError(f"The replay buffer holds {old.n_envs} environments, the training has {model.n_envs}.")
-        return
-    model.replay_buffer = DeviceReplayBuffer(
-        model.buffer_size,
-        model.observation_space,
-        model.action_space,
-        device=model.device,
-        n_envs=model.n_envs,
-        optimize_memory_usage=model.optimize_memory_usage,
-        **{"n_steps": model.n_steps, "gamma": model.gamma, **kwargs},
-    )
-    if old is not None and old.size() > 0:
-        _copy_transitions(old, model.replay_buffer)
-
-
-def _copy_transitions(old: ReplayBuffer, new: DeviceReplayBuffer) -> None:
-    """From SB3's buffer to ours."""
-    if (old.buffer_size, old.n_envs, old.optimize_memory_usage) != (new.buffer_size, new.n_envs, new.optimize_memory_usage):
-        raise ValueError(
-            f"The loaded replay buffer ({old.buffer_size} rows x {old.n_envs} envs, optimize_memory_usage="
-            f"{old.optimize_memory_usage}) does not fit the model's ({new.buffer_size} x {new.n_envs}, "
-            f"{new.optimize_memory_usage})."
-        )
-    names = ["observations", "actions", "rewards"] + ([] if new.optimize_memory_usage else ["next_observations"])
-    for name in names:
-        column = getattr(new, name)
-        column.copy_(th.from_numpy(getattr(old, name)).view(column.shape))
-    flags = np.where(old.dones > 0, np.where(old.timeouts > 0, TRUNCATED, TERMINATED), RUNNING)
-    new.dones.copy_(th.from_numpy(flags))
-    new.pos, new.full = old.pos, old.full
-
-
-def as_stock_buffer(buffer: DeviceReplayBuffer) -> ReplayBuffer:
-    """SB3's own ReplayBuffer, or NStepReplayBuffer, with the same content: what is saved, so that stock SB3 can load it."""
-    several = {"n_steps": buffer.n_steps, "gamma": buffer.gamma} if buffer.n_steps > 1 and SB3_HAS_N_STEPS else {}
-    stock = (NStepReplayBuffer if several else ReplayBuffer)(
-        buffer.buffer_size * buffer.n_envs,
-        buffer.observation_space,
-        buffer.action_space,
-        device="cpu",
-        n_envs=buffer.n_envs,
-        optimize_memory_usage=buffer.optimize_memory_usage,
-        handle_timeout_termination=buffer.handle_timeout_termination,
-        **several,
-    )
-    names = ["observations", "actions", "rewards"] + ([] if buffer.optimize_memory_usage else ["next_observations"])
-    for name in names:
-        column = getattr(stock, name)
-        column[...] = getattr(buffer, name).cpu().numpy().reshape(column.shape)
-    flags = buffer.dones.cpu().numpy()
-    stock.dones[...], stock.timeouts[...] = flags != RUNNING, flags == TRUNCATED
-    stock.pos, stock.full = buffer.pos, buffer.full
-    return stock
-
-
-# -- logs ------------------------------------------------------------------------------------------------------------
-
-
-class TensorRun:
-    """What training in tensors keeps besides SB3's attributes. Never saved.
-
-    :param model: an algorithm on the tensor path
-    :param losses: names of the losses whose sums over gradient steps are kept in :attr:`loss_sums`
-    """
-
-    def __init__(self, model: OffPolicyAlgorithm, losses: Tuple[str, ...]) -> None:
-        env: Any = model.env
-        self.env = env
-        self.obs = env.obs_tensor.clone()
-        """(N, obs_dim), the observation that the step in progress acts on: the env may overwrite its own."""
-        rows = th.zeros((2, STEPS_PER_READ, env.num_envs), device=env.device)
-        self._rows = rows
-        self._returns, self._lengths = rows[0].unbind(0), rows[1].unbind(0)
-        self._n_rows = 0
-        self.loss_names = losses
-        self.loss_sums = th.zeros(len(losses), device=env.device)
-        self.loss_counts = [0] * len(losses)
-        self.replay_ratio = 0.0
-        self.warned = False
-        self._episodes_logged = 0
-        self._seconds = {"rollout": 0.0, "env": 0.0, "update": 0.0}
-
-    @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to ``time/<name>`` (on a GPU: that the host takes to ask for it)."""
-        start = time.perf_counter()
-        yield
-        self._seconds[name] += time.perf_counter() - start
-
-    def note_episodes(self, returns: th.Tensor, lengths: th.Tensor, dones: th.Tensor) -> None:
-        """Keep the statistics of the episodes that ended in this step; a length of 0 marks those that did not."""
-        self._returns[self._n_rows].copy_(returns)
-        th.mul(lengths, dones, out=self._lengths[self._n_rows])
-        self._n_rows += 1
-
-    def read_if_due(self, model: OffPolicyAlgorithm, log_interval: Optional[int], force: bool = False) -> None:
-        """Read statistics and losses from the device (the only host synchronisation of a training) and log them.
-
-        :param log_interval: as SB3, in episodes, but at most one log per read
-        :raises FloatingPointError: if a loss or a return is not finite
-        """
-        if self._n_rows < STEPS_PER_READ and not force:
-            return
-        host = th.cat((self.loss_sums, self._rows[:, : self._n_rows].reshape(-1))).cpu().numpy()
-        sums, rows = host[: len(self.loss_names)], host[len(self.loss_names) :].reshape(2, -1)
-        for name, total, count in zip(self.loss_names, sums, self.loss_counts):
-            if not np.isfinite(total):
-                raise FloatingPointError(
-                    f"The {name.replace('_', ' ')} is {total}: training has diverged, lower the learning rate or the "
-                    "scale of the rewards."
-                )
-            if count > 0:
-                model.logger.record(f"train/{name}", float(total) / count)
-        if any(self.loss_counts):
-            model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
-            model.logger.record("train/replay_ratio", self.replay_ratio)
-        self.loss_sums.zero_()
-        self.loss_counts = [0] * len(self.loss_names)
-        self._n_rows = 0
-        ended = rows[1] > 0
-        returns, lengths = rows[0][ended], rows[1][ended].astype(np.int64)
-        if not np.isfinite(returns).all():
-            raise FloatingPointError("An episode's return is not finite: the actions or the simulation's state became NaN.")
-        self._log_episodes(model, returns, lengths)
-        if log_interval is not None and model._episode_num - self._episodes_logged >= log_interval:
-            self._episodes_logged = model._episode_num
-            for name, seconds in self._seconds.items():
-                model.logger.record(f"time/{name}", seconds)
-                self._seconds[name] = 0.0
-            # SB3 2.4 has the old name only, SB3 2.9 warns about it
-            (getattr(model, "dump_logs", None) or model._dump_logs)()
-
-    def _log_episodes(self, model: OffPolicyAlgorithm, returns: np.ndarray, lengths: np.ndarray) -> None:
-        if len(returns) == 0:
-            return
-        assert model.ep_info_buffer is not None
-        model._episode_num += len(returns)
-        t = round(time.time_ns() / 1e9 - model.start_time / 1e9, 6)
-        kept = model.ep_info_buffer.maxlen or len(returns)
-        model.ep_info_buffer.extend(
-            {"r": round(float(r), 6), "l": int(n), "t": t} for r, n in zip(returns[-kept:], lengths[-kept:])
-        )
-        self.env.log_episodes(returns, lengths)
-
-    def note_update(self, model: OffPolicyAlgorithm, gradient_steps: int, batch_size: int, train_freq: TrainFreq) -> None:
-        """Keep the replay ratio: gradient samples for each transition collected. Warns once where it makes no sense."""
-        collected = train_freq.frequency * model.n_envs
-        self.replay_ratio = gradient_steps * batch_size / collected
-        per_step = gradient_steps / train_freq.frequency
-        if not self.warned and (self.replay_ratio > MAX_REPLAY_RATIO or per_step > MAX_UPDATES_PER_STEP):
-            self.warned = True
-            why = " (gradient_steps=-1 means one per environment and step)" if model.gradient_steps < 0 else ""
-            warnings.warn(
-                f"{per_step:g} gradient steps for each step of {model.n_envs} environments{why}, a replay ratio of "
-                f"{self.replay_ratio:g}: training will be slow, set gradient_steps to a small number.",
-                stacklevel=3,
-            )
 
 
 @contextlib.contextmanager
@@ -252,7 +86,7 @@ def starting(model: Any, reset_num_timesteps: bool) -> Iterator[None]:
     """Around SB3's ``_setup_learn`` on the tensor path."""
     use_device_buffer(model)
     envs_are_reset = reset_num_timesteps or model._last_obs is None
-    # SB3 would make an object per environment of the noise
+    # SB3 would make an object of the noise for each environment
     noise, model.action_noise = model.action_noise, None
     try:
         yield
@@ -267,26 +101,139 @@ def starting(model: Any, reset_num_timesteps: bool) -> Iterator[None]:
 
 # -- the rollout -----------------------------------------------------------------------------------------------------
 
-Act = Callable[[th.Tensor, bool], Tuple[th.Tensor, th.Tensor]]
+
+class Step(NamedTuple):
+    """What happened in one step of all environments: tensors that the next step overwrites."""
+
+    actions: th.Tensor
+    buffer_actions: th.Tensor
+    result: StepResult
+
+
+class TensorRun:
+    """What training in tensors keeps besides SB3's attributes. Never saved.
+
+    :param env: a VecEnv on the tensor path
+    :param act: from observations (N, obs_dim), and whether actions are to be random, to the actions for the env and those
+        for the replay buffer
+    :param after_step: called with ``dones`` (N,) after each step
+    :param losses: names, see :class:`TrainingLog`
+    :param compiled: on a GPU, capture acting and stepping in a CUDA graph
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        act: Callable[[th.Tensor, bool], Tuple[th.Tensor, th.Tensor]],
+        after_step: Optional[Callable[[th.Tensor], None]],
+        losses: Sequence[str],
+        compiled: bool,
+    ) -> None:
+        self.env = env
+        self.log = TrainingLog(env, losses)
+        self.obs = env.obs_tensor.clone()
+        """(N, obs_dim), what the step in progress acts on; not normalised"""
+        self._act, self._after_step = act, after_step
+        self._compiled = compiled and env.device.type == "cuda" and env.tensor_env.capturable
+        self._warm = False
+        self._graph: Optional[CudaGraph] = None
+        self._graph_for: Any = None
+        self._graph_obs = self._env_obs = self.obs
+        self._rebound: List[Tuple[Any, Dict[str, th.Tensor]]] = []
+        self.warned = False
+
+    def begin(self) -> None:
+        """Before the steps of a rollout: see that a captured step still does what an uncaptured one would."""
+        if not self._compiled:
+            return
+        settings = [
+            {k: v for k, v in vars(layer).items() if isinstance(v, (bool, int, float, str))} for layer in self._layers()
+        ]
+        if settings != self._graph_for:
+            self._graph, self._graph_for, self._warm = None, settings, False
+
+    def step(self, random: bool) -> Step:
+        """Act and step the environments."""
+        if random or not self._compiled:
+            return self._step(random)
+        if not self._warm:  # once without a graph, which initialises CUDA's libraries
+            self._warm = True
+            return self._step(random)
+        if self._graph is None:
+            self._capture()
+        elif self.env.obs_tensor is not self._env_obs:  # somebody else stepped or reset the environments
+            self._graph_obs.copy_(self.env.obs_tensor)
+        assert self._graph is not None
+        step: Step = self._graph()
+        for owner, tensors in self._rebound:
+            vars(owner).update(tensors)
+        self._env_obs = self.env.obs_tensor
+        return step
+
+    def _step(self, random: bool) -> Step:
+        actions, buffer_actions = self._act(self.env.obs_tensor, random)
+        before = time.perf_counter()
+        result = self.env.step_tensor(actions)
+        self.log.seconds["env"] += time.perf_counter() - before
+        if self._after_step is not None:
+            self._after_step(self.env.dones)
+        return Step(actions, buffer_actions, result)
+
+    def _layers(self) -> List[Any]:
+        """The wrappers, the env and the simulator."""
+        layers = [self.env]
+        while isinstance(layers[-1], VecEnvWrapper):
+            layers.append(layers[-1].venv)
+        return [*layers, self.env.tensor_env]
+
+    def _capture(self) -> None:
+        layers = self._layers()
+        self._graph_obs = self.env.obs_tensor.clone()  # what the graph acts on, at a fixed address
+
+        def step() -> Step:
+            self.env.obs_tensor = self._graph_obs
+            taken = self._step(False)
+            self._graph_obs.copy_(self.env.obs_tensor)
+            return taken
+
+        before = [dict(vars(layer)) for layer in layers]
+        generator = getattr(self.env.tensor_env, "generator", None)
+        self._graph = CudaGraph(step, [] if generator is None else [generator])
+        # Attributes that a step assigns anew are to stay the graph's tensors
+        self._rebound = [
+            (layer, {k: v for k, v in vars(layer).items() if isinstance(v, th.Tensor) and old.get(k) is not v})
+            for layer, old in zip(layers, before)
+        ]
+
+    def last_obs(self) -> Any:
+        """(N, obs_dim) numpy array: what the agent acts on next."""
+        return to_host(self.env.obs_tensor).copy()
+
+    def note_update(self, model: OffPolicyAlgorithm, gradient_steps: int, batch_size: int) -> None:
+        """Keep the replay ratio: gradient samples for each transition collected. Warns once where it makes no sense."""
+        train_freq: Any = model.train_freq
+        per_step = gradient_steps / train_freq.frequency
+        ratio = self.log.replay_ratio = per_step * batch_size / model.n_envs
+        if not self.warned and (ratio > MAX_REPLAY_RATIO or per_step > MAX_UPDATES_PER_STEP):
+            self.warned = True
+            why = " (gradient_steps=-1 means one per environment and step)" if model.gradient_steps < 0 else ""
+            warnings.warn(
+                f"{per_step:g} gradient steps for each step of {model.n_envs} environments{why}, a replay ratio of "
+                f"{ratio:g}: training will be slow, set gradient_steps to a small number.",
+                stacklevel=3,
+            )
 
 
 def collect_rollouts(
     model: OffPolicyAlgorithm,
     run: TensorRun,
-    act: Act,
     callback: BaseCallback,
     train_freq: TrainFreq,
     learning_starts: int,
     log_interval: Optional[int],
-    after_step: Optional[Callable[[th.Tensor], None]] = None,
 ) -> RolloutReturn:
-    """SB3's ``collect_rollouts`` in tensors. Callbacks see tensors in ``locals`` (infos: a lazy sequence of dicts).
-
-    :param act: from (N, obs_dim) observations, and whether actions are to be random (before ``learning_starts``),
-        to the actions for the env and those for the replay buffer
-    :param after_step: called with ``dones`` (N,) after each step
-    """
-    env = run.env
+    """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
+    env, log = run.env, run.log
     replay_buffer: Any = model.replay_buffer
     if env.num_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
         raise ValueError(f"train_freq in episodes needs a single environment, here are {env.num_envs}: count in steps.")
@@ -294,80 +241,91 @@ def collect_rollouts(
     episode_returns, episode_lengths, env_dones = env.episode_returns, env.episode_lengths, env.dones
     num_collected_steps, num_collected_episodes = 0, 0
     progress, continue_training = 0, True
+    start = time.perf_counter()
+    run.begin()
     callback.on_rollout_start()
-    with th.no_grad(), run.timed("rollout"):
+    with th.no_grad():
         while progress < train_freq.frequency:
-            # The buffer gets what VecNormalize saw, the policy what it made of it: statistics change, transitions stay
+            # The buffer keeps what VecNormalize saw, the policy acts on what it made of it: its statistics change
             run.obs.copy_(env.obs_tensor if vec_normalize is None else vec_normalize.get_original_obs_tensor())
-            actions, buffer_actions = act(env.obs_tensor, model.num_timesteps < learning_starts)
-            with run.timed("env"):
-                result = env.step_tensor(actions)
+            step = run.step(random=model.num_timesteps < learning_starts)
+            result = step.result
             next_obs, reward = result.final_obs, result.reward
             if vec_normalize is not None:
                 next_obs = vec_normalize.get_original_final_obs_tensor()
                 reward = vec_normalize.get_original_reward_tensor()
-            replay_buffer.add_tensors(run.obs, next_obs, buffer_actions, reward, result.terminated, result.truncated)
-            run.note_episodes(episode_returns, episode_lengths, env_dones)
+            # SB3 stores after the callback; but that may step the same simulator, which overwrites the result
+            replay_buffer.add_tensors(
+                run.obs, next_obs, step.buffer_actions, reward, result.terminated, result.truncated, env.valid
+            )
+            log.note_episodes(episode_returns, episode_lengths, env_dones)
             model.num_timesteps += env.num_envs
             num_collected_steps += 1
-            # For the callback's locals, with SB3's names
-            new_obs, rewards, dones, infos = result.obs, result.reward, env_dones, env.make_infos(result)
+            actions, rewards, dones = HostView(step.actions), HostView(result.reward), HostView(env_dones)
+            new_obs, infos = HostView(result.obs), env.make_infos(result)
             callback.update_locals(locals())
             continue_training = callback.on_step()
             if not continue_training:
                 break
             model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
             model._on_step()
-            if after_step is not None:
-                after_step(env_dones)
-            if train_freq.unit == TrainFrequencyUnit.STEP:
-                progress += 1
-            else:
-                num_collected_episodes += int(dones)
-                progress = num_collected_episodes
-            run.read_if_due(model, log_interval)
-    last = not continue_training or model.num_timesteps >= model._total_timesteps
-    run.read_if_due(model, log_interval, force=last)
+            if train_freq.unit == TrainFrequencyUnit.EPISODE:
+                num_collected_episodes += int(env_dones)
+            progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
+            log.read_if_due(model, log_interval)
+    log.seconds["rollout"] += time.perf_counter() - start
+    log.read_if_due(model, log_interval, force=not continue_training or model.num_timesteps >= model._total_timesteps)
     if continue_training:
         callback.on_rollout_end()
     return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training)
 
 
-# -- saved files -----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def portable(model: OffPolicyAlgorithm, run: Optional[TensorRun]) -> Iterator[None]:
-    """For the time of a save: only what stock SB3, of any version and without a GPU, can load."""
-    swapped: Dict[str, Any] = {}
-    if model.replay_buffer_class in (*STANDARD_BUFFERS, DeviceReplayBuffer):
-        # Each SB3 version chooses its own class again, and its arguments
-        kwargs = model.replay_buffer_kwargs
-        swapped["replay_buffer_class"] = None
-        swapped["replay_buffer_kwargs"] = {key: kwargs[key] for key in kwargs if key not in DEVICE_ONLY_KWARGS}
-        swapped["n_steps"] = kwargs.get("n_steps", model.n_steps)
-    if run is not None:
-        swapped["_last_obs"] = run.env.obs_tensor.cpu().numpy().copy()
-    before = {name: getattr(model, name) for name in swapped}
-    model.__dict__.update(swapped)
-    try:
-        yield
-    finally:
-        model.__dict__.update(before)
-
-
-@contextlib.contextmanager
-def stock_buffer(model: OffPolicyAlgorithm) -> Iterator[None]:
-    """For the time of a save: the replay buffer as SB3's own, if it is ours."""
-    buffer = model.replay_buffer
-    if isinstance(buffer, DeviceReplayBuffer):
-        model.replay_buffer = as_stock_buffer(buffer)
-    try:
-        yield
-    finally:
-        model.replay_buffer = buffer
+# -- the update ------------------------------------------------------------------------------------------------------
 
 
 def pieces(n: int, size: int) -> List[slice]:
-    """Slices of at most ``size`` rows that cover ``n`` rows: large batches are worked through in parts that fit the cache."""
+    """Slices of at most ``size`` rows that cover ``n`` rows."""
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def chunk_rows(model: OffPolicyAlgorithm) -> int:
+    """Rows that the networks work through at once."""
+    return max(SAMPLE_ROWS, model.batch_size) if model.device.type == "cuda" else CHUNK
+
+
+class Updates:
+    """Draws minibatches and has gradient steps done on them; on a GPU, if compiled, in a CUDA graph.
+
+    :param update: from transitions and the number of minibatches that they are; must be safe to capture
+    :param compiled: whether to capture
+    """
+
+    def __init__(self, update: Callable[[ReplaySamples, int], None], compiled: bool) -> None:
+        self._update, self._compiled = update, compiled
+        self._captured: Dict[Tuple[int, int], Tuple[ReplaySamples, Optional[CudaGraph]]] = {}
+
+    def run(self, model: OffPolicyAlgorithm, gradient_steps: int, batch_size: int) -> None:
+        """``gradient_steps`` steps on minibatches of ``batch_size`` transitions."""
+        buffer: Any = model.replay_buffer
+        for steps in pieces(gradient_steps, max(1, SAMPLE_ROWS // batch_size)):
+            n = steps.stop - steps.start
+            samples = buffer.sample_tensors(n * batch_size, env=model._vec_normalize_env)
+            if self._compiled:
+                self._run_captured(samples, n)
+            else:
+                self._update(samples, n)
+
+    def _run_captured(self, samples: ReplaySamples, n: int) -> None:
+        key = (n, len(samples.rewards))
+        if key not in self._captured:  # once without a graph, which initialises CUDA's libraries
+            self._update(samples, n)
+            self._captured[key] = (ReplaySamples(*(None if x is None else x.clone() for x in samples)), None)  # type: ignore[arg-type]
+            return
+        static, graph = self._captured[key]
+        if graph is None:
+            graph = CudaGraph(lambda: self._update(static, n))
+            self._captured[key] = (static, graph)
+        for mine, new in zip(static, samples):
+            if mine is not None and new is not None:
+                mine.copy_(new)
+        graph()

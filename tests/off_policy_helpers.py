@@ -11,7 +11,7 @@ from sb3_isaac import make_vec_env
 from sb3_isaac.buffers import ReplaySamples
 from sb3_isaac.ddpg import DDPG
 from sb3_isaac.dqn import DQN
-from sb3_isaac.off_policy import SB3_HAS_N_STEPS
+from sb3_isaac.replay_files import SB3_HAS_N_STEPS
 
 ALGOS = {"dqn": DQN, "ddpg": DDPG}
 STOCK = {"dqn": stable_baselines3.DQN, "ddpg": stable_baselines3.DDPG}

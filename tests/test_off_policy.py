@@ -33,7 +33,8 @@ from torch import nn
 
 from sb3_isaac.buffers import DeviceReplayBuffer
 from sb3_isaac.normalize import VecNormalize
-from sb3_isaac.off_policy import SB3_HAS_N_STEPS, STEPS_PER_READ
+from sb3_isaac.replay_files import SB3_HAS_N_STEPS
+from sb3_isaac.training_log import STEPS_PER_READ
 
 pytestmark = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
 
@@ -79,6 +80,10 @@ def test_update_equals_sb3(algo, policy, discounts):
         if algo == "dqn":
             for _ in range(5):
                 model._on_step()
+        if model is ours:  # learn() again: the optimizers' state, step count included, goes on
+            sampling = model.replay_buffer.sample_tensors
+            start(model)
+            assert model.replay_buffer.sample_tensors is sampling
         model.train(gradient_steps=2, batch_size=batch)
     assert_close(parameters(ours), parameters(stock))
     assert any(not th.equal(before[name], p) for name, p in parameters(ours).items())
@@ -110,7 +115,7 @@ def test_logged_losses_equal_sb3(algo):
         feed(model, samples, 16)
         model.train(gradient_steps=4, batch_size=16)
         if cls is ALGOS[algo]:
-            model._run.read_if_due(model, None, force=True)
+            model._run.log.read_if_due(model, None, force=True)
         logged.append({key: value for key, value in model.logger.name_to_value.items() if "loss" in key or "n_upd" in key})
     assert logged[0].keys() == logged[1].keys()
     for key in logged[0]:
@@ -211,7 +216,7 @@ def test_time_limits_bootstrap_and_failures_do_not(algo):
             targets = model._targets(samples)[:, 0]
     else:
         caught = []
-        model._fast.critic_step = lambda obs, actions, targets, loss: caught.append(targets[:, 0])
+        model._fast.critic_step = lambda obs, actions, targets, lr, loss: caught.append(targets[:, 0])
         model._update(samples, 1)
         targets = caught[0]
     g = 0.99
@@ -333,7 +338,7 @@ def test_replay_ratio_is_logged_and_an_absurd_one_warned_about(algo):
     with pytest.warns(UserWarning, match="256 gradient steps for each step of 256 environments") as caught:
         model.learn(256 * 4)
     assert sum("gradient steps for each" in str(w.message) for w in caught) == 1
-    assert model._run.replay_ratio == 4.0 and model._n_updates == 3 * 256
+    assert model._run.log.replay_ratio == 4.0 and model._n_updates == 3 * 256
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_model(algo).learn(160)
