@@ -195,6 +195,20 @@ class DeviceRolloutBuffer(RolloutBuffer):
             rows[step].addcmul_(decay[step], rows[step + 1])
         th.add(advantages, tensors.values, out=tensors.returns)
 
+    def leave_out(self, valid: th.Tensor) -> None:
+        """Put the transition before it (in the first row: after it) in the place of each that did not happen.
+
+        Call it after :meth:`compute_returns_and_advantage`. What surrounds such a transition is not touched by it: the one
+        before has ended its episode.
+
+        :param valid: (n_steps, N) bool, see :attr:`~sb3_isaac.vec_env.IsaacVecEnv.valid`
+        """
+        rows = th.arange(self.buffer_size, device=self.device).unsqueeze(1) - (~valid).long()
+        rows = rows.abs().clamp(max=self.buffer_size - 1)  # -1, before the first row, becomes 1
+        for tensor in self.tensors:
+            index = rows.view(*rows.shape, *[1] * (tensor.dim() - 2)).expand_as(tensor)
+            tensor.copy_(tensor.gather(0, index))
+
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """All transitions once, in random order, in minibatches.
 

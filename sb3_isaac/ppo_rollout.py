@@ -71,7 +71,7 @@ class Rollout:
 
     def __init__(self, env: Any, policy: ActorCriticPolicy, buffer: DeviceRolloutBuffer, compiled: bool = False) -> None:
         self.env, self.policy, self.buffer = env, policy, buffer
-        self.compiled = compiled and buffer.device.type == "cuda"
+        self.compiled = compiled and buffer.device.type == "cuda" and env.tensor_env.capturable
         self.env_seconds = 0.0
         """Time spent in the env since :meth:`begin` (on a GPU: until it had all its orders)"""
         n_steps, n, device = buffer.buffer_size, buffer.n_envs, buffer.device
@@ -86,6 +86,8 @@ class Rollout:
         self._final_obs = _Column(th.zeros((n_steps, n, *buffer.obs_shape), device=device))
         tensors = buffer.tensors
         self._obs, self._actions, self._rewards = _Column(tensors.observations), _Column(tensors.actions), _Column(tensors.rewards)
+        valid = None if env.valid is None else th.ones(n_steps, n, dtype=th.bool, device=device)
+        self._valid = None if valid is None else _Column(valid)
         self._values, self._log_probs = _Column(tensors.values), _Column(tensors.log_probs)
         space = policy.action_space
         self._low = self._high = None
@@ -160,6 +162,8 @@ class Rollout:
             self._values.put(step, values)
             self._log_probs.put(step, log_probs)
             self._rewards.put(step, result.reward)
+            if self._valid is not None:
+                self._valid.put(step, self.env.valid)
             self._final_obs.put(step, result.final_obs)
             self._truncated.put(step, result.truncated)
             self._returns.put(step, self.env.episode_returns)
@@ -219,6 +223,8 @@ class Rollout:
             values = self._predict_values(self.obs)
             tensors.episode_starts[1:].copy_(dones[:-1])
             self.buffer.compute_returns_and_advantage(values, dones[-1])
+            if self._valid is not None:
+                self.buffer.leave_out(self._valid.storage)
         self.buffer.pos, self.buffer.full = self.buffer.buffer_size, True
         return values.unsqueeze(1)
 

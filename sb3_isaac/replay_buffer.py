@@ -192,6 +192,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         rewards: th.Tensor,
         terminated: th.Tensor,
         truncated: th.Tensor,
+        valid: th.Tensor | None = None,
     ) -> None:
         """Add a step of all N envs. Copies; does not wait for the device if the storage is on it.
 
@@ -201,6 +202,8 @@ class DeviceReplayBuffer(ReplayBuffer):
         :param rewards: (N,)
         :param terminated: (N,) bool, wins over truncated
         :param truncated: (N,) bool
+        :param valid: (N,) bool, None for all: where False, the transition before is stored once more in place of this
+            one, which did not happen (see :attr:`~sb3_isaac.vec_env.IsaacVecEnv.valid`)
         """
         n = self.n_envs
         next_obs = next_obs.reshape(n, self._obs_dim).to(th.float32)
@@ -218,6 +221,9 @@ class DeviceReplayBuffer(ReplayBuffer):
             th.cat(columns, dim=1, out=row)
         else:
             row.copy_(th.cat(columns, dim=1))  # one transfer instead of five
+        if valid is not None:
+            before = self._storage[self.pos - 1]
+            row.copy_(th.where(valid.to(row.device).unsqueeze(1), row, before))
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0

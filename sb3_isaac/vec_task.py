@@ -80,9 +80,6 @@ class VecTaskEnv(TensorEnv):
     A step waits once for the device, to know which environments are reset, as the task itself does.
     """
 
-    valid: Optional[th.Tensor] = None
-    """(N,) bool, which transitions of the last step happened. None if all do: the task can be reset within the step."""
-
     def __init__(
         self,
         task: Any,
@@ -134,7 +131,8 @@ class VecTaskEnv(TensorEnv):
         # the task resets what is marked in its next step, whose action it ignores
         self.task.reset_buf.fill_(1)
         obs: th.Tensor = self._step_task(self._no_action())[0]["obs"]
-        self.valid = th.ones_like(self.valid) if self.valid is not None else None
+        if self.valid is not None:
+            self.valid.fill_(True)
         return obs.clone()
 
     def _no_action(self) -> th.Tensor:
@@ -160,9 +158,9 @@ class VecTaskEnv(TensorEnv):
             env_ids = done.nonzero().flatten()
             if len(env_ids) > 0:
                 obs = th.where(done.unsqueeze(-1), self._reset(env_ids.to(self.task.reset_buf.device)), final_obs)
-        else:
-            self.valid = ~late.to(self.device)
-            reward = reward * self.valid
+        elif self.valid is not None:
+            self.valid.copy_(~late)
+            reward *= self.valid
         return StepResult(obs, reward, terminated, truncated, final_obs)
 
     def _timed_out(self, extras: Dict[str, Any]) -> th.Tensor:

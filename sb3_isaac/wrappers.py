@@ -12,7 +12,7 @@ from sb3_isaac.backends.base import StepResult
 from sb3_isaac.vec_env import supports_tensors
 
 FORWARDED = (
-    "device", "tensor_env", "dones", "episode_returns", "episode_lengths",
+    "device", "tensor_env", "dones", "episode_returns", "episode_lengths", "valid",
     "make_infos", "log_episodes", "spread_time_limits",
 )  # fmt: skip
 """What a wrapper on the tensor path offers unchanged from the environment inside, next to its own ``reset_tensor``,

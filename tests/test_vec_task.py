@@ -336,3 +336,62 @@ def test_with_our_algorithms(algorithm, make_task):
     model.learn(48 * N)
     actions, _ = model.predict(env.reset(), deterministic=True)
     assert actions.shape == (N, 1) and model.num_timesteps >= 48 * N
+
+
+def transitions_are_real(obs, actions, next_obs):
+    return (next_obs - integrate(obs, actions[:, 0].clamp(-1, 1) * 400.0)).abs().amax(-1) < 1e-5
+
+
+def test_late_resets_stay_out_of_ppos_rollout():
+    """Every (obs, action) that PPO learns from was followed by a real step; the one before stands in for the others."""
+    env = wrap_vec_task(LateCartpole(clip_obs=1000.0))
+    model = sb3_isaac.PPO("MlpPolicy", env, n_steps=64, batch_size=512, n_epochs=1, seed=0, device="cpu")
+    seen = []
+    step_tensor = env.step_tensor
+
+    def noting(actions):
+        obs = env.obs_tensor.clone()
+        result = step_tensor(actions)
+        seen.append((obs, actions.clone(), result.final_obs.clone(), env.valid.clone()))
+        return result
+
+    env.step_tensor = noting
+    model.learn(64 * N)
+    tensors = model.rollout_buffer.tensors
+    obs, actions, next_obs, valid = (th.stack(column) for column in zip(*seen))
+    assert (~valid).sum() > 30
+    real = transitions_are_real(obs.flatten(0, 1), actions.flatten(0, 1), next_obs.flatten(0, 1)).view(64, N)
+    assert real[valid].all() and not real[~valid].all()
+    learned = {tuple(row.tolist()) for row in tensors.observations.flatten(0, 1)}
+    assert learned == {tuple(row.tolist()) for row in obs[valid]}
+    rows, columns = (~valid).nonzero().unbind(-1)
+    later = rows > 0
+    for tensor in tensors[:2] + tensors[4:]:
+        assert th.equal(tensor[rows[later], columns[later]], tensor[rows[later] - 1, columns[later]])
+    lengths = [episode["l"] for episode in model.ep_info_buffer]
+    assert max(lengths) <= 39
+
+
+def test_late_resets_stay_out_of_replay():
+    env = wrap_vec_task(LateCartpole(clip_obs=1000.0))
+    model = sb3_isaac.DDPG("MlpPolicy", env, seed=0, device="cpu", learning_starts=100 * N, buffer_size=100 * N)
+    model.learn(60 * N)
+    buffer = model.replay_buffer
+    columns = (buffer.observations, buffer.actions, buffer.next_observations)
+    obs, actions, next_obs = (column[:60].flatten(0, 1) for column in columns)
+    assert transitions_are_real(obs, actions, next_obs).all()
+    assert (buffer.dones[:60] != 0).sum() > 30
+
+
+def test_leaving_out_the_first_row():
+    """There the transition after it stands in; a rollout of one step has none and stays as it is."""
+    for n_steps, expected in ((3, [[1, 10], [1, 11], [1, 12]]), (1, [[0, 10]])):
+        buffer = sb3_isaac.DeviceRolloutBuffer(n_steps, spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,)), "cpu", n_envs=2)
+        number = th.arange(n_steps, dtype=th.float32).unsqueeze(1) + th.tensor([0.0, 10.0])
+        for tensor in buffer.tensors:
+            tensor.copy_(number.view(n_steps, 2, *[1] * (tensor.dim() - 2)))
+        valid = th.ones(n_steps, 2, dtype=th.bool)
+        valid[0, 0] = valid[-1, 0] = False
+        buffer.leave_out(valid)
+        for tensor in buffer.tensors:
+            assert tensor.view(n_steps, 2).tolist() == expected
