@@ -46,6 +46,11 @@ def _obstacle(model: Any) -> Optional[str]:
     if model.replay_buffer_class not in STANDARD_BUFFERS:
         name = model.replay_buffer_class.__name__
         return f"replay_buffer_class={name} works in numpy: leave it out, or use SB3's own algorithm"
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None and normalize.observation_space.shape != model.observation_space.shape:
+        return (
+            "the replay buffer keeps observations as they are before VecNormalize: put VecNormalize outside the other wrapper"
+        )
     return None
 
 

@@ -11,7 +11,7 @@ import pytest
 import stable_baselines3.common.vec_env as sb3
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
-from sb3_isaac import VecFrameStack, VecNormalize
+from sb3_isaac import DDPG, PPO, VecFrameStack, VecNormalize
 from sb3_isaac.vec_env import supports_tensors
 from sb3_isaac.wrappers import check_tensor_path
 from tests.normalize_helpers import CLOSE, N_ENVS, assert_same_statistics, compare_steps, make_env, some_actions
@@ -87,3 +87,17 @@ def test_what_is_not_refused() -> None:
     assert check_tensor_path(make_env()) and check_tensor_path(VecFrameStack(VecNormalize(make_env()), 2))
     dummy = sb3.DummyVecEnv([lambda: gym.make("CartPole-v1")])
     assert not check_tensor_path(dummy) and not check_tensor_path(sb3.VecMonitor(dummy)) and not check_tensor_path(None)
+
+
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
+def test_algorithms_refuse_what_would_be_slow_and_train_with_the_rest() -> None:
+    for cls, kwargs in ((PPO, {"n_steps": 4, "batch_size": 32}), (DDPG, {"learning_starts": 32, "batch_size": 32})):
+        model = cls("MlpPolicy", sb3.VecMonitor(make_env()), device="cpu", **kwargs)
+        with pytest.raises(ValueError, match="VecMonitor has no tensor path"):
+            model.learn(100)
+        env = VecNormalize(VecFrameStack(make_env(), 2))
+        cls("MlpPolicy", env, device="cpu", **kwargs).learn(128)
+        assert env.obs_rms.count > 128 and env.ret_rms.count > 100
+    model = DDPG("MlpPolicy", VecFrameStack(VecNormalize(make_env()), 2), device="cpu")
+    with pytest.raises(ValueError, match="put VecNormalize outside"):  # SB3 fails there, too, with a numpy message
+        model.learn(100)
