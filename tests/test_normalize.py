@@ -21,6 +21,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_isaac import VecFrameStack, VecNormalize, make_vec_env
 from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.cuda_graph import CudaGraph
 from sb3_isaac.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.vec_env import IsaacVecEnv, supports_tensors
 from sb3_isaac.wrappers import check_tensor_path
@@ -304,11 +305,11 @@ def test_observations_that_cannot_be_normalised() -> None:
         VecNormalize(make_env(), norm_obs_keys=["a"])
 
 
-# -- CUDA --
+# -- CUDA ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_in_a_cuda_graph() -> None:
+def test_on_cuda_captured_and_saved(tmp_path: Path) -> None:
     def make() -> VecNormalize:
         return VecNormalize(make_vec_env("IsaacGymCartpole-v0", N_ENVS, "torch", "cuda", seed=3, max_episode_length=25))
 
@@ -316,26 +317,25 @@ def test_a_step_in_a_cuda_graph() -> None:
     actions = th.zeros(N_ENVS, 1, device="cuda")
     for env in (eager, captured):
         env.reset_tensor()
-    stream = th.cuda.Stream()
-    with th.cuda.stream(stream):
-        for _ in range(3):
-            captured.step_tensor(actions)
-    th.cuda.current_stream().wait_stream(stream)
-    for _ in range(3):
-        eager.step_tensor(actions)
-    captured.venv.tensor_env.set_state(eager.venv.tensor_env.get_state())
-    generator = captured.venv.tensor_env.generator
-    graph = th.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    with th.cuda.graph(graph):
-        result = captured.step_tensor(actions)
-    captured.venv.tensor_env.set_state(eager.venv.tensor_env.get_state())
-    captured.obs_rms, captured.ret_rms = copy.deepcopy(eager.obs_rms), copy.deepcopy(eager.ret_rms)
-    for _ in range(20):  # before the first reset
-        actions.uniform_(-0.1, 0.1)
-        expected = eager.step_tensor(actions)
-        graph.replay()
-        th.testing.assert_close(result.obs, expected.obs)
-        th.testing.assert_close(result.reward, expected.reward)
-    th.testing.assert_close(captured._moments.mean, eager._moments.mean)  # type: ignore[union-attr]
-    assert captured.obs_rms.count == eager.obs_rms.count
+        env.step_tensor(actions)
+    graph = CudaGraph(lambda: captured.step_tensor(actions), [captured.tensor_env.generator])
+    for step in range(60):
+        actions.uniform_(-1.0, 1.0)
+        expected, result = eager.step_tensor(actions), graph()
+        for a, b in zip(result, expected):
+            th.testing.assert_close(a, b)
+        if step == 40:  # statistics from outside reach the captured step
+            for env in (eager, captured):
+                env.obs_rms, env.ret_rms = RunningMeanStd(shape=(4,)), RunningMeanStd(shape=())
+    np.testing.assert_allclose(captured.obs_rms.mean, eager.obs_rms.mean)
+    assert captured.obs_rms.count == eager.obs_rms.count and captured.returns.shape == (N_ENVS,)
+    stock = sb3.VecNormalize(make().venv)
+    on_device = make()
+    np.testing.assert_allclose(on_device.reset(), stock.reset(), **CLOSE)
+    compare_steps(on_device, stock, some_actions(40), "cuda")
+    for action in some_actions(30):
+        for a, b in zip(on_device.step(action)[:3], stock.step(action)[:3]):
+            np.testing.assert_allclose(a, b, **CLOSE)
+    assert_same_statistics(on_device, stock)
+    on_device.save(str(tmp_path / "vecnormalize.pkl"))
+    assert_same_statistics(VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), make_env()), on_device, returns=False)
