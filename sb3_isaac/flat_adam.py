@@ -89,6 +89,8 @@ class FlatAdam:
                 average.zero_()
                 square.zero_()
             state[parameter] = {"step": th.tensor(steps), "exp_avg": average, "exp_avg_sq": square}
+        self.steps_at_sync = steps
+        """The step count at the last :meth:`sync`, on the host"""
         if isinstance(self.steps, th.Tensor):
             self.steps.fill_(steps)
         else:
@@ -145,6 +147,6 @@ class FlatAdam:
 
         :param steps: the count, where the caller has kept it; else it is read from the device, which waits for a GPU
         """
-        steps = float(self.steps) if steps is None else steps
+        self.steps_at_sync = steps = float(self.steps) if steps is None else steps
         for parameter in self.parameters:
             self.optimizer.state[parameter]["step"].fill_(steps)

@@ -126,7 +126,7 @@ class Rollout:
             self._fast = None
         elif self._fast is None:
             self._fast = FastActorCritic(self.policy, self.buffer.n_envs)
-        if not self.compiled or self._fast is None:
+        if not self.compiled or self._fast is None or not self.env.tensor_env.capturable:
             return
         settings = _plain_settings(self.env)
         if settings != self._graph_for:  # this rollout runs without a graph, which initialises CUDA's libraries

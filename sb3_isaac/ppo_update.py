@@ -161,7 +161,7 @@ class PPOUpdate:
                 if stopped_at is not None:
                     break
         if self.adam is not None:
-            self.adam.sync(self._steps_before + len(rows) - (stopped_at is not None))
+            self.adam.sync(self.adam.steps_at_sync + len(rows) - (stopped_at is not None))
         return self._log(sums[: len(rows)], np.array(rows), epoch, stopped_at)
 
     def _prepare(self) -> bool:
@@ -172,7 +172,6 @@ class PPOUpdate:
                 raise ValueError("adaptive_lr_kl needs torch.optim.Adam over all parameters, without weight decay or variants.")
             return False
         adam.refresh()
-        self._steps_before = float(self.optimizer.state[adam.parameters[0]]["step"])
         if not isinstance(buffer, DeviceRolloutBuffer) or why_not_fast(self.policy) is not None:
             return False
         n_rows = buffer.buffer_size * buffer.n_envs
