@@ -26,6 +26,7 @@ from tests.env_helpers import CONTINUOUS, DISCRETE, N_ENVS, make, some_actions
         ({"backend": "isac"}, ValueError, "Unknown backend 'isac': choose one of isaacgym, torch or auto"),
         ({"device": "gpu"}, ValueError, "'gpu' cannot be used; devices found here: cpu"),
         ({"device": "cuda:99"}, ValueError, "'cuda:99' cannot be used"),
+        ({"device": None}, ValueError, "'None' cannot be used"),
         ({"gravity": 9.81}, TypeError, "Unknown task parameter gravity: the cartpole has dt"),
         ({"max_effort": -1.0}, ValueError, "max_effort must be greater than 0"),
         ({"max_episode_length": 10.5}, ValueError, "max_episode_length must be an integer"),

@@ -46,7 +46,7 @@ def resolve_device(device: Union[th.device, str] = "auto") -> th.device:
     try:
         resolved = th.device(device)
         th.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         n_cuda = th.cuda.device_count() if th.cuda.is_available() else 0
         found = ", ".join(["cpu"] + [f"cuda:{i}" for i in range(n_cuda)])
         raise ValueError(f"Device {str(device)!r} cannot be used; devices found here: {found}.") from error
