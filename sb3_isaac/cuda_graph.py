@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any, Callable, Iterable
 
 import torch as th
@@ -24,8 +25,16 @@ class CudaGraph:
         self._graph = th.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
-        with th.cuda.graph(self._graph):
-            self.result = function()
+        # If garbage collection freed an older graph in the middle, CUDA would give up the capture
+        gc.collect()
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with th.cuda.graph(self._graph):
+                self.result = function()
+        finally:
+            if collecting:
+                gc.enable()
 
     def __call__(self) -> Any:
         self._graph.replay()
