@@ -16,6 +16,7 @@ COMMANDS: Dict[str, str] = {
     "optimize": "search hyperparameters: the flags of python -m rl_zoo3.train, --trial-timeout and --write-yaml",
     "evaluate": "measure a trained agent over many episodes",
     "video": "film a trained agent, in a grid of environments",
+    "record_video": "the flags of python -m rl_zoo3.record_video, which does not find our environments by itself",
     "plot": "draw learning curves of several runs",
     "check": "show versions, devices and which simulators can run here",
 }
@@ -23,6 +24,7 @@ COMMANDS: Dict[str, str] = {
 OWN_COMMANDS: Dict[str, Tuple[str, str]] = {
     "evaluate": ("sb3_isaac.commands", "evaluate_main"),
     "video": ("sb3_isaac.commands", "video_main"),
+    "record_video": ("sb3_isaac.commands", "record_video_main"),
     "plot": ("sb3_isaac.curves", "main"),
     "check": ("sb3_isaac.check", "main"),
 }
@@ -42,7 +44,7 @@ USER_ERRORS = (
 
 
 def _usage() -> str:
-    lines = [f"  {name:10s}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:13s}{text}" for name, text in COMMANDS.items()]
     return "\n".join(["usage: sb3-isaac COMMAND [flags]", "", *lines, "", "sb3-isaac COMMAND --help lists the flags."])
 
 

@@ -1,9 +1,11 @@
-"""``sb3-isaac evaluate`` and ``sb3-isaac video``: what a trained agent is worth, and what it looks like."""
+"""``sb3-isaac evaluate``, ``video`` and ``record_video``: what a trained agent is worth, and what it looks like."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import runpy
+import sys
 from typing import List, Optional
 
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -75,4 +77,11 @@ def video_main(argv: Optional[List[str]] = None) -> int:
         agent.env.close()
     for path in outputs:
         print(f"Wrote {path}")
+    return 0
+
+
+def record_video_main(argv: Optional[List[str]] = None) -> int:
+    """rl_zoo3's own record_video, with its flags. It has no ``--gym-packages``, and so cannot find our environments alone."""
+    sys.argv = ["sb3-isaac record_video", *(sys.argv[1:] if argv is None else argv)]
+    runpy.run_module("rl_zoo3.record_video", run_name="__main__")
     return 0

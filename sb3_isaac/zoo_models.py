@@ -59,8 +59,8 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
 
     :param args: parsed flags, see :func:`add_agent_arguments`
     :param n_envs: number of environments where ``--n-envs`` was not given
-    :raises ValueError: no such model, or a number of environments below 1
-    :raises AssertionError: no such log folder (from rl_zoo3)
+    :raises FileNotFoundError: no such model or log folder
+    :raises ValueError: a number of environments below 1
     """
     for package in args.gym_packages:
         importlib.import_module(package)
@@ -70,9 +70,11 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     n_envs = n_envs if args.n_envs is None else args.n_envs
     if n_envs < 1:
         raise ValueError(f"--n-envs must be at least 1, got {n_envs}.")
-    name, path, folder = get_model_path(
-        args.exp_id, args.folder, args.algo, args.env, args.load_best, args.load_checkpoint, args.load_last_checkpoint
-    )
+    which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+    try:
+        name, path, folder = get_model_path(args.exp_id, args.folder, args.algo, args.env, *which)
+    except (AssertionError, ValueError) as error:
+        raise FileNotFoundError(f"{error}: train one first, or name another with --algo, --env, -f or --exp-id.") from error
     set_random_seed(args.seed)
     settings = os.path.join(folder, args.env)
     hyperparams, settings_or_none = get_saved_hyperparams(settings, norm_reward=False, test_mode=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from matplotlib import pyplot  # noqa: E402
 
 import sb3_isaac.zoo  # noqa: E402
 from sb3_isaac import curves, video  # noqa: E402
-from sb3_isaac.commands import evaluate_main, video_main  # noqa: E402
+from sb3_isaac.commands import evaluate_main, record_video_main, video_main  # noqa: E402
 from sb3_isaac.video import play_frames, write_video  # noqa: E402
 
 ENV_ID = "IsaacGymCartpole-v0"
@@ -185,11 +184,11 @@ def test_video_writes_both_formats_beside_the_model(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize("main", [evaluate_main, video_main])
 def test_missing_models(main: Any, logs: Path) -> None:
-    with pytest.raises(AssertionError, match="nowhere/ppo folder was not found"):
+    with pytest.raises(FileNotFoundError, match="nowhere/ppo folder was not found: train one first, or name another"):
         main(["--env", ENV_ID, "-f", "nowhere"])
-    with pytest.raises(ValueError, match="No model found for ppo"):
+    with pytest.raises(FileNotFoundError, match="No model found for ppo"):
         main(["--env", ENV_ID, "-f", str(logs), "--load-best"])
-    with pytest.raises(ValueError, match="No model found for ppo"):
+    with pytest.raises(FileNotFoundError, match="No model found for ppo"):
         main(["--env", "IsaacGymCartpoleDiscrete-v0", "-f", str(logs)])
     with pytest.raises(ValueError, match="--n-envs must be at least 1"):
         main(["--env", ENV_ID, "-f", str(logs), "--n-envs", "0"])
@@ -203,8 +202,8 @@ def test_model_of_the_other_action_space(logs: Path) -> None:
 def test_zoos_record_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("moviepy", reason="rl_zoo3.record_video needs moviepy")
     (run,) = make_runs(tmp_path, 1)
-    monkeypatch.setattr(sys, "argv", ["record_video", "--env", ENV_ID, "-f", str(tmp_path), "--n-envs", "4", "-n", "10"])
-    runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert record_video_main(["--env", ENV_ID, "-f", str(tmp_path), "--n-envs", "4", "-n", "10"]) == 0
     (path,) = (run / "videos").iterdir()
     size, frames = read_video(path)
     assert size == (480, 960) and len(frames) >= 10
