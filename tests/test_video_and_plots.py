@@ -99,11 +99,11 @@ def test_a_grid_of_16_is_fast(tmp_path: Path) -> None:
     env = sb3_isaac.make_vec_env(ENV_ID, 16, device="cpu", seed=0, render_mode="rgb_array")
     model = balancing_model(env)
     start = time.process_time()  # of drawing: ffmpeg encodes in a process of its own, as fast as the frames come
-    write_video(str(tmp_path / "grid.mp4"), play_frames(model, env, 60))
-    assert time.process_time() - start < 60 * 10 / 300
+    write_video(str(tmp_path / "grid.mp4"), play_frames(model, env, 30))
+    assert time.process_time() - start < 30 * 10 / 300
     size, frames = read_video(tmp_path / "grid.mp4")
-    assert size == (640, 1280) and len(frames) == 60
-    assert np.abs(frames[0].astype(int) - frames[59]).max() > 100, "it moves"
+    assert size == (640, 1280) and len(frames) == 30
+    assert np.abs(frames[0].astype(int) - frames[29]).max() > 100, "it moves"
 
 
 def test_missing_codec_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
