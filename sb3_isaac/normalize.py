@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-from copy import deepcopy
 from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
@@ -15,6 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_isaac.backends.base import StepResult
+from sb3_isaac.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.vec_env import supports_tensors
 from sb3_isaac.wrappers import FORWARDED, forward_tensor_path
@@ -263,7 +262,7 @@ class VecNormalize(SB3VecNormalize):
     def save(self, save_path: str) -> None:
         """Write a file that stock SB3 loads too, with numpy 1 and numpy 2, on any machine."""
         with open(save_path, "wb") as file:
-            _Pickler(file).dump(self)
+            PortablePickler(file).dump(self)
 
     @staticmethod
     def load(load_path: str, venv: VecEnv) -> VecNormalize:
@@ -273,12 +272,7 @@ class VecNormalize(SB3VecNormalize):
         :param venv: the environment to wrap
         :raises ValueError: if the file holds something else
         """
-        with open(load_path, "rb") as file:
-            try:
-                saved = pickle.load(file)
-            except (ImportError, TypeError, ValueError):  # a stock file of another numpy
-                file.seek(0)
-                saved = _Unpickler(file).load()
+        saved = load_pickle(load_path)
         if not isinstance(saved, SB3VecNormalize):
             raise ValueError(f"{load_path} holds a {type(saved).__name__}, not a VecNormalize.")
         state = {name: value for name, value in saved.__dict__.items() if name != "venv"}
@@ -286,42 +280,3 @@ class VecNormalize(SB3VecNormalize):
         env.__setstate__(state)
         env.set_venv(venv)
         return env
-
-
-class _Pickler(pickle.Pickler):
-    """Writes numpy objects by numpy's public names: numpy 2 pickles by module names that numpy 1 does not have."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, np.ndarray):
-            return np.array, (obj.tolist(), obj.dtype)
-        if isinstance(obj, np.generic):
-            return type(obj), (obj.item(),)
-        if isinstance(obj, np.random.Generator):
-            # Of a space that was seeded, as algorithms do. Its state differs between versions; a seed from it does not.
-            return np.random.default_rng, (int(deepcopy(obj).integers(2**31)),)
-        return NotImplemented
-
-
-class _AnyState:
-    """Stands in for a bit generator whose state this numpy cannot read."""
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _new_generator(*args: Any) -> np.random.Generator:
-    return np.random.default_rng()
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads stock files of numpy 2 with numpy 1, except the random state of seeded spaces."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "numpy.random._pickle":
-            return _new_generator if name == "__generator_ctor" else _AnyState
-        if module.startswith("numpy._core") and not hasattr(np, "_core"):
-            module = module.replace("numpy._core", "numpy.core", 1)
-        return super().find_class(module, name)

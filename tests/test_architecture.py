@@ -23,7 +23,7 @@ LAYERS = [
     # environments; buffers; and what algorithms are made of, which knows neither
     {"vec_env", "infos", "envs", "wrappers", "normalize", "vec_task", "rendering",
      "buffers", "replay_buffer", "storage",
-     "running_mean_std", "fast_mlp", "flat_adam", "exploration", "cuda_graph", "host"},
+     "running_mean_std", "fast_mlp", "flat_adam", "exploration", "cuda_graph", "host", "portable_pickle"},
     {"off_policy", "replay_files", "training_log"},
     {"ppo", "ppo_policy", "ppo_rollout", "ppo_update", "dqn", "dqn_networks", "ddpg", "ddpg_networks"},
     {"evaluation", "video", "curves", "reference", "check"},
@@ -112,7 +112,7 @@ def test_buffers_never_see_an_environment() -> None:
 
 
 def test_what_algorithms_are_made_of_knows_no_environment_and_no_buffer() -> None:
-    for module in ("running_mean_std", "fast_mlp", "flat_adam", "exploration", "cuda_graph", "host"):
+    for module in ("running_mean_std", "fast_mlp", "flat_adam", "exploration", "cuda_graph", "host", "portable_pickle"):
         assert not IMPORTS[module] & (LAYERS[1] | {"vec_env", "envs", "wrappers", "normalize", "buffers", "replay_buffer"})
 
 
