@@ -113,6 +113,17 @@ def test_time_limit():
         assert (env.progress == (0 if step == 3 else step % 3)).all()
 
 
+def test_a_time_out_is_a_reset():
+    """The step after a time-out goes on from the new start."""
+    env = make(max_episode_length=2)
+    env.reset()
+    put(env, dof_state=[1.0, 0.0, 0.0, 0.0])
+    result = copied(env.step(th.zeros(N, 1)))
+    assert result.truncated.all() and (result.final_obs[:, 0] > 0.9).all()
+    after = env.step(th.zeros(N, 1))
+    assert (after.final_obs - result.obs).abs().max() < 0.2
+
+
 def test_never_both():
     """A failure on the very last step is a failure only."""
     env = make()

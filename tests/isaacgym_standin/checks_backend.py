@@ -41,25 +41,27 @@ def counts():
 
 @pytest.mark.parametrize("n_envs", [1, 5, 32])
 def test_equals_the_embedded_simulator_bit_for_bit(n_envs):
-    ours, theirs = make(n_envs, 3), backends.make("torch", n_envs, "cpu", 3)
+    task = {"max_episode_length": 22}
+    ours, theirs = make(n_envs, 3, **task), backends.make("torch", n_envs, "cpu", 3, **task)
     assert th.equal(ours.reset(), theirs.reset())
     generator = th.Generator().manual_seed(0)
-    ended = 0
+    failed = timed_out = 0
     for step in range(300):
-        actions = (th.rand(n_envs, 1, generator=generator) * 4 - 2) * (step % 3 == 0)
+        actions = (th.rand(n_envs, 1, generator=generator) * 4 - 2) * (step % 3 == 0 or step > 120)
         mine, other = ours.step(actions), theirs.step(actions)
         for x, y in zip(mine, other):
             assert th.equal(x, y), step
         assert th.equal(ours.progress, theirs.progress) and th.equal(ours.dof_state, theirs.dof_state)
         assert th.equal(ours.force, theirs.force)
-        ended += int((mine.terminated | mine.truncated).sum())
+        failed += int(mine.terminated.sum())
+        timed_out += int(mine.truncated.sum())
         if step == 150:
             assert th.equal(ours.reset(), theirs.reset())
         if step == 200:
             swapped = theirs.get_state()
             theirs.set_state(ours.get_state())
             ours.set_state(swapped)
-    assert ended >= 5 * n_envs
+    assert failed >= 2 * n_envs and timed_out >= 2 * n_envs
 
 
 def test_views_go_the_way_of_separate_processes():
