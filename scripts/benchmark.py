@@ -368,6 +368,8 @@ def main() -> None:
     parser.add_argument("--row", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sys.path.insert(0, str(HERE))
+    import sb3_isaac  # noqa: F401  # before torch, which Isaac Gym wants to precede where it is installed
+
     rows = make_rows()
     if args.row is not None:
         (row,) = (row for row in rows if row.name == args.row)

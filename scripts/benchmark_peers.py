@@ -80,8 +80,8 @@ def make_skrl(vec_env: Any, folder: str) -> Peer:
         "policy": gaussian_model(**common, network=network, output="ACTIONS"),
         "value": deterministic_model(**common, network=network, output="ONE"),
     }
-    for role, model in models.items():
-        model.init_state_dict(role=role)
+    for model in models.values():
+        model.init_state_dict()
     cfg: Dict[str, Any] = dict(rollouts=HORIZON, learning_epochs=EPOCHS, mini_batches=env.minibatches)
     cfg.update(discount_factor=GAMMA, gae_lambda=GAE_LAMBDA, learning_rate=LEARNING_RATE, ratio_clip=CLIP_RANGE)
     cfg.update(value_loss_scale=VALUE_COEF, value_clip=0.0, grad_norm_clip=MAX_GRAD_NORM, time_limit_bootstrap=True)
@@ -182,8 +182,7 @@ def rate_of(name: str, n_envs: int) -> Callable[[argparse.Namespace], float]:
 
         th.manual_seed(0)
         vec_env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", n_envs, device=args.device, seed=0)
-        cuda = str(args.device).startswith("cuda")
-        synchronize: Callable[[], Any] = th.cuda.synchronize if cuda else lambda: None
+        synchronize: Callable[[], Any] = th.cuda.synchronize if "cuda" in str(args.device) else lambda: None
         with tempfile.TemporaryDirectory() as folder:
             env, iterate, parameters = make(vec_env, folder)
             before = [p.detach().clone() for p in parameters]
