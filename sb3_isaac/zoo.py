@@ -148,7 +148,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if kwargs.get("trial_id") is not None:
             if not (self.storage and self.study_name):
                 raise ValueError(f"--trial-id {self.trial_id} needs --storage and --study-name.")
-            self.trial_id = str(self.trial_id)  # rl_zoo3 takes the number 0 for none
+            self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # rl_zoo3 takes the number 0 for none
 
     def _searches(self) -> bool:
         return self.optimize_hyperparameters and self.algo in ALGOS
@@ -164,7 +164,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 del hyperparams[key], saved[key]
         if self._searches():
             self.search = zoo_optuna.Search(self, hyperparams)
-        known = set(ZOO_KEYS) | _argument_names(self.algorithm_class)
+        known = set(ZOO_KEYS) | _argument_names(self.algorithm_class) | set(zoo_optuna.SETTINGS if self.search else ())
         for key in hyperparams:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)

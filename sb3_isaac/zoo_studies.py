@@ -1,0 +1,263 @@
+"""Optuna studies that several processes and machines share: storages, workers that died, seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import random
+import socket
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+LOCK_TIMEOUT = 30
+"""Seconds to wait for a storage that another process has locked, or for a server that does not answer."""
+HEARTBEAT, GRACE = 15, 60
+"""A trial in a database says every so many seconds that it is alive, and is failed when it was silent for so long."""
+JOURNAL_GRACE = 15
+"""Seconds after which the lock on a journal file is taken from a worker that was killed while writing."""
+
+
+class StorageError(RuntimeError):
+    """A study, or where it is stored, cannot be used. The message says why, in one sentence."""
+
+
+def shown(storage: Optional[str]) -> str:
+    """A storage's address without the password."""
+    if storage is None:
+        return "memory"
+    try:
+        return str(make_url(storage).render_as_string(hide_password=True))
+    except ArgumentError:
+        return storage
+
+
+@contextlib.contextmanager
+def explained(storage: Optional[str]) -> Iterator[None]:
+    """Errors of a storage as one sentence.
+
+    :raises StorageError: instead of what SQLAlchemy, Optuna and the database driver raise
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause: BaseException = error
+        while isinstance(cause, StorageInternalError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        if "locked" in text:
+            text += f" (by another process, for more than {LOCK_TIMEOUT} s: stop it, or try again later)"
+        raise StorageError(f"The study's storage {shown(storage)} cannot be used: {text}") from error
+
+
+def open_storage(storage: Optional[str], must_exist: bool = False) -> Any:
+    """Optuna's storage for zoo's ``--storage``: None (memory), ``FILE.log`` (a journal file) or the URL of a database.
+
+    Databases get heartbeats, so that the trials of a killed worker do not stay unfinished.
+
+    :param must_exist: do not make a file that does not exist
+    :raises StorageError: locked, unreachable, not a study's storage, or no driver for it installed
+    """
+    if storage is None:
+        return None
+    path = _file_of(storage)
+    if path is not None and must_exist and not path.is_file():
+        raise StorageError(f"There is no study in {storage}: {path} does not exist.")
+    if storage.endswith(".log"):
+        return _open_journal(Path(storage))
+    if storage.startswith("redis"):
+        return storage  # Optuna opens it
+    if path is not None and not path.absolute().parent.is_dir():
+        raise StorageError(f"The study cannot be stored in {storage}: the folder {path.parent} does not exist.")
+    with explained(storage), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        try:
+            return _open_database(storage)
+        except ImportError as error:
+            what = "psycopg2-binary and write postgresql+psycopg2://" if storage.startswith("postgresql") else "the driver"
+            raise StorageError(f"Nothing installed opens {shown(storage)} ({error.__cause__}): install {what}.") from error
+        except ArgumentError as error:
+            raise StorageError(
+                f"--storage {storage!r} is neither a journal file (NAME.log) nor the URL of a database (such as sqlite:///NAME.db)."
+            ) from error
+
+
+def _open_database(storage: str) -> Any:
+    for remaining in reversed(range(10)):
+        try:
+            return optuna.storages.RDBStorage(
+                storage, _engine_kwargs(storage), heartbeat_interval=HEARTBEAT, grace_period=GRACE
+            )
+        except DBAPIError as error:
+            # Workers that start together on a new database all want to make its tables, and all but one fail.
+            if remaining == 0 or not any(text in str(error).lower() for text in ("already exists", "unique", "duplicate")):
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError
+
+
+def _file_of(storage: str) -> Optional[Path]:
+    """The file that a storage is in, if it is one."""
+    if storage.endswith(".log"):
+        return Path(storage)
+    with contextlib.suppress(ArgumentError):
+        url = make_url(storage)
+        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+            return Path(str(url.database))
+    return None
+
+
+def _engine_kwargs(storage: str) -> Dict[str, Any]:
+    """How long to wait, in the words of each driver."""
+    with contextlib.suppress(ArgumentError):
+        url = make_url(storage)
+        if url.get_backend_name() == "sqlite":
+            return {"connect_args": {"timeout": LOCK_TIMEOUT}}
+        if url.get_driver_name() in ("psycopg", "psycopg2", "pymysql", "mysqldb"):
+            return {"connect_args": {"connect_timeout": LOCK_TIMEOUT}, "pool_pre_ping": True}
+    return {}
+
+
+def _open_journal(path: Path) -> Any:
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    # Absolute, for the lock is a link to it. A relative link would be looked up in the file's own folder.
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.exists():
+            with open(path, "rb") as file:
+                first = file.readline()
+            if first and "op_code" not in json.loads(first):
+                raise ValueError
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), JOURNAL_GRACE)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{path} is not a journal file of Optuna, or is damaged: choose another --storage.") from error
+
+
+def load_study(storage: Optional[str], name: str) -> Any:
+    """An existing study.
+
+    :raises StorageError: there is none of that name, or its storage cannot be used
+    """
+    opened = open_storage(storage, must_exist=True)
+    with explained(storage):
+        try:
+            return optuna.load_study(study_name=name, storage=opened)
+        except KeyError as error:
+            names = ", ".join(optuna.get_all_study_names(opened)) or "none"
+            raise StorageError(f"There is no study {name!r} in {shown(storage)}; studies there: {names}.") from error
+
+
+def open_study(storage: Optional[str], name: Optional[str], sampler: Any, pruner: Any, purpose: Dict[str, str]) -> Any:
+    """A study to add trials to, made if it does not exist.
+
+    :param purpose: what the trials are about (algorithm, environment); kept with the study
+    :raises StorageError: the study holds other trials, which ours would spoil, or its storage cannot be used
+    """
+    opened = open_storage(storage)
+    with explained(storage):
+        study = optuna.create_study(
+            storage=opened, study_name=name, sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
+        )
+        # In this order: another worker that starts at the same time says its purpose before its first trial.
+        has_trials = len(study.get_trials(deepcopy=False)) > 0
+        found = study.user_attrs.get("purpose")
+        if list(study.directions) != [StudyDirection.MAXIMIZE] or (has_trials or found is not None) and found != purpose:
+            about = " ".join((found or {"": "trials of another program"}).values())
+            where = f"Study {name!r} in {shown(storage)}"
+            raise StorageError(f"{where} is about something else ({about}): choose another --study-name.")
+        if found is None:
+            study.set_user_attr("purpose", purpose)
+            study.set_user_attr("command", _command(storage))
+    return study
+
+
+def _command(storage: Optional[str]) -> str:
+    return " ".join(shown(storage) if word == storage else word for word in sys.argv)
+
+
+# -- workers ---------------------------------------------------------------------------------------------------------
+
+
+def this_worker() -> Dict[str, Any]:
+    """Which process runs a trial: its number, and the machine (or container) where that number means something."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": f"{socket.gethostname()} {namespace}".strip(), "pid": os.getpid()}
+
+
+def fail_dead_trials(study: Any) -> int:
+    """Give up the trials whose worker was killed. Without this they would stay "running" for ever.
+
+    A worker of this machine is known by its process. Those of other machines are known by their heartbeats, which only
+    databases have: Optuna looks at these itself before each trial.
+
+    :return: how many
+    """
+    here, n_failed = this_worker(), 0
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        worker = trial.user_attrs.get("worker")
+        if worker is None:  # killed between its first breath and its first word, or about to say it
+            dead = trial.datetime_start < datetime.datetime.now() - datetime.timedelta(seconds=GRACE)
+        else:
+            dead = worker["host"] == here["host"] and worker["pid"] != here["pid"] and not _is_alive(worker["pid"])
+        if dead:
+            with contextlib.suppress(ValueError, RuntimeError):  # another worker was faster
+                study.tell(trial.number, state=TrialState.FAIL)
+                n_failed += 1
+    return n_failed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class SeededByTrial(BaseSampler):  # type: ignore[misc]
+    """A sampler whose random numbers depend on the seed and the number of the trial, and not on the worker.
+
+    With one sampler per worker, workers that were given the same seed would all try the same.
+
+    :param make_sampler: makes a sampler that keeps nothing between trials (TPE, random), given a seed
+    """
+
+    def __init__(self, make_sampler: Callable[[int], BaseSampler], seed: int) -> None:
+        self._make_sampler, self._seed = make_sampler, seed
+        self._samplers: Dict[int, BaseSampler] = {}
+
+    def before_trial(self, study: Any, trial: Any) -> None:
+        self._samplers[trial.number] = self._make_sampler((self._seed + 1_000_003 * trial.number) % 2**32)
+        self._samplers[trial.number].before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+        return self._samplers[trial.number].infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
+        return self._samplers[trial.number].sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return self._samplers[trial.number].sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+        sampler = self._samplers.pop(trial.number, None)
+        if sampler is not None:  # as it is for another worker's trial, given up here
+            sampler.after_trial(study, trial, state, values)
