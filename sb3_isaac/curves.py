@@ -12,6 +12,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
+from sb3_isaac.reward_log import COLUMNS, FILE_NAME
+
 N_POINTS = 200
 """Points of a drawn curve."""
 REFERENCE_ENVS = 128
@@ -71,35 +73,23 @@ def training_curve(run: str, x_axis: str, window: int) -> Curve:
     return x[width - 1 :], mean
 
 
-def reward_rate_curve(run: str, steps: int) -> Curve:
-    """Mean reward per step in windows of ``steps`` environment steps, from the monitor files.
+def reward_rate_curve(path: str) -> Curve:
+    """Environment steps (of all environments) and mean reward per step, in windows.
 
-    The reward of an episode is spread evenly over its steps. Steps of episodes that have not finished are not in the file, so
-    the curve lags by up to an episode per environment.
-    """
-    episodes = _read_monitor(run)
-    ends = np.concatenate([[0.0], np.cumsum(episodes["l"])])
-    total = np.concatenate([[0.0], np.cumsum(episodes["r"])])
-    edges = np.arange(0.0, ends[-1] + 1.0, steps)
-    if len(edges) < 2:
-        edges = np.array([0.0, ends[-1]])
-    return (edges[1:] + edges[:-1]) / 2, np.diff(np.interp(edges, ends, total)) / np.diff(edges)
-
-
-def reference_curve(path: str) -> Curve:
-    """A learning curve of real Isaac Gym: columns window_first_step, window_last_step, mean_reward (empty: none).
-
-    :return: environment steps (of all :data:`REFERENCE_ENVS` environments) and mean reward per step
+    :param path: a file of :class:`~sb3_isaac.reward_log.RewardLog`, or a public curve of real Isaac Gym in tests/data, which
+        has the same columns (and :data:`REFERENCE_ENVS` environments, and an empty first window)
+    :raises FileNotFoundError: the run was trained without RewardLog
     :raises ValueError: the file has other columns
     """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no {path}: train with RewardLog, as the Seed entries do, or plot another --curve.")
     with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = {"window_first_step", "window_last_step", "mean_reward"}
-    if not rows or not columns <= set(rows[0]):
-        raise ValueError(f"{path} is not a reference curve: it needs the columns {', '.join(sorted(columns))}.")
-    known = [row for row in rows if row["mean_reward"]]
-    middle = [(float(row["window_first_step"]) + float(row["window_last_step"]) + 1.0) / 2.0 for row in known]
-    return np.array(middle) * REFERENCE_ENVS, np.array([float(row["mean_reward"]) for row in known])
+        rows = [row for row in csv.DictReader(file) if row.get("mean_reward") != ""]
+    if not rows or not set(COLUMNS[:3]) <= set(rows[0]):
+        raise ValueError(f"{path} is no curve of rewards: it needs the columns {', '.join(COLUMNS[:3])} and a row of numbers.")
+    middle = [(float(row[COLUMNS[0]]) + float(row[COLUMNS[1]]) + 1.0) / 2.0 for row in rows]
+    n_envs = int(rows[0].get("n_envs") or REFERENCE_ENVS)
+    return np.array(middle) * n_envs, np.array([float(row["mean_reward"]) for row in rows])
 
 
 def _read_monitor(run: str) -> Dict[str, np.ndarray]:
@@ -208,7 +198,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         help="eval: mean returns of the evaluations; train: returns of the training episodes; reward-rate: mean reward per "
         "training step (default: eval by steps, train by seconds, reward-rate with --reference)",
     )
-    parser.add_argument("-w", "--window", type=int, help="averages over: episodes (train, 100) or steps (reward-rate, 12800)")
+    parser.add_argument("-w", "--window", type=int, help="training episodes to average (default: 100)", default=100)
     parser.add_argument("--reference", nargs="+", default=[], metavar="CSV", help="curves of real Isaac Gym to lay over")
     parser.add_argument("-max", "--max-timesteps", type=float, help="end of the x axis")
     parser.add_argument("-o", "--output", help="file to write (.png, .svg, .pdf); without it, a window is opened")
@@ -219,9 +209,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         raise ValueError(f"The curve {kind!r} has no times: use --curve train with --x-axis seconds.")
     if args.reference and kind != "reward-rate":
         raise ValueError("Reference curves are rewards per step: use --curve reward-rate with --reference.")
-    window = args.window or (100 * REFERENCE_ENVS if kind == "reward-rate" else 100)
-    if window < 1:
-        raise ValueError(f"--window must be at least 1, got {window}.")
+    if args.window < 1:
+        raise ValueError(f"--window must be at least 1, got {args.window}.")
     groups = [(folder, algo, env_id) for folder in args.folder for algo in args.algo for env_id in args.env]
     labels = args.labels or [_label(group, args) for group in groups]
     if len(labels) != len(groups):
@@ -230,10 +219,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     pyplot = import_pyplot(show=args.output is None)
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     for group, label in zip(groups, labels):
-        curves = [_read_curve(run, kind, args.x_axis, window) for run in find_runs(*group)]
+        curves = [_read_curve(run, kind, args.x_axis, args.window) for run in find_runs(*group)]
         draw(axes, curves, label)
     for path in args.reference:
-        x, y = reference_curve(path)
+        x, y = reward_rate_curve(path)
         name = os.path.splitext(os.path.basename(path))[0]
         axes.plot(x, y, label=f"Isaac Gym: {name}", linestyle="--", color="0.25", linewidth=1.5)
     if args.max_timesteps is not None:
@@ -261,4 +250,6 @@ def _label(group: Tuple[str, str, str], args: argparse.Namespace) -> str:
 def _read_curve(run: str, kind: str, x_axis: str, window: int) -> Curve:
     if kind == "eval":
         return evaluation_curve(run)
-    return reward_rate_curve(run, window) if kind == "reward-rate" else training_curve(run, x_axis, window)
+    if kind == "reward-rate":
+        return reward_rate_curve(os.path.join(run, FILE_NAME))
+    return training_curve(run, x_axis, window)

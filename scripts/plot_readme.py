@@ -19,6 +19,7 @@ from typing import Any, Dict, List
 
 import sb3_isaac.zoo  # noqa: F401  # registers what rl_zoo3 needs to know
 from sb3_isaac import curves
+from sb3_isaac.reward_log import FILE_NAME
 from sb3_isaac.video import play_frames
 from sb3_isaac.zoo_models import add_agent_arguments, load_agent
 
@@ -71,9 +72,9 @@ def draw_overlay(pyplot: Any, folder: str) -> Any:
     figure, all_axes = pyplot.subplots(1, 3, figsize=(10.0, 3.4), sharey=True, layout="constrained")
     for axes, algo in zip(all_axes, COLORS):
         runs = curves.find_runs(folder, algo, env_of(algo, "Seed"))
-        ours = [curves.reward_rate_curve(run, 100 * curves.REFERENCE_ENVS) for run in runs]
+        ours = [curves.reward_rate_curve(str(Path(run, FILE_NAME))) for run in runs]
         curves.draw(axes, ours, "embedded simulator", COLORS[algo])
-        x, y = curves.reference_curve(str(ROOT / "tests" / "data" / f"seed_curve_{algo}.csv"))
+        x, y = curves.reward_rate_curve(str(ROOT / "tests" / "data" / f"seed_curve_{algo}.csv"))
         axes.plot(x, y, color="0.2", linestyle="--", linewidth=1.3, label="Isaac Gym, public run")
         curves.style(axes, "environment steps", "mean reward per step" if algo == "ppo" else "", algo.upper())
     return figure

@@ -25,6 +25,7 @@ from matplotlib import pyplot  # noqa: E402
 import sb3_isaac.zoo  # noqa: E402
 from sb3_isaac import curves, video  # noqa: E402
 from sb3_isaac.commands import evaluate_main, record_video_main, video_main  # noqa: E402
+from sb3_isaac.reward_log import RewardLog  # noqa: E402
 from sb3_isaac.video import play_frames, write_video  # noqa: E402
 
 ENV_ID = "IsaacGymCartpole-v0"
@@ -56,6 +57,8 @@ def make_runs(folder: Path, n_runs: int, algo: str = "ppo", env_id: str = ENV_ID
             writer.write_row({"r": k + 10.0 * i, "l": 10 + k, "t": 0.1 * (k + 1)})
         writer.close()
         results = 100.0 * np.arange(5)[:, None] + i + np.zeros((5, 8))
+        rows = "".join(f"{100 * k},{100 * k + 99},{k / 50},2\n" for k in range(50))
+        (run / "reward_rate.csv").write_text("window_first_step,window_last_step,mean_reward,n_envs\n" + rows)
         np.savez(run / "evaluations.npz", timesteps=1000 * np.arange(1, 6), results=results, ep_lengths=results.astype(int))
     return runs
 
@@ -230,21 +233,48 @@ def test_training_curves(logs: Path) -> None:
     np.testing.assert_allclose(x, np.cumsum(lengths)[99:])
     seconds, _ = curves.training_curve(run, "seconds", window=100)
     np.testing.assert_allclose(seconds, 0.1 * np.arange(100, 301), atol=1e-6)
-    x, rate = curves.reward_rate_curve(run, steps=1000)
-    assert (np.diff(rate) > 0).all() and rate[0] > 0 and rate[-1] < 299 / 309
-    total = lengths.sum() // 1000 * 1000
-    assert rate.sum() * 1000 == pytest.approx(np.interp(total, np.cumsum(lengths), np.cumsum(np.arange(300.0))))
+
+
+@pytest.mark.parametrize("algorithm, wrapped", [("PPO", False), ("PPO", True), ("DDPG", False)])
+def test_reward_log(algorithm: str, wrapped: bool, tmp_path: Path) -> None:
+    env: Any = sb3_isaac.make_vec_env(ENV_ID, 4, device="cpu", seed=0, max_episode_length=12, monitor_dir=str(tmp_path))
+    rewards: List[np.ndarray] = []
+    step = env.tensor_env.step
+
+    def remember(actions: th.Tensor) -> Any:
+        result = step(actions)
+        rewards.append(result.reward.clone().numpy())
+        return result
+
+    env.tensor_env.step = remember
+    if wrapped:
+        env = sb3_isaac.VecNormalize(env)
+    options = {"n_steps": 20, "batch_size": 80} if algorithm == "PPO" else {"learning_starts": 4000}
+    model = getattr(sb3_isaac, algorithm)("MlpPolicy", env, device="cpu", seed=0, **options)
+    model.learn(4 * 60, callback=RewardLog(window=20))
+    assert len(rewards) == 60
+    x, y = curves.reward_rate_curve(str(tmp_path / "reward_rate.csv"))
+    np.testing.assert_allclose(y, np.array(rewards).reshape(3, -1).mean(axis=1), atol=2e-6)
+    assert list(x) == [4 * 10, 4 * 30, 4 * 50]
+
+
+def test_reward_log_elsewhere() -> None:
+    env = sb3_isaac.make_vec_env(ENV_ID, 2, device="cpu")
+    balancing_model(env).learn(32, callback=RewardLog(window=2))  # no monitor file, nothing to write
+    model = PPO("MlpPolicy", "CartPole-v1", device="cpu", n_steps=8, batch_size=8)
+    with pytest.raises(ValueError, match="RewardLog needs an IsaacVecEnv, not DummyVecEnv"):
+        model.learn(8, callback=RewardLog())
 
 
 def test_reference_curves() -> None:
-    x, y = curves.reference_curve(str(DATA / "seed_curve_ppo.csv"))
+    x, y = curves.reward_rate_curve(str(DATA / "seed_curve_ppo.csv"))
     assert x[0] == 50 * 128 and y[0] == 0.61275
-    x, y = curves.reference_curve(str(DATA / "seed_curve_dqn.csv"))
+    x, y = curves.reward_rate_curve(str(DATA / "seed_curve_dqn.csv"))
     assert x[0] == 150 * 128 and y[0] == 0.24185, "the first window has no value"
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["-x", "seconds"], ["--curve", "train"], ["--reference", str(DATA / "seed_curve_ppo.csv"), "-w", "5000"]]
+    "flags", [[], ["-x", "seconds"], ["--curve", "train"], ["--reference", str(DATA / "seed_curve_ppo.csv")]]
 )
 def test_plot(flags: List[str], logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: List[Any] = []
@@ -268,6 +298,7 @@ def test_plot_mistakes(logs: Path, tmp_path: Path) -> None:
     (bare,) = make_runs(tmp_path, 1, "dqn", "IsaacGymCartpoleDiscrete-v0")
     (bare / "evaluations.npz").unlink()
     (bare / "0.monitor.csv").unlink()
+    (bare / "reward_rate.csv").unlink()
     bad_csv = tmp_path / "bad.csv"
     bad_csv.write_text("step,reward\n1,2\n")
     discrete = ["-e", "IsaacGymCartpoleDiscrete-v0", "-f", str(tmp_path), "-a", "dqn", "-o", str(output)]
@@ -276,8 +307,9 @@ def test_plot_mistakes(logs: Path, tmp_path: Path) -> None:
         (["-e", ENV_ID, "-f", "nowhere", "-o", str(output)], FileNotFoundError, "No run of ppo on"),
         (discrete, FileNotFoundError, "has no evaluations.npz"),
         ([*discrete, "--curve", "train"], FileNotFoundError, "has no monitor file"),
-        ([*flags, "--reference", str(bad_csv)], ValueError, "not a reference curve"),
-        ([*flags, "--reference", "nowhere.csv"], FileNotFoundError, "nowhere.csv"),
+        ([*flags, "--reference", str(bad_csv)], ValueError, "no curve of rewards"),
+        ([*flags, "--reference", "nowhere.csv"], FileNotFoundError, "There is no nowhere.csv"),
+        ([*discrete, "--curve", "reward-rate"], FileNotFoundError, "reward_rate.csv: train with RewardLog"),
         ([*flags, "--curve", "eval", "-x", "seconds"], ValueError, "has no times"),
         ([*flags, "--curve", "train", "--reference", str(bad_csv)], ValueError, "use --curve reward-rate"),
         ([*flags, "-l", "one", "two"], ValueError, "as many --labels"),
