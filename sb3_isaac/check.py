@@ -97,7 +97,7 @@ def compare(backend: str, device: str, record: Optional[str]) -> int:
         if backend == "auto":
             backend, why = probe.choose(resolved)
             print(f"backend='auto' is '{backend}': {why}")
-        if backend == "isaacgym" and os.environ.get(_CHILD) is None and probe.import_problem() is None:
+        if backend == "isaacgym" and os.environ.get(probe.CHILD_VARIABLE) is None and probe.import_problem() is None:
             return _compare_in_child(str(resolved), record)
         steps, n_envs = reference.Reference.load().force.shape
         print(f"{backend} on {resolved}: {steps} steps of {n_envs} cartpoles against PhysX 5.3.1 ...", flush=True)
@@ -133,14 +133,11 @@ def _device_name(device: th.device) -> str:
     return th.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
-_CHILD = "SB3_ISAAC_CHECK_CHILD"
-
-
 def _compare_in_child(device: str, record: Optional[str]) -> int:
     """The same in a child process, whose crash can be explained."""
     command = [sys.executable, "-m", "sb3_isaac.check", "--backend", "isaacgym", "--device", device]
-    environment = {**os.environ, _CHILD: "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    child = subprocess.run(command + ([] if record is None else ["--record", record]), env=environment, check=False)
+    command += [] if record is None else ["--record", record]
+    child = subprocess.run(command, env=probe.child_environment(), check=False)
     if child.returncode < 0:
         print(f"sb3-isaac check: {probe.explain_crash(child.returncode, '', device)}", file=sys.stderr)
         return 1

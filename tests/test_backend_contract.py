@@ -1,7 +1,7 @@
 """The tensor contract of sb3_isaac/backends/base.py, line by line.
 
 Runs on the embedded simulator here, and once more on the Isaac Gym backend over the stand-in: see test_isaacgym_backend.py,
-which starts this file in a child process with SB3_ISAAC_TEST_BACKEND=isaacgym.
+which starts this file in a child process with SB3_ISAAC_TEST_BACKEND=isaacgym. SB3_ISAAC_TEST_DEVICE=cuda runs it on a GPU.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from sb3_isaac import backends
 from sb3_isaac.backends.base import StepResult, TensorEnv
 
 BACKEND = os.environ.get("SB3_ISAAC_TEST_BACKEND", "torch")
+DEVICE = os.environ.get("SB3_ISAAC_TEST_DEVICE", "cpu")
 N = 64
 
 
 def make(n_envs: int = N, seed: int = 0, **task: object) -> TensorEnv:
-    return backends.make(BACKEND, n_envs, "cpu", seed, **task)
+    return backends.make(BACKEND, n_envs, DEVICE, seed, **task)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,14 +35,14 @@ def one_simulator():
 def put(env: TensorEnv, dof_state=None, progress=None) -> None:
     state = env.get_state()
     if dof_state is not None:
-        state["dof_state"] = th.as_tensor(dof_state, dtype=th.float32).expand(env.n_envs, 4).clone()
+        state["dof_state"] = th.as_tensor(dof_state, dtype=th.float32, device=env.device).expand(env.n_envs, 4).clone()
     if progress is not None:
         state["progress"].fill_(progress)
     env.set_state(state)
 
 
 def random_actions(env: TensorEnv, generator: th.Generator) -> th.Tensor:
-    return th.rand(env.n_envs, env.action_dim, generator=generator) * 2 - 1
+    return (th.rand(env.n_envs, env.action_dim, generator=generator) * 2 - 1).to(env.device)
 
 
 def copied(result: StepResult) -> StepResult:
@@ -54,7 +55,7 @@ def test_shapes_dtypes_and_device(n_envs):
     assert (env.n_envs, env.obs_dim, env.action_dim, env.max_episode_length) == (n_envs, 4, 1, 500)
     assert isinstance(env.device, th.device)
     obs = env.reset()
-    result = env.step(th.zeros(n_envs, 1))
+    result = env.step(th.zeros(n_envs, 1, device=DEVICE))
     for name, tensor in [("reset", obs), *result._asdict().items()]:
         bools = name in ("terminated", "truncated")
         assert tensor.dtype == (th.bool if bools else th.float32), name
@@ -76,7 +77,7 @@ def test_same_step_reset():
         done = result.terminated | result.truncated
         n_done += int(done.sum())
         assert th.equal(result.obs[~done], result.final_obs[~done])
-        assert (result.obs[done].abs() <= th.tensor([0.1, 0.25, 0.1, 0.25])).all()
+        assert (result.obs[done].abs() <= th.tensor([0.1, 0.25, 0.1, 0.25], device=DEVICE)).all()
         failed = (result.final_obs[:, 0].abs() > 3) | (result.final_obs[:, 2].abs() > th.pi / 2)
         assert th.equal(failed, result.terminated)
         assert (result.reward[failed] == -2.0).all() and (result.reward[~failed] > -2.0).all()
@@ -93,9 +94,9 @@ def test_reset_goes_on_from_what_was_returned():
     env = make()
     env.reset()
     put(env, dof_state=[0.0, 0.0, 1.57, 8.0])
-    result = copied(env.step(th.zeros(N, 1)))
+    result = copied(env.step(th.zeros(N, 1, device=DEVICE)))
     assert result.terminated.all()
-    after = env.step(th.zeros(N, 1))
+    after = env.step(th.zeros(N, 1, device=DEVICE))
     assert not after.terminated.any()
     # at 2 x 8.3 ms and no force, the angle changes by its velocity times the time, and a little gravity
     expected = result.obs[:, 2] + 0.0166 * result.obs[:, 3]
@@ -107,7 +108,7 @@ def test_time_limit():
     env = make(max_episode_length=4)
     env.reset()
     for step in (1, 2, 3, 4):
-        result = env.step(th.zeros(N, 1))
+        result = env.step(th.zeros(N, 1, device=DEVICE))
         assert not result.terminated.any()
         assert result.truncated.all() if step == 3 else not result.truncated.any()
         assert (env.progress == (0 if step == 3 else step % 3)).all()
@@ -118,9 +119,9 @@ def test_a_time_out_is_a_reset():
     env = make(max_episode_length=2)
     env.reset()
     put(env, dof_state=[1.0, 0.0, 0.0, 0.0])
-    result = copied(env.step(th.zeros(N, 1)))
+    result = copied(env.step(th.zeros(N, 1, device=DEVICE)))
     assert result.truncated.all() and (result.final_obs[:, 0] > 0.9).all()
-    after = env.step(th.zeros(N, 1))
+    after = env.step(th.zeros(N, 1, device=DEVICE))
     assert (after.final_obs - result.obs).abs().max() < 0.2
 
 
@@ -129,10 +130,10 @@ def test_never_both():
     env = make()
     env.reset()
     put(env, dof_state=[2.99, 50.0, 0.0, 0.0], progress=env.max_episode_length - 2)
-    result = env.step(th.zeros(N, 1))
+    result = env.step(th.zeros(N, 1, device=DEVICE))
     assert result.terminated.all() and not result.truncated.any()
     put(env, dof_state=[0.0, 0.0, 0.0, 0.0], progress=env.max_episode_length - 2)
-    result = env.step(th.zeros(N, 1))
+    result = env.step(th.zeros(N, 1, device=DEVICE))
     assert result.truncated.all() and not result.terminated.any()
     assert (result.reward > 0.99).all()
 
@@ -141,12 +142,12 @@ def test_progress_may_be_written_in_place():
     env = make()
     env.reset()
     address = env.progress.data_ptr()
-    env.step(th.zeros(N, 1))
-    env.progress.copy_(th.arange(N))
-    env.step(th.zeros(N, 1))
-    assert th.equal(env.progress, th.arange(N) + 1)
+    env.step(th.zeros(N, 1, device=DEVICE))
+    env.progress.copy_(th.arange(N, device=DEVICE))
+    env.step(th.zeros(N, 1, device=DEVICE))
+    assert th.equal(env.progress, th.arange(N, device=DEVICE) + 1)
     env.progress[3] = env.max_episode_length - 2
-    result = env.step(th.zeros(N, 1))
+    result = env.step(th.zeros(N, 1, device=DEVICE))
     assert result.truncated.nonzero().view(-1).tolist() == [3]
     env.reset()
     assert env.progress.data_ptr() == address and not env.progress.any()
@@ -157,27 +158,27 @@ def test_rewriting_progress_keeps_the_reset():
     env = make()
     env.reset()
     put(env, dof_state=[0.0, 0.0, 1.57, 8.0])
-    started = env.step(th.zeros(N, 1)).obs.clone()
+    started = env.step(th.zeros(N, 1, device=DEVICE)).obs.clone()
     env.progress.fill_(17)
-    assert (env.step(th.zeros(N, 1)).obs - started).abs().max() < 0.2
+    assert (env.step(th.zeros(N, 1, device=DEVICE)).obs - started).abs().max() < 0.2
 
 
 def test_actions_are_clipped():
     one, huge = make(seed=5), make(seed=5)
     one.reset(), huge.reset()
     for sign in (1.0, -1.0):
-        a, b = copied(one.step(th.full((N, 1), sign))), huge.step(th.full((N, 1), 7.5 * sign))
+        a, b = copied(one.step(th.full((N, 1), sign, device=DEVICE))), huge.step(th.full((N, 1), 7.5 * sign, device=DEVICE))
         for x, y in zip(a, b):
             assert th.equal(x, y)
     # and an action of 1 is max_effort: 400 N on 2 kg (with the pole's reaction) for 16.6 ms
     assert one.reset()[0, 1].abs() < 0.25
-    assert one.step(th.ones(N, 1)).obs[0, 1] > 2.0
+    assert one.step(th.ones(N, 1, device=DEVICE)).obs[0, 1] > 2.0
 
 
 def test_actions_are_not_changed():
     env = make()
     env.reset()
-    actions = th.full((N, 1), 3.0)
+    actions = th.full((N, 1), 3.0, device=DEVICE)
     env.step(actions)
     assert (actions == 3.0).all()
 
@@ -203,13 +204,13 @@ def test_seeds():
 
 
 def test_without_a_seed_every_environment_differs():
-    a, b = backends.make(BACKEND, 8, "cpu"), backends.make(BACKEND, 8, "cpu")
+    a, b = backends.make(BACKEND, 8, DEVICE), backends.make(BACKEND, 8, DEVICE)
     assert not th.equal(a.reset(), b.reset())
 
 
 def test_start_states_fill_their_ranges():
     obs = th.cat([make(seed=seed).reset() for seed in range(20)])
-    half = th.tensor([0.1, 0.25, 0.1, 0.25])
+    half = th.tensor([0.1, 0.25, 0.1, 0.25], device=DEVICE)
     assert (obs.abs() <= half).all()
     assert (obs.abs().amax(0) > 0.98 * half).all() and (obs.mean(0).abs() < 0.1 * half).all()
 
@@ -241,7 +242,7 @@ def test_environments_do_not_touch_each_other():
     alone = {}
     generator = th.Generator().manual_seed(0)
     sizes = {"train": N, "eval": 16, "one": 1}
-    script = {name: [th.rand(n, 1, generator=generator) * 2 - 1 for _ in range(80)] for name, n in sizes.items()}
+    script = {name: [(th.rand(n, 1, generator=generator) * 2 - 1).to(DEVICE) for _ in range(80)] for name, n in sizes.items()}
     for name, n_envs in sizes.items():
         env = make(n_envs, seed=n_envs)
         env.reset()
@@ -273,7 +274,7 @@ def test_a_step_does_not_wait_for_the_device():
     """No host synchronisation; for Isaac Gym one, which its API forces: it must be told how many environments are reset."""
     env = make()
     env.reset()
-    env.step(th.zeros(N, 1))
+    env.step(th.zeros(N, 1, device=DEVICE))
     generator = th.Generator().manual_seed(3)
     script = [random_actions(env, generator).sign() for _ in range(40)]
     guard = SyncGuard(allowed=["nonzero"] if BACKEND == "isaacgym" else [])
@@ -298,10 +299,10 @@ def test_a_step_does_not_wait_for_the_device():
 def test_state_stays_at_its_address():
     env = make()
     env.reset()
-    env.step(th.zeros(N, 1))
+    env.step(th.zeros(N, 1, device=DEVICE))
     addresses = (env.dof_state.data_ptr(), env.progress.data_ptr())
     for _ in range(30):
-        env.step(th.ones(N, 1))
+        env.step(th.ones(N, 1, device=DEVICE))
     env.reset()
     put(env, dof_state=[0.0, 0.0, 0.0, 0.0])
     assert (env.dof_state.data_ptr(), env.progress.data_ptr()) == addresses
@@ -310,24 +311,24 @@ def test_state_stays_at_its_address():
 def test_render_state_is_a_copy():
     env = make(4)
     env.reset()
-    env.step(th.full((4, 1), 0.5))
+    env.step(th.full((4, 1), 0.5, device=DEVICE))
     picture = env.render_state()
     assert picture["dof_state"].shape == (4, 4) and (picture["force"] == 200.0).all()
     assert (picture["max_effort"], picture["reset_dist"]) == (400.0, 3.0)
     before = picture["dof_state"].copy()
-    env.step(th.ones(4, 1))
+    env.step(th.ones(4, 1, device=DEVICE))
     assert (picture["dof_state"] == before).all()
 
 
 def test_close_twice():
     env = make(4)
     env.reset()
-    env.step(th.zeros(4, 1))
+    env.step(th.zeros(4, 1, device=DEVICE))
     env.close()
     env.close()
     again = make(4, seed=1)
     again.reset()
-    assert again.step(th.zeros(4, 1)).obs.isfinite().all()
+    assert again.step(th.zeros(4, 1, device=DEVICE)).obs.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -349,6 +350,6 @@ def test_task_parameters_take_effect():
     env = make(reset_dist=0.5, max_effort=40.0)
     env.reset()
     put(env, dof_state=[0.49, 3.0, 0.0, 0.0])
-    assert env.step(th.zeros(N, 1)).terminated.all()
+    assert env.step(th.zeros(N, 1, device=DEVICE)).terminated.all()
     put(env, dof_state=[0.0, 0.0, 0.0, 0.0])
-    assert env.step(th.ones(N, 1)).obs[0, 1] < 0.6
+    assert env.step(th.ones(N, 1, device=DEVICE)).obs[0, 1] < 0.6

@@ -67,15 +67,16 @@ def test_torch_first_is_explained():
 
 def import_first(monkeypatch, torch_is_there):
     """Run sb3_isaac/_isaacgym_first.py once more, as in a process that has imported torch already or has not."""
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("torch", "isaacgym")}
-    for name in before:
-        if name.startswith("isaacgym") or (name == "torch" and not torch_is_there):
-            monkeypatch.delitem(sys.modules, name)
     spec = importlib.util.spec_from_file_location("isaacgym_first_again", probe._isaacgym_first.__file__)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name in [name for name in sys.modules if name.split(".")[0] == "isaacgym" and name not in before]:
-        monkeypatch.delitem(sys.modules, name)
+    hidden = [name for name in sys.modules if name.split(".")[0] == "isaacgym"] + ([] if torch_is_there else ["torch"])
+    modules = {name: sys.modules.pop(name) for name in hidden}
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "isaacgym"]:
+            del sys.modules[name]
+        sys.modules.update(modules)
     monkeypatch.setattr(probe, "_isaacgym_first", module)
     return module
 
@@ -187,6 +188,12 @@ class TestChoice:
         assert self.probed == [("isaacgym", "cuda:1")]
         self.monkeypatch.setattr(probe, "try_in_child", lambda *args: probe.Report(True, "", 0.1))
         assert probe.choose(th.device("cuda:1"))[0] == "isaacgym"
+
+    def test_the_child_does_not_try_it_out_again(self):
+        self.monkeypatch.setattr(th.cuda, "get_device_capability", lambda device: (9, 0))
+        self.monkeypatch.setenv(probe.CHILD_VARIABLE, "1")
+        assert probe.why_not(th.device("cuda:0")) is None and self.probed == []
+        assert probe.child_environment()[probe.CHILD_VARIABLE] == "1"
 
     def test_too_late(self):
         self.monkeypatch.setattr(probe._isaacgym_first, "too_late", True)

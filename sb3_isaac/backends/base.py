@@ -69,6 +69,9 @@ class TensorEnv(ABC):
     def set_state(self, state: Dict[str, th.Tensor]) -> None:
         """Restore what :meth:`get_state` returned. The following steps then repeat exactly."""
 
+    def compile(self) -> None:  # noqa: B027  (most simulators have nothing to compile)
+        """Let torch.compile make a step faster, where it can. Results may then differ by rounding."""
+
     def close(self) -> None:  # noqa: B027  (most simulators have nothing to free)
         """Free what the simulator holds. Calling it twice is allowed."""
 

@@ -136,7 +136,7 @@ class CartpoleTensorEnv(TensorEnv):
     ) -> None:
         self.task = CartpoleTask.parse(**task_kwargs)
         self.n_envs = n_envs
-        self.device = th.device(device)
+        self.device = th.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there say
         self.max_episode_length = self.task.max_episode_length
         self.generator = th.Generator(self.device)
         self.seed(self.generator.seed() if seed is None else seed)

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from typing import NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch as th
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 SIM_ENVS_VARIABLE = "SB3_ISAAC_SIM_ENVS"
 """Environment variable: Isaac Gym's simulator is made for at least so many environments."""
+CHILD_VARIABLE = "SB3_ISAAC_CHILD"
+"""Environment variable: this process was started to see whether Isaac Gym crashes."""
 NEWEST_CAPABILITY = (8, 9)
 """Isaac Gym Preview 4 was built with CUDA 11 for GPUs up to the RTX 30 series and runs on the RTX 40 series (8.9). On newer
 ones (H100: 9.0, RTX 50: 12.0) it crashes: https://github.com/isaac-sim/IsaacGymEnvs/issues/220."""
@@ -139,8 +141,10 @@ def why_not(device: th.device) -> Optional[str]:
     problem = import_problem()
     if problem is None and device.type not in ("cuda", "cpu"):
         problem = f"Isaac Gym runs on CUDA and on the CPU, not on {device.type}."
-    if problem is None and device.type == "cuda" and th.cuda.get_device_capability(device) > NEWEST_CAPABILITY:
-        problem = try_in_child("isaacgym", str(device)).reason or None
+    in_child = os.environ.get(CHILD_VARIABLE) is not None  # this process is the one that may crash
+    if problem is None and device.type == "cuda" and not in_child:
+        if th.cuda.get_device_capability(device) > NEWEST_CAPABILITY:
+            problem = try_in_child("isaacgym", str(device)).reason or None
     return problem
 
 
@@ -167,6 +171,11 @@ def reserved_envs() -> int:
     return int(text)
 
 
+def child_environment() -> Dict[str, str]:
+    """The environment variables of a child process that may crash: it finds the same modules and tries nothing out itself."""
+    return {**os.environ, CHILD_VARIABLE: "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 @functools.lru_cache(maxsize=None)
 def try_in_child(backend: str, device: str) -> Report:
     """Make a small simulator and step it in a child process: a crash there is an answer, not a disaster.
@@ -174,7 +183,8 @@ def try_in_child(backend: str, device: str) -> Report:
     :param backend: "torch" or "isaacgym"
     :param device: as for :func:`sb3_isaac.backends.make`
     """
-    environment = {**os.environ, "SB3_ISAAC_HEADLESS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = child_environment()
+    environment["SB3_ISAAC_HEADLESS"] = "1"
     environment.pop(SIM_ENVS_VARIABLE, None)
     command = [sys.executable, "-m", "sb3_isaac.backends.probe_child", backend, device]
     try:

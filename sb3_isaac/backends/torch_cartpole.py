@@ -7,7 +7,7 @@ differs from continuous time, that difference is part of the task.
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Any, Tuple
 
 import torch as th
 
@@ -103,7 +103,11 @@ class TorchCartpole(CartpoleTensorEnv):
     """
 
     capturable = True
+    _advance: Any = staticmethod(advance)
+
+    def compile(self) -> None:
+        self._advance = th.compile(advance, dynamic=False, fullgraph=True)
 
     def step(self, actions: th.Tensor) -> StepResult:
-        result, self.force = advance(self.dof_state, self.progress, actions, self._uniform(), self.reset_width, self.task)
+        result, self.force = self._advance(self.dof_state, self.progress, actions, self._uniform(), self.reset_width, self.task)
         return result
