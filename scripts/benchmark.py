@@ -3,10 +3,7 @@
 Every row runs in a process of its own; the rows take turns, round after round, so that a busy moment of the machine hits all
 of them alike. Reported are medians over the rounds, the spread (lowest to highest) and the ratio to the row named as baseline.
 
-    python scripts/benchmark.py                    everything (about half an hour on two cores)
-    python scripts/benchmark.py --quick            fewer rounds, smaller sizes
-    python scripts/benchmark.py --only ppo-4096    rows whose name contains the text
-    python scripts/benchmark.py --device cuda --json out.json
+    python scripts/benchmark.py [--quick] [--only ppo-4096] [--device cuda] [--json out.json]
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_train_solves_and_writes_what_zoo_writes(ppo_run: Path) -> None:
     assert list(log.glob("rl_model_*_steps.zip"))
     assert list((ppo_run / "tb").rglob("events.out.tfevents.*"))
     config = yaml.load((log / PPO_ID / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
-    assert config["policy_kwargs"]["activation_fn"] == "elu"  # plain values, not objects
+    assert config["policy_kwargs"]["activation_fn"] == "tanh"  # plain values, not objects
     evaluations = np.load(log / "evaluations.npz")
     assert evaluations["results"].shape[1] == 8
     frame = load_results(str(log))
