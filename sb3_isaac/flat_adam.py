@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Iterable, List, Optional, Union
+from typing import Any, Iterable, List, Optional, Tuple, Union
 
 import torch as th
 from torch import nn
@@ -32,6 +32,30 @@ def share_storage(parameters: Iterable[nn.Parameter]) -> th.Tensor:
     return flat
 
 
+def clip_and_step_(
+    flat: th.Tensor,
+    grad: th.Tensor,
+    exp_avg: th.Tensor,
+    exp_avg_sq: th.Tensor,
+    steps: th.Tensor,
+    lr: Union[float, th.Tensor],
+    betas: Tuple[float, float],
+    eps: float,
+    max_norm: Optional[float],
+) -> None:
+    """One step of Adam that a graph can replay: in place, with the step count () on the device.
+
+    :param max_norm: the largest norm of the gradient, which is scaled down to it; None: any
+    """
+    if max_norm is not None:
+        grad.mul_((max_norm / (th.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0))
+    steps.add_(1)
+    exp_avg.lerp_(grad, 1.0 - betas[0])
+    exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1.0 - betas[1])
+    denominator = (exp_avg_sq / (1.0 - betas[1] ** steps)).sqrt() + eps
+    flat.sub_(lr / (1.0 - betas[0] ** steps) * exp_avg / denominator)
+
+
 class FlatAdam:
     """The arithmetic of :class:`torch.optim.Adam` on flat tensors that back the optimizer's own parameters and state.
 
@@ -46,6 +70,7 @@ class FlatAdam:
     def __init__(self, optimizer: th.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self.parameters: List[nn.Parameter] = list(optimizer.param_groups[0]["params"])
+        self._clip_and_step: Any = clip_and_step_
         self._bind()
 
     @staticmethod
@@ -127,20 +152,37 @@ class FlatAdam:
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         lr = group["lr"] if lr is None else lr
+        if isinstance(self.steps, th.Tensor):
+            self._step_on_device(lr, None)
+            return
         self.exp_avg.lerp_(self.grad, 1.0 - beta1)
         self.exp_avg_sq.mul_(beta2).addcmul_(self.grad, self.grad, value=1.0 - beta2)
         self.steps += 1
-        if isinstance(self.steps, th.Tensor):
-            bias1, bias2 = 1.0 - beta1**self.steps, 1.0 - beta2**self.steps
-            denominator = (self.exp_avg_sq / bias2).sqrt_().add_(group["eps"])
-            self.flat.sub_(lr / bias1 * self.exp_avg / denominator)
-            return
         bias1, bias2 = 1.0 - beta1**self.steps, 1.0 - beta2**self.steps
         denominator = self.exp_avg_sq.sqrt().div_(math.sqrt(bias2)).add_(group["eps"])
         if isinstance(lr, th.Tensor):
             self.flat.sub_(self.exp_avg / denominator * (lr / bias1))
         else:
             self.flat.addcdiv_(self.exp_avg, denominator, value=-lr / bias1)
+
+    def clip_and_step(self, max_norm: Optional[float], lr: Union[float, th.Tensor, None] = None) -> None:
+        """:meth:`clip_grad_norm_` and :meth:`step` in one, which on a GPU can be compiled."""
+        if isinstance(self.steps, th.Tensor):
+            lr = self.optimizer.param_groups[0]["lr"] if lr is None else lr
+            self._step_on_device(lr, max_norm if max_norm is not None and math.isfinite(max_norm) else None)
+        else:
+            self.clip_grad_norm_(max_norm)
+            self.step(lr)
+
+    def compile(self) -> None:
+        """Make one or two kernels of a step on a GPU; elsewhere compiling does not pay."""
+        if isinstance(self.steps, th.Tensor):
+            self._clip_and_step = th.compile(clip_and_step_, dynamic=False)
+
+    def _step_on_device(self, lr: Union[float, th.Tensor], max_norm: Optional[float]) -> None:
+        group = self.optimizer.param_groups[0]
+        tensors = self.flat, self.grad, self.exp_avg, self.exp_avg_sq, self.steps
+        self._clip_and_step(*tensors, lr, tuple(group["betas"]), group["eps"], max_norm)
 
     def sync(self, steps: Optional[float] = None) -> None:
         """Write the step count into the torch optimizer's state. To be called after a series of updates.

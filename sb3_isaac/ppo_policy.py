@@ -5,8 +5,7 @@ The formulas are those of ``stable_baselines3.PPO.train`` and ``ActorCriticPolic
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple, Optional, Tuple, Union
+from typing import Any, Optional, Tuple
 
 import torch as th
 from gymnasium import spaces
@@ -17,139 +16,22 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_isaac.fast_mlp import FastMLP, parse_layers
+from sb3_isaac.ppo_loss import (
+    HALF_LOG_2PI,
+    Objective,
+    OldPolicy,
+    categorical_gradients,
+    gaussian_gradients,
+    normalized,
+    value_gradient,
+)
 
-HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 CPU_ROWS = 4096
-"""On a CPU a minibatch is worked on in pieces of so many rows, which stay in the cache."""
-
-SURROGATE, SQUARED_ERROR, APPROX_KL, CLIPPED, ENTROPY, KL = range(6)
-"""Places of the statistics of a minibatch, all sums over its rows: surrogate objective, squared error of the values,
-SB3's estimate of the KL divergence, rows outside the clip range, entropy, exact KL divergence from the old policy."""
-N_SUMS = 6
-
-Number = Union[float, th.Tensor]
-
-
-class Objective(NamedTuple):
-    """What PPO minimises (https://arxiv.org/abs/1707.06347), with SB3's names."""
-
-    clip_range: Number
-    clip_range_vf: Optional[Number]
-    ent_coef: float
-    vf_coef: float
-    normalize_advantage: bool
-
-
-class OldPolicy(NamedTuple):
-    """The distribution that a minibatch's actions came from."""
-
-    parameters: th.Tensor
-    """(rows, action_dim) means of a Gaussian, or (rows, n_actions) log-probabilities of a Categorical"""
-    log_std: Optional[th.Tensor]
-    """(action_dim,) of a Gaussian"""
-
-
-def policy_gradient(
-    log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, clip_range: Number, n_rows: int
-) -> Tuple[th.Tensor, Tuple[th.Tensor, ...]]:
-    """The clipped surrogate of rows that are part of a minibatch of ``n_rows``.
-
-    :return: the loss's gradient with respect to ``log_prob``, and (surrogate, approximate KL, clipped) of each row
-    """
-    log_ratio = log_prob - old_log_prob
-    ratio = log_ratio.exp()
-    surrogate = advantages * ratio
-    clipped_surrogate = advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    # Where the clipped one is smaller the gradient is zero; d ratio / d log_prob = ratio
-    grad = th.where(surrogate <= clipped_surrogate, surrogate, surrogate.new_zeros(())) / -n_rows
-    distance = ratio - 1.0
-    rows = (th.minimum(surrogate, clipped_surrogate), distance - log_ratio, (distance.abs() > clip_range).to(ratio.dtype))
-    return grad, rows
-
-
-def value_gradient(
-    values: th.Tensor, old_values: th.Tensor, returns: th.Tensor, objective: Objective, n_rows: int
-) -> Tuple[th.Tensor, th.Tensor]:
-    """The value loss of rows that are part of a minibatch: its gradient with respect to ``values``, and the squared errors."""
-    clip = objective.clip_range_vf
-    factor = 2.0 * objective.vf_coef / n_rows
-    if clip is None:
-        error = values - returns
-        return error * factor, error.square()
-    change = values - old_values
-    error = old_values + change.clamp(-clip, clip) - returns
-    return th.where(change.abs() <= clip, error, error.new_zeros(())) * factor, error.square()
-
-
-def gaussian_gradients(
-    mean: th.Tensor,
-    log_std: th.Tensor,
-    values: th.Tensor,
-    samples: RolloutBufferSamples,
-    objective: Objective,
-    n_rows: int,
-    old: Optional[OldPolicy],
-) -> Tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
-    """Gradients of PPO's loss for a diagonal Gaussian.
-
-    :param mean: (rows, action_dim)
-    :param log_std: (action_dim,)
-    :param values: (rows,)
-    :param samples: the rows, with normalised advantages
-    :param n_rows: rows of the whole minibatch
-    :param old: where the exact KL divergence is wanted
-    :return: gradients with respect to mean, values (rows, 1) and log_std (without the entropy's), and the sums
-    """
-    inv_std = (-log_std).exp()
-    z = (samples.actions - mean) * inv_std
-    z_square = z.square()
-    total_log_std = log_std.sum()
-    log_prob = z_square.sum(1) * -0.5 - (total_log_std + log_std.numel() * HALF_LOG_2PI)
-    grad, (surrogate, approx_kl, clipped) = policy_gradient(
-        log_prob, samples.old_log_prob, samples.advantages, objective.clip_range, n_rows
-    )
-    grad_values, squared_errors = value_gradient(values, samples.old_values, samples.returns, objective, n_rows)
-    entropy = (total_log_std + log_std.numel() * (0.5 + HALF_LOG_2PI)).expand_as(log_prob)
-    if old is None or old.log_std is None:
-        kl = approx_kl
-    else:
-        moved = ((old.parameters - mean) * inv_std).square().sum(1) * 0.5
-        spread = log_std - old.log_std + 0.5 * (2.0 * (old.log_std - log_std)).exp() - 0.5
-        kl = moved + spread.sum()
-    sums = th.stack((surrogate, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)
-    grad_log_std = grad @ (z_square - 1.0)
-    return grad.unsqueeze(1) * z * inv_std, grad_values.unsqueeze(1), grad_log_std, sums
-
-
-def categorical_gradients(
-    logits: th.Tensor,
-    values: th.Tensor,
-    samples: RolloutBufferSamples,
-    objective: Objective,
-    n_rows: int,
-    old: Optional[OldPolicy],
-) -> Tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """As :func:`gaussian_gradients` for (rows, n_actions) logits: gradients of logits and values (rows, 1), and the sums."""
-    log_p = th.log_softmax(logits, 1)
-    p = log_p.exp()
-    actions = samples.actions.long()
-    log_prob = log_p.gather(1, actions).squeeze(1)
-    grad, (surrogate, approx_kl, clipped) = policy_gradient(
-        log_prob, samples.old_log_prob, samples.advantages, objective.clip_range, n_rows
-    )
-    grad_values, squared_errors = value_gradient(values, samples.old_values, samples.returns, objective, n_rows)
-    entropy = -(p * log_p).sum(1)
-    chosen = actions == th.arange(logits.shape[1], device=logits.device)
-    grad_logits = (chosen.to(p.dtype) - p) * grad.unsqueeze(1)
-    if objective.ent_coef != 0.0:
-        grad_logits = grad_logits + p * (log_p + entropy.unsqueeze(1)) * (objective.ent_coef / n_rows)
-    kl = approx_kl if old is None else (old.parameters.exp() * (old.parameters - log_p)).sum(1)
-    sums = th.stack((surrogate, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)
-    return grad_logits, grad_values.unsqueeze(1), sums
+"""On a CPU a minibatch is worked on in pieces of so many rows per thread, which stay in the cache."""
 
 
 def why_not_fast(policy: Any) -> Optional[str]:
-    """What makes ``policy`` more than SB3's plain MLP actor-critic, or None if :class:`FastActorCritic` can stand in for it."""
+    """What makes ``policy`` more than SB3's plain MLP actor-critic; None: :class:`FastActorCritic` can stand in for it."""
     if type(policy) is not ActorCriticPolicy:
         return f"the policy is a {type(policy).__name__}"
     if type(policy.features_extractor) is not FlattenExtractor or type(policy.mlp_extractor) is not MlpExtractor:
@@ -189,15 +71,20 @@ class FastActorCritic:
         self.max_rows = max_rows
         actor, critic = (parse_layers(layers) for layers in _layers(policy))
         assert actor is not None and critic is not None
-        self.actor, self.critic = FastMLP(actor, max_rows), FastMLP(critic, max_rows)
+        self.critic = FastMLP(critic, max_rows)
+        self.actor = FastMLP(actor, max_rows, share=self.critic)  # the critic is through when the actor starts
         self.log_std: Optional[th.Tensor] = getattr(policy, "log_std", None)
-        self._categorical: Any = categorical_gradients
-        self._gaussian: Any = gaussian_gradients
+        self._normalized: Any = normalized
+        self._value_gradient: Any = value_gradient
+        self._categorical_gradients: Any = categorical_gradients
+        self._gaussian_gradients: Any = gaussian_gradients
 
     def compile(self) -> None:
-        """Compile the loss, for a CPU, where it then takes one pass over its rows."""
-        self._categorical = th.compile(categorical_gradients, dynamic=False)
-        self._gaussian = th.compile(gaussian_gradients, dynamic=False)
+        """Compile the loss, which then takes one pass over its rows, or a few kernels."""
+        self._normalized = th.compile(normalized, dynamic=False)
+        self._value_gradient = th.compile(value_gradient, dynamic=False)
+        self._categorical_gradients = th.compile(categorical_gradients, dynamic=False)
+        self._gaussian_gradients = th.compile(gaussian_gradients, dynamic=False)
 
     def act(self, obs: th.Tensor) -> Tuple[th.Tensor, th.Tensor, th.Tensor]:
         """As the policy's ``forward``, with the same random numbers.
@@ -243,8 +130,7 @@ class FastActorCritic:
         """
         n_rows = samples.observations.shape[0]
         if objective.normalize_advantage and n_rows > 1:
-            std, mean = th.std_mean(samples.advantages)
-            samples = samples._replace(advantages=(samples.advantages - mean) / (std + 1e-8))
+            samples = samples._replace(advantages=self._normalized(samples.advantages))
         samples = samples._replace(observations=samples.observations.reshape(n_rows, -1))
         if n_rows <= self.max_rows:
             return self._piece(samples, objective, n_rows, old, accumulate=False)
@@ -261,18 +147,22 @@ class FastActorCritic:
     def _piece(
         self, samples: RolloutBufferSamples, objective: Objective, n_rows: int, old: Optional[OldPolicy], accumulate: bool
     ) -> th.Tensor:
-        values = self.critic.forward(samples.observations).squeeze(1)
+        # One network after the other: what one has in the cache, the other one uses
+        values = self.critic.forward(samples.observations)
+        grad_values, squared_errors = self._value_gradient(values, samples, objective, n_rows)
+        self.critic.backward(grad_values, accumulate)
         out = self.actor.forward(samples.observations)
         if self.log_std is None:
-            grad, grad_values, sums = self._categorical(out, values, samples, objective, n_rows, old)
+            grad, sums = self._categorical_gradients(out, squared_errors, samples, objective, n_rows, old)
         else:
-            grad, grad_values, grad_log_std, sums = self._gaussian(out, self.log_std, values, samples, objective, n_rows, old)
+            grad, grad_log_std, sums = self._gaussian_gradients(
+                out, self.log_std, squared_errors, samples, objective, n_rows, old
+            )
             assert self.log_std.grad is not None
             if accumulate:
                 self.log_std.grad.add_(grad_log_std)
             else:  # the entropy does not depend on the rows
                 th.sub(grad_log_std, objective.ent_coef, out=self.log_std.grad)
         self.actor.backward(grad, accumulate)
-        self.critic.backward(grad_values, accumulate)
         result: th.Tensor = sums
         return result

@@ -66,12 +66,14 @@ class Rollout:
     :param env: a VecEnv with a tensor path
     :param policy: an ActorCriticPolicy on the env's device
     :param buffer: where the transitions go
-    :param compiled: on a GPU, capture a step in a CUDA graph
+    :param compiled: compile the simulator's step, if it can be; on a GPU, capture the whole step in a CUDA graph
     """
 
     def __init__(self, env: Any, policy: ActorCriticPolicy, buffer: DeviceRolloutBuffer, compiled: bool = False) -> None:
         self.env, self.policy, self.buffer = env, policy, buffer
-        self.compiled = compiled and buffer.device.type == "cuda" and env.tensor_env.capturable
+        if compiled:
+            env.tensor_env.compile()
+        self._may_capture = compiled and buffer.device.type == "cuda" and env.tensor_env.capturable
         self.env_seconds = 0.0
         """Time spent in the env since :meth:`begin` (on a GPU: until it had all its orders)"""
         n_steps, n, device = buffer.buffer_size, buffer.n_envs, buffer.device
@@ -126,7 +128,7 @@ class Rollout:
             self._fast = None
         elif self._fast is None:
             self._fast = FastActorCritic(self.policy, self.buffer.n_envs)
-        if not self.compiled or self._fast is None or not self.env.tensor_env.capturable:
+        if not self._may_capture or self._fast is None:
             return
         settings = _plain_settings(self.env)
         if settings != self._graph_for:  # this rollout runs without a graph, which initialises CUDA's libraries

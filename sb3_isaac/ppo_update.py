@@ -14,20 +14,8 @@ from sb3_isaac.buffers import DeviceRolloutBuffer
 from sb3_isaac.cuda_graph import CudaGraph
 from sb3_isaac.flat_adam import FlatAdam
 from sb3_isaac.host import to_host
-from sb3_isaac.ppo_policy import (
-    APPROX_KL,
-    CLIPPED,
-    CPU_ROWS,
-    ENTROPY,
-    KL,
-    N_SUMS,
-    SQUARED_ERROR,
-    SURROGATE,
-    FastActorCritic,
-    Objective,
-    OldPolicy,
-    why_not_fast,
-)
+from sb3_isaac.ppo_loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, SQUARED_ERROR, SURROGATE, Objective, OldPolicy
+from sb3_isaac.ppo_policy import CPU_ROWS, FastActorCritic, why_not_fast
 
 
 class AdaptiveLR(NamedTuple):
@@ -105,7 +93,7 @@ class PPOUpdate:
     of the policy's optimizer stay the policy's own.
 
     :param policy: an ActorCriticPolicy
-    :param compiled: on a GPU, capture the work on a minibatch in CUDA graphs; on a CPU, compile the loss
+    :param compiled: compile the loss; on a GPU also the optimizer, and capture the work on a minibatch in CUDA graphs
     """
 
     def __init__(self, policy: Any, compiled: bool = False) -> None:
@@ -114,6 +102,8 @@ class PPOUpdate:
         self.device = policy.device
         self.compiled = compiled
         self.adam = FlatAdam(policy.optimizer) if self._is_plain_adam() else None
+        if compiled and self.adam is not None:
+            self.adam.compile()
         self.lr = th.zeros((), device=self.device)
         """The learning rate, where it adapts or is read by a graph."""
         self._clip = th.zeros(2, device=self.device)
@@ -175,10 +165,11 @@ class PPOUpdate:
         if not isinstance(buffer, DeviceRolloutBuffer) or why_not_fast(self.policy) is not None:
             return False
         n_rows = buffer.buffer_size * buffer.n_envs
-        piece = min(settings.batch_size, n_rows, n_rows if self.device.type == "cuda" else CPU_ROWS)
+        cached = n_rows if self.device.type == "cuda" else CPU_ROWS * th.get_num_threads()
+        piece = min(settings.batch_size, n_rows, cached)
         if self._fast is None or self._fast.max_rows != piece:
             self._fast = FastActorCritic(self.policy, piece)
-            if self.compiled and self.device.type == "cpu":
+            if self.compiled:
                 self._fast.compile()
         clip_range: Any = settings.clip_range
         clip_range_vf: Any = settings.clip_range_vf
@@ -242,11 +233,10 @@ class PPOUpdate:
             self.optimizer.step()
             return
         with th.no_grad():
-            self.adam.clip_grad_norm_(settings.max_grad_norm)
             if settings.adaptive_lr is not None:
                 settings.adaptive_lr.adapt_(self.lr, sums[KL] / n_rows)
             changes = settings.adaptive_lr is not None or (self.compiled and self.device.type == "cuda")
-            self.adam.step(self.lr if changes else None)
+            self.adam.clip_and_step(settings.max_grad_norm, self.lr if changes else None)
 
     def _fast_gradients(self, places: th.Tensor) -> th.Tensor:
         assert self._fast is not None and isinstance(self._buffer, DeviceRolloutBuffer)

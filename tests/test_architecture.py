@@ -25,7 +25,7 @@ LAYERS = [
      "buffers", "replay_buffer", "storage",
      "running_mean_std", "fast_mlp", "flat_adam", "exploration", "cuda_graph", "host", "portable_pickle"},
     {"off_policy", "replay_files", "training_log"},
-    {"ppo", "ppo_policy", "ppo_rollout", "ppo_update", "dqn", "dqn_networks", "ddpg", "ddpg_networks"},
+    {"ppo", "ppo_loss", "ppo_policy", "ppo_rollout", "ppo_update", "dqn", "dqn_networks", "ddpg", "ddpg_networks"},
     {"evaluation", "video", "curves", "reward_log", "reference", "check"},
     {"zoo", "zoo_models", "zoo_optuna", "zoo_report", "zoo_spaces", "zoo_studies"},
     {"commands", "cli"},

@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_isaac.fast_mlp import FastMLP, parse_layers
-from sb3_isaac.flat_adam import FlatAdam
+from sb3_isaac.flat_adam import FlatAdam, clip_and_step_
 
 ACTIVATIONS = [nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU]
 
@@ -106,3 +106,18 @@ def test_flat_adam_refuses_variants() -> None:
     assert not FlatAdam.supports(th.optim.AdamW(p))
     assert not FlatAdam.supports(th.optim.Adam(p, weight_decay=0.1))
     assert not FlatAdam.supports(th.optim.Adam(p, amsgrad=True))
+
+
+def test_the_step_that_graphs_replay_is_adams() -> None:
+    th.manual_seed(0)
+    ours, theirs = (nn.Parameter(th.linspace(-1.0, 1.0, 20)) for _ in range(2))
+    optimizer = th.optim.Adam([theirs], lr=3e-3, eps=1e-5)
+    exp_avg, exp_avg_sq, steps, lr = th.zeros(20), th.zeros(20), th.zeros(()), th.tensor(3e-3)
+    for k in range(5):
+        grad = th.randn(20) * (10.0 if k % 2 else 0.01)
+        theirs.grad = grad.clone()
+        nn.utils.clip_grad_norm_([theirs], 0.5)
+        optimizer.step()
+        with th.no_grad():
+            clip_and_step_(ours, grad, exp_avg, exp_avg_sq, steps, lr, (0.9, 0.999), 1e-5, 0.5)
+    assert float(steps) == 5.0 and th.allclose(ours, theirs, atol=1e-6)
