@@ -15,7 +15,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_isaac.replay_buffer import DeviceReplayBuffer, ReplaySamples
+from sb3_isaac.replay_buffer import DeviceReplayBuffer
+from sb3_isaac.replay_samples import ReplaySamples
 from sb3_isaac.storage import float32_exact_dtype
 
 __all__ = ["DeviceReplayBuffer", "DeviceRolloutBuffer", "ReplaySamples", "RolloutTensors"]

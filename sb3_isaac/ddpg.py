@@ -96,8 +96,8 @@ class DDPG(stable_baselines3.DDPG):
         self._fast = FastActorCritic(self) if FastActorCritic.supports(self) else None
         captured = self.compile and self._fast is not None and self.device.type == "cuda"
         after_step = None if self._noise is None else self._noise.reset
-        self._run = off_policy.TensorRun(self.env, self._act, after_step, ("critic_loss", "actor_loss"), captured)
-        self._updates = off_policy.Updates(self._update, captured and self.policy_delay == 1)
+        self._run = off_policy.TensorRun(self, self._act, after_step, ("critic_loss", "actor_loss"), captured)
+        self._updates = off_policy.Updates(self, self._update, captured and self.policy_delay == 1)
         self._lr = th.zeros((), device=self.device) if captured else None  # where a captured graph reads it
         space: Any = self.action_space
         low, high = (th.as_tensor(bound, dtype=th.float32, device=self.device) for bound in (space.low, space.high))
@@ -162,7 +162,7 @@ class DDPG(stable_baselines3.DDPG):
         if self._fast is None:
             self.policy.set_training_mode(True)
         before = self._n_updates
-        self._updates.run(self, gradient_steps, batch_size)
+        self._updates.run(gradient_steps, batch_size)
         self._n_updates = before + gradient_steps  # a captured update does not count
         counts = self._run.log.loss_counts
         counts[0] += gradient_steps

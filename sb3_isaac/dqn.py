@@ -89,8 +89,8 @@ class DQN(stable_baselines3.DQN):
             result = super()._setup_learn(*args)
         self._fast = FastQNetworks(self) if FastQNetworks.supports(self) else None
         captured = self.compile and self._fast is not None and self.device.type == "cuda"
-        self._run = off_policy.TensorRun(self.env, self._act, None, ("loss",), captured)
-        self._updates = off_policy.Updates(self._update, captured)
+        self._run = off_policy.TensorRun(self, self._act, None, ("loss",), captured)
+        self._updates = off_policy.Updates(self, self._update, captured)
         # Tensors on the device, because a captured graph reads them where they lie; a number is faster elsewhere
         self._lr = th.zeros((), device=self.device) if captured else None
         self._epsilon: Any = th.full((1,), self.exploration_rate, device=self.device) if captured else None
@@ -143,9 +143,10 @@ class DQN(stable_baselines3.DQN):
             if self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0:
                 self._fast.update_target(self.tau)
             if self.per_env_epsilon is None:
+                before = self.exploration_rate
                 self.exploration_rate = self.exploration_schedule(self._current_progress_remaining)
-        if self._epsilon is not None and self.per_env_epsilon is None:
-            self._epsilon.fill_(self.exploration_rate)
+                if self._epsilon is not None and self.exploration_rate != before:
+                    self._epsilon.fill_(self.exploration_rate)
         self.logger.record("rollout/exploration_rate", self.exploration_rate)
 
     # -- the update --------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ class DQN(stable_baselines3.DQN):
             self._lr.fill_(self.policy.optimizer.param_groups[0]["lr"])
         if self._fast is None:
             self.policy.set_training_mode(True)
-        self._updates.run(self, gradient_steps, batch_size)
+        self._updates.run(gradient_steps, batch_size)
         self._n_updates += gradient_steps
         self._run.log.loss_counts[0] += gradient_steps
         self._run.log.seconds["update"] += time.perf_counter() - start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_isaac import wrappers
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.buffers import ReplaySamples
+from sb3_isaac.buffers import DeviceReplayBuffer, ReplaySamples
 from sb3_isaac.cuda_graph import CudaGraph, check_compile
 from sb3_isaac.host import HostView, to_host
 from sb3_isaac.replay_files import SB3_HAS_N_STEPS, STANDARD_BUFFERS, use_device_buffer
@@ -111,39 +111,42 @@ class Step(NamedTuple):
     """What happened in one step of all environments: tensors that the next step overwrites."""
 
     actions: th.Tensor
-    buffer_actions: th.Tensor
     result: StepResult
+    row: th.Tensor
+    """For the replay buffer, see :meth:`DeviceReplayBuffer.pack`"""
+    episodes: th.Tensor
+    """(2, N) float32, see :meth:`TrainingLog.note_episodes`"""
 
 
 class TensorRun:
     """What training in tensors keeps besides SB3's attributes. Never saved.
 
-    :param env: a VecEnv on the tensor path
+    :param model: its env is on the tensor path, its replay buffer is a DeviceReplayBuffer
     :param act: from observations (N, obs_dim), and whether actions are to be random, to the actions for the env and those
         for the replay buffer
     :param after_step: called with ``dones`` (N,) after each step
     :param losses: names, see :class:`TrainingLog`
-    :param compiled: on a GPU, capture acting and stepping in a CUDA graph
+    :param compiled: on a GPU, capture a step in a CUDA graph, if the simulator can be captured
     """
 
     def __init__(
         self,
-        env: Any,
+        model: OffPolicyAlgorithm,
         act: Callable[[th.Tensor, bool], Tuple[th.Tensor, th.Tensor]],
         after_step: Optional[Callable[[th.Tensor], None]],
         losses: Sequence[str],
         compiled: bool,
     ) -> None:
+        self._model, self._act, self._after_step = model, act, after_step
+        env: Any = model.env
         self.env = env
-        self.log = TrainingLog(env, losses)
-        self.obs = env.obs_tensor.clone()
-        """(N, obs_dim), what the step in progress acts on; not normalised"""
-        self._act, self._after_step = act, after_step
-        self._compiled = compiled and env.device.type == "cuda" and env.tensor_env.capturable
+        self.log = TrainingLog(self.env, losses, model._episode_num)
+        self._compiled = compiled and self.env.tensor_env.capturable
         self._warm = False
         self._graph: Optional[CudaGraph] = None
         self._graph_for: Any = None
-        self._graph_obs = self._env_obs = self.obs
+        self._env_obs: th.Tensor = self.env.obs_tensor
+        self._inputs: List[Tuple[Any, th.Tensor]] = []
         self._rebound: List[Tuple[Any, Dict[str, th.Tensor]]] = []
         self.warned = False
 
@@ -158,31 +161,39 @@ class TensorRun:
             self._graph, self._graph_for, self._warm = None, settings, False
 
     def step(self, random: bool) -> Step:
-        """Act and step the environments."""
-        if random or not self._compiled:
-            return self._step(random)
-        if not self._warm:  # once without a graph, which initialises CUDA's libraries
-            self._warm = True
-            return self._step(random)
-        if self._graph is None:
+        """Act, step the environments and store what happened."""
+        buffer: Any = self._model.replay_buffer
+        if self._graph is not None and not random:
+            step = self._replay()
+        elif self._compiled and self._warm and not random:
             self._capture()
-        elif self.env.obs_tensor is not self._env_obs:  # somebody else stepped or reset the environments
-            self._graph_obs.copy_(self.env.obs_tensor)
-        assert self._graph is not None
-        step: Step = self._graph()
-        for owner, tensors in self._rebound:
-            vars(owner).update(tensors)
-        self._env_obs = self.env.obs_tensor
+            step = self._replay()
+        else:  # also once before a capture, which initialises CUDA's libraries
+            step = self._step(random)
+            self._warm = self._warm or not random
+        buffer.add_row(step.row, self.env.valid)
+        self.log.note_episodes(step.episodes)
         return step
 
     def _step(self, random: bool) -> Step:
-        actions, buffer_actions = self._act(self.env.obs_tensor, random)
+        env, vec_normalize = self.env, cast(Any, self._model._vec_normalize_env)
+        # The buffer keeps what VecNormalize saw, the policy acts on what it made of it: its statistics change
+        obs = (env.obs_tensor if vec_normalize is None else vec_normalize.get_original_obs_tensor()).clone()
+        actions, buffer_actions = self._act(env.obs_tensor, random)
         before = time.perf_counter()
-        result = self.env.step_tensor(actions)
+        result = env.step_tensor(actions)
         self.log.seconds["env"] += time.perf_counter() - before
+        next_obs, reward = result.final_obs, result.reward
+        if vec_normalize is not None:
+            next_obs = vec_normalize.get_original_final_obs_tensor()
+            reward = vec_normalize.get_original_reward_tensor()
+        buffer = cast(DeviceReplayBuffer, self._model.replay_buffer)
+        row = buffer.pack(obs, next_obs, buffer_actions, reward, result.terminated, result.truncated)
+        # A length of 0 marks the environments whose episode goes on
+        episodes = th.stack((env.episode_returns, env.episode_lengths * env.dones))
         if self._after_step is not None:
-            self._after_step(self.env.dones)
-        return Step(actions, buffer_actions, result)
+            self._after_step(env.dones)
+        return Step(actions, result, row, episodes)
 
     def _layers(self) -> List[Any]:
         """The wrappers, the env and the simulator."""
@@ -193,12 +204,15 @@ class TensorRun:
 
     def _capture(self) -> None:
         layers = self._layers()
-        self._graph_obs = self.env.obs_tensor.clone()  # what the graph acts on, at a fixed address
+        # What a layer holds at the start of a step must lie where it lay in the capture
+        self._inputs = [(layer, layer.obs_tensor.clone()) for layer in layers if hasattr(layer, "obs_tensor")]
 
         def step() -> Step:
-            self.env.obs_tensor = self._graph_obs
+            for layer, obs in self._inputs:
+                layer.obs_tensor = obs
             taken = self._step(False)
-            self._graph_obs.copy_(self.env.obs_tensor)
+            for layer, obs in self._inputs:
+                obs.copy_(layer.obs_tensor)
             return taken
 
         before = [dict(vars(layer)) for layer in layers]
@@ -209,6 +223,18 @@ class TensorRun:
             (layer, {k: v for k, v in vars(layer).items() if isinstance(v, th.Tensor) and old.get(k) is not v})
             for layer, old in zip(layers, before)
         ]
+        self._env_obs = self.env.obs_tensor
+
+    def _replay(self) -> Step:
+        assert self._graph is not None
+        if self.env.obs_tensor is not self._env_obs:  # somebody else stepped or reset the environments
+            for layer, obs in self._inputs:
+                obs.copy_(layer.obs_tensor)
+        step: Step = self._graph()
+        for owner, tensors in self._rebound:
+            vars(owner).update(tensors)
+        self._env_obs = self.env.obs_tensor
+        return step
 
     def last_obs(self) -> Any:
         """(N, obs_dim) numpy array: what the agent acts on next."""
@@ -239,11 +265,8 @@ def collect_rollouts(
 ) -> RolloutReturn:
     """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
     env, log = run.env, run.log
-    replay_buffer: Any = model.replay_buffer
     if env.num_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
         raise ValueError(f"train_freq in episodes needs a single environment, here are {env.num_envs}: count in steps.")
-    vec_normalize: Any = model._vec_normalize_env
-    episode_returns, episode_lengths, env_dones = env.episode_returns, env.episode_lengths, env.dones
     num_collected_steps, num_collected_episodes = 0, 0
     progress, continue_training = 0, True
     start = time.perf_counter()
@@ -251,23 +274,12 @@ def collect_rollouts(
     callback.on_rollout_start()
     with th.no_grad():
         while progress < train_freq.frequency:
-            # The buffer keeps what VecNormalize saw, the policy acts on what it made of it: its statistics change
-            run.obs.copy_(env.obs_tensor if vec_normalize is None else vec_normalize.get_original_obs_tensor())
+            # SB3 stores transitions after the callback; but that may step the same simulator, which overwrites them
             step = run.step(random=model.num_timesteps < learning_starts)
-            result = step.result
-            next_obs, reward = result.final_obs, result.reward
-            if vec_normalize is not None:
-                next_obs = vec_normalize.get_original_final_obs_tensor()
-                reward = vec_normalize.get_original_reward_tensor()
-            # SB3 stores after the callback; but that may step the same simulator, which overwrites the result
-            replay_buffer.add_tensors(
-                run.obs, next_obs, step.buffer_actions, reward, result.terminated, result.truncated, env.valid
-            )
-            log.note_episodes(episode_returns, episode_lengths, env_dones)
             model.num_timesteps += env.num_envs
             num_collected_steps += 1
-            actions, rewards, dones = HostView(step.actions), HostView(result.reward), HostView(env_dones)
-            new_obs, infos = HostView(result.obs), env.make_infos(result)
+            actions, rewards, dones = HostView(step.actions), HostView(step.result.reward), HostView(env.dones)
+            new_obs, infos = HostView(step.result.obs), env.make_infos(step.result)
             callback.update_locals(locals())
             continue_training = callback.on_step()
             if not continue_training:
@@ -275,7 +287,7 @@ def collect_rollouts(
             model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
             model._on_step()
             if train_freq.unit == TrainFrequencyUnit.EPISODE:
-                num_collected_episodes += int(env_dones)
+                num_collected_episodes += int(env.dones)
             progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
             log.read_if_due(model, log_interval)
     log.seconds["rollout"] += time.perf_counter() - start
@@ -301,36 +313,47 @@ def chunk_rows(model: OffPolicyAlgorithm) -> int:
 class Updates:
     """Draws minibatches and has gradient steps done on them; on a GPU, if compiled, in a CUDA graph.
 
+    :param model: its replay buffer is a DeviceReplayBuffer
     :param update: from transitions and the number of minibatches that they are; must be safe to capture
     :param compiled: whether to capture
     """
 
-    def __init__(self, update: Callable[[ReplaySamples, int], None], compiled: bool) -> None:
-        self._update, self._compiled = update, compiled
-        self._captured: Dict[Tuple[int, int], Tuple[ReplaySamples, Optional[CudaGraph]]] = {}
+    def __init__(
+        self, model: OffPolicyAlgorithm, update: Callable[[ReplaySamples, int], None], compiled: bool
+    ) -> None:
+        self._model, self._update, self._compiled = model, update, compiled
+        self._captured: Dict[Any, Optional[CudaGraph]] = {}
+        self._places: Dict[Any, th.Tensor] = {}
+        self._newest = th.zeros((), dtype=th.int64, device=model.device)
 
-    def run(self, model: OffPolicyAlgorithm, gradient_steps: int, batch_size: int) -> None:
+    def run(self, gradient_steps: int, batch_size: int) -> None:
         """``gradient_steps`` steps on minibatches of ``batch_size`` transitions."""
-        buffer: Any = model.replay_buffer
+        buffer = cast(DeviceReplayBuffer, self._model.replay_buffer)
         for steps in pieces(gradient_steps, max(1, SAMPLE_ROWS // batch_size)):
             n = steps.stop - steps.start
-            samples = buffer.sample_tensors(n * batch_size, env=model._vec_normalize_env)
-            if self._compiled:
-                self._run_captured(samples, n)
+            if self._compiled and same_device(buffer.storage_device, self._model.device):
+                self._run_captured(buffer, n, n * batch_size)
             else:
-                self._update(samples, n)
+                self._update(buffer.sample_tensors(n * batch_size, env=self._model._vec_normalize_env), n)
 
-    def _run_captured(self, samples: ReplaySamples, n: int) -> None:
-        key = (n, len(samples.rewards))
+    def _run_captured(self, buffer: DeviceReplayBuffer, n: int, n_samples: int) -> None:
+        key = (n, n_samples, buffer)
+        places = buffer.draw(n_samples)
+        if key in self._captured:
+            self._places[key].copy_(places)
+        else:
+            self._places[key] = places
+        static = self._places[key]
+        self._newest.fill_(buffer.newest)
+
+        def update() -> None:
+            self._update(buffer.at(static, env=self._model._vec_normalize_env, newest=self._newest), n)
+
         if key not in self._captured:  # once without a graph, which initialises CUDA's libraries
-            self._update(samples, n)
-            self._captured[key] = (ReplaySamples(*(None if x is None else x.clone() for x in samples)), None)  # type: ignore[arg-type]
+            self._captured[key] = None
+            update()
             return
-        static, graph = self._captured[key]
+        graph = self._captured[key]
         if graph is None:
-            graph = CudaGraph(lambda: self._update(static, n))
-            self._captured[key] = (static, graph)
-        for mine, new in zip(static, samples):
-            if mine is not None and new is not None:
-                mine.copy_(new)
+            graph = self._captured[key] = CudaGraph(update)
         graph()

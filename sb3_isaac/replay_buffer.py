@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch as th
@@ -14,27 +13,11 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac import storage
+from sb3_isaac.n_step import RUNNING, n_step_returns, steps_and_powers
+from sb3_isaac.replay_samples import ReplaySamples, as_sb3
 
 # The flag of a transition: both ends kept apart in one float. Only a termination has nothing to bootstrap from.
-RUNNING, TERMINATED, TRUNCATED = 0.0, 1.0, 2.0
-SB3_HAS_DISCOUNTS = "discounts" in ReplayBufferSamples._fields  # from SB3 2.7 on
-
-
-class ReplaySamples(NamedTuple):
-    """SB3's ``ReplayBufferSamples`` with ``discounts`` on every SB3 version; B transitions on the buffer's device."""
-
-    observations: th.Tensor
-    """(B, *obs_shape)"""
-    actions: th.Tensor
-    """(B, action_dim), int64 for Discrete actions"""
-    next_observations: th.Tensor
-    """(B, *obs_shape), where to bootstrap from: the true final observation if the episode ended there"""
-    dones: th.Tensor
-    """(B, 1) float32, 1 where there is nothing to bootstrap"""
-    rewards: th.Tensor
-    """(B, 1) float32, the n-step return up to next_observations"""
-    discounts: th.Tensor | None = None
-    """(B, 1) float32, gamma ** (number of rewards summed); None for n_steps=1, where it is gamma itself"""
+TERMINATED, TRUNCATED = 1.0, 2.0
 
 
 class DeviceReplayBuffer(ReplayBuffer):
@@ -205,30 +188,49 @@ class DeviceReplayBuffer(ReplayBuffer):
         :param valid: (N,) bool, None for all: where False, the transition before is stored once more in place of this
             one, which did not happen (see :attr:`~sb3_isaac.vec_env.IsaacVecEnv.valid`)
         """
+        place = self._storage[self.pos]
+        in_place = obs.device == place.device and not self.optimize_memory_usage
+        row = self.pack(obs, next_obs, actions, rewards, terminated, truncated, out=place if in_place else None)
+        self.add_row(row, valid)
+
+    def pack(
+        self,
+        obs: th.Tensor,
+        next_obs: th.Tensor,
+        actions: th.Tensor,
+        rewards: th.Tensor,
+        terminated: th.Tensor,
+        truncated: th.Tensor,
+        out: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """A step of all N envs as one tensor for :meth:`add_row`; changes nothing, so a CUDA graph may capture it."""
         n = self.n_envs
-        next_obs = next_obs.reshape(n, self._obs_dim).to(th.float32)
-        flags = (truncated * TRUNCATED).masked_fill_(terminated, TERMINATED)
-        columns = [
+        columns = (
             obs.reshape(n, self._obs_dim).to(th.float32),
             actions.reshape(n, self.action_dim).to(th.float32),
             rewards.reshape(n, 1).to(th.float32),
-            flags.reshape(n, 1),
-        ]
-        if not self.optimize_memory_usage:
-            columns.append(next_obs)
-        row = self._storage[self.pos]
-        if obs.device == row.device:
-            th.cat(columns, dim=1, out=row)
-        else:
-            row.copy_(th.cat(columns, dim=1))  # one transfer instead of five
+            (truncated * TRUNCATED).masked_fill_(terminated, TERMINATED).reshape(n, 1),
+            next_obs.reshape(n, self._obs_dim).to(th.float32),
+        )
+        return th.cat(columns, dim=1) if out is None else th.cat(columns, dim=1, out=out)
+
+    def add_row(self, row: th.Tensor, valid: th.Tensor | None = None) -> None:
+        """Add what :meth:`pack` gave.
+
+        :param valid: see :meth:`add_tensors`
+        """
+        place = self._storage[self.pos]
+        if row.data_ptr() != place.data_ptr():  # else it was packed in place
+            row = row.to(place.device)
+            place.copy_(row[:, : self._width])
         if valid is not None:
             before = self._storage[self.pos - 1]
-            row.copy_(th.where(valid.to(row.device).unsqueeze(1), row, before))
+            place.copy_(th.where(valid.to(place.device).unsqueeze(1), place, before))
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
         if self.optimize_memory_usage:
-            self._storage[self.pos, :, : self._obs_dim] = next_obs
+            self._storage[self.pos, :, : self._obs_dim] = row[:, self._width :]
 
     def add(
         self,
@@ -277,13 +279,13 @@ class DeviceReplayBuffer(ReplayBuffer):
         :raises ValueError: if the buffer is empty
         :raises RuntimeError: if ``n_steps > 1`` and SB3 is older than 2.7
         """
-        return _as_sb3(self.sample_tensors(batch_size, env))
+        return as_sb3(self.sample_tensors(batch_size, env))
 
     def sample_tensors(self, batch_size: int, env: VecNormalize | None = None) -> ReplaySamples:
         """As :meth:`sample`, but with ``discounts`` on every SB3 version."""
-        return self.at(self._draw(batch_size), env)
+        return self.at(self.draw(batch_size), env)
 
-    def _draw(self, batch_size: int) -> th.Tensor:
+    def draw(self, batch_size: int) -> th.Tensor:
         """(batch_size,) random flat indices ``row * n_envs + env``."""
         if not self.full and self.pos == 0:
             raise ValueError("DeviceReplayBuffer is empty, add transitions before sampling.")
@@ -298,18 +300,26 @@ class DeviceReplayBuffer(ReplayBuffer):
         """SB3's hook: the rows are given, the envs are drawn."""
         rows = th.as_tensor(batch_inds, device=self.storage_device)
         envs = th.randint(self.n_envs, rows.shape, device=self.storage_device, generator=self.generator)
-        return _as_sb3(self.at(rows * self.n_envs + envs, env))
+        return as_sb3(self.at(rows * self.n_envs + envs, env))
 
-    def at(self, index: th.Tensor, env: VecNormalize | None = None) -> ReplaySamples:
+    @property
+    def newest(self) -> int:
+        """The row of the newest transitions."""
+        return (self.pos - 1) % self.buffer_size
+
+    def at(
+        self, index: th.Tensor, env: VecNormalize | None = None, newest: int | th.Tensor | None = None
+    ) -> ReplaySamples:
         """The transitions at the given places.
 
         :param index: (B,) int64, ``row * n_envs + env``, on the storage's device
+        :param newest: :attr:`newest`, for CUDA graphs as a tensor () on the storage's device
         """
         first = last = self._gather(index)
         if self.n_steps == 1:
             rewards, discounts = storage.normalize_reward(env, first[:, self._reward_at, None]), None
         else:
-            rewards, discounts, index = self._n_step_returns(index, env)
+            rewards, discounts, index = self._n_step_returns(index, env, self.newest if newest is None else newest)
             last = self._gather(index)
         if self.optimize_memory_usage:
             next_obs = self._gather((index + self.n_envs) % (self.buffer_size * self.n_envs))[:, : self._obs_dim]
@@ -342,23 +352,20 @@ class DeviceReplayBuffer(ReplayBuffer):
         obs = storage.normalize_obs(env, obs.view(-1, *self.obs_shape))
         return obs if self._obs_dtype is None else obs.to(self._obs_dtype)
 
-    def _n_step_returns(self, index: th.Tensor, env: VecNormalize | None) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def _n_step_returns(
+        self, index: th.Tensor, env: VecNormalize | None, newest: int | th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """The returns (B, 1) and discounts (B, 1) on ``device``, and the place (B,) of the last transition summed."""
         n, rows = self.n_envs, self.buffer_size
-        steps, powers = _steps_and_powers(self.n_steps, self.gamma, index.device)
+        steps, _ = steps_and_powers(self.n_steps, self.gamma, index.device)
         window = (index + steps * n) % (rows * n)  # (n_steps, B)
         table, at = self._storage.view(-1, self._width), window.view(-1)
         rewards, flags = (
             table[:, column].index_select(0, at).view(window.shape) for column in (self._reward_at, self._reward_at + 1)
         )
-        rewards = storage.normalize_reward(env, rewards)
-        # A step is summed if no earlier one was the last: of its episode, or the newest of all, behind which come the oldest
-        until_newest = ((self.pos - 1) % rows - th.div(index, n, rounding_mode="floor")) % rows
-        going_on = (flags[:-1] == RUNNING) & (steps[1:] <= until_newest)
-        weights = (going_on * self.gamma).cumprod(0)  # (n_steps - 1, B), of the steps after the first
-        returns = (weights * rewards[1:]).sum(0).add_(rewards[0])
-        extra = (weights > 0.0).sum(0)
-        discounts = powers.index_select(0, extra + 1)
+        # Behind the newest transition come the oldest ones, or nothing
+        until_newest = (newest - th.div(index, n, rounding_mode="floor")) % rows
+        returns, discounts, extra = n_step_returns(storage.normalize_reward(env, rewards), flags, until_newest, self.gamma)
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 
@@ -382,19 +389,3 @@ class DeviceReplayBuffer(ReplayBuffer):
         self.__dict__.update(state)
         self._storage = self._allocate(where)
         self._storage[: len(rows)] = rows.to(where)
-
-
-@functools.lru_cache(maxsize=8)
-def _steps_and_powers(n_steps: int, gamma: float, device: th.device) -> tuple[th.Tensor, th.Tensor]:
-    """0 to n_steps - 1 as (n_steps, 1) int64, and gamma to the powers 0 to n_steps as (n_steps + 1,) float32."""
-    steps = th.arange(n_steps, device=device).view(-1, 1)
-    return steps, gamma ** th.arange(n_steps + 1, dtype=th.float32, device=device)
-
-
-def _as_sb3(samples: ReplaySamples) -> ReplayBufferSamples:
-    if samples.discounts is not None and not SB3_HAS_DISCOUNTS:
-        raise RuntimeError(
-            "DeviceReplayBuffer: algorithms of SB3 before 2.7 would discount n-step returns by gamma, use n_steps=1, "
-            "sb3_isaac's own algorithms or a newer SB3."
-        )
-    return ReplayBufferSamples(**{name: getattr(samples, name) for name in ReplayBufferSamples._fields})

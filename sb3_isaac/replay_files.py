@@ -13,7 +13,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_isaac.buffers import DeviceReplayBuffer
-from sb3_isaac.replay_buffer import RUNNING, TERMINATED, TRUNCATED
+from sb3_isaac.n_step import RUNNING
+from sb3_isaac.replay_buffer import TERMINATED, TRUNCATED
 
 SB3_HAS_N_STEPS = "n_steps" in inspect.signature(OffPolicyAlgorithm.__init__).parameters  # from SB3 2.7 on
 NStepReplayBuffer = getattr(sb3_buffers, "NStepReplayBuffer", ReplayBuffer)

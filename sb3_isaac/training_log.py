@@ -20,12 +20,13 @@ class TrainingLog:
 
     :param env: on the tensor path
     :param loss_names: e.g. ("critic_loss", "actor_loss"); logged as ``train/<name>``, mean over the gradient steps
+    :param episodes: finished and logged before
     """
 
     loss_sums: th.Tensor
     """(number of losses,) on the device, for the updates to add to"""
 
-    def __init__(self, env: Any, loss_names: Sequence[str]) -> None:
+    def __init__(self, env: Any, loss_names: Sequence[str], episodes: int = 0) -> None:
         self._env = env
         self._loss_names = list(loss_names)
         self.loss_sums = th.zeros(len(loss_names), device=env.device)
@@ -33,15 +34,13 @@ class TrainingLog:
         self.seconds = {"rollout": 0.0, "env": 0.0, "update": 0.0}
         """Since the last log (on a GPU: until it had all its orders)"""
         self.replay_ratio = 0.0
-        self._rows = th.zeros((2, STEPS_PER_READ, env.num_envs), device=env.device)
-        self._returns, self._lengths = self._rows[0].unbind(0), self._rows[1].unbind(0)
+        self._rows = th.zeros((STEPS_PER_READ, 2, env.num_envs), device=env.device)
         self._n_rows = 0
-        self._episodes_logged = 0
+        self._episodes_logged = episodes
 
-    def note_episodes(self, returns: th.Tensor, lengths: th.Tensor, dones: th.Tensor) -> None:
-        """Keep the statistics (N,) of the episodes that ended in this step; a length of 0 marks those that did not."""
-        self._returns[self._n_rows].copy_(returns)
-        th.mul(lengths, dones, out=self._lengths[self._n_rows])
+    def note_episodes(self, episodes: th.Tensor) -> None:
+        """Keep the returns and the lengths (2, N) of the episodes that ended in this step; length 0: it goes on."""
+        self._rows[self._n_rows].copy_(episodes)
         self._n_rows += 1
 
     def read_if_due(self, model: OffPolicyAlgorithm, log_interval: Optional[int], force: bool = False) -> None:
@@ -52,10 +51,11 @@ class TrainingLog:
         """
         if self._n_rows < STEPS_PER_READ and not force:
             return
-        host = to_host(th.cat((self.loss_sums, self._rows[:, : self._n_rows].reshape(-1))))
+        host = to_host(th.cat((self.loss_sums, self._rows[: self._n_rows].reshape(-1))))
         n_losses = len(self._loss_names)
         self._record_losses(model, host[:n_losses])
-        returns, lengths = host[n_losses:].reshape(2, -1)
+        rows = host[n_losses:].reshape(self._n_rows, 2, self._env.num_envs)
+        returns, lengths = rows[:, 0].ravel(), rows[:, 1].ravel()
         self._record_episodes(model, returns[lengths > 0], lengths[lengths > 0].astype(np.int64))
         self._n_rows = 0
         if log_interval is not None and model._episode_num - self._episodes_logged >= log_interval:

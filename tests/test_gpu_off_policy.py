@@ -33,9 +33,16 @@ def make(algo, n_envs=64, cls=None, device="cuda", normalized=False, **options):
 def test_update_equals_sb3(algo, compile):
     samples = random_samples(algo, 12 * 24)
     samples = type(samples)(*(None if x is None else x.cuda() for x in samples))
-    models = [start(make(algo, n_steps=1, compile=compile)), start(make(algo, cls=STOCK[algo]))]
+    options = dict(n_envs=24, gamma=0.99)
+    models = [start(make(algo, n_steps=1, compile=compile, **options)), start(make(algo, cls=STOCK[algo], **options))]
+    feed(models[1], samples, 24)
+    ours = models[0].replay_buffer  # where the samples are drawn from, in order
+    for rows in th.arange(12 * 24, device="cuda").split(24):
+        obs, actions, next_obs, dones, rewards, _ = (None if x is None else x[rows] for x in samples)
+        ours.add_tensors(obs, next_obs, actions, rewards[:, 0], dones[:, 0] > 0, th.zeros_like(dones[:, 0] > 0))
+    places = iter(th.arange(12 * 24, device="cuda").split(3 * 24))
+    ours.draw = lambda n: next(places)
     for model in models:
-        feed(model, samples, 24)
         for _ in range(4):
             model.train(3, 24)
     if compile:

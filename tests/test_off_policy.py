@@ -25,7 +25,7 @@ from off_policy_helpers import (
     start,
 )
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from sync_guard import SyncGuard
@@ -35,6 +35,7 @@ from sb3_isaac.buffers import DeviceReplayBuffer
 from sb3_isaac.normalize import VecNormalize
 from sb3_isaac.replay_files import SB3_HAS_N_STEPS
 from sb3_isaac.training_log import STEPS_PER_READ
+from sb3_isaac.wrappers import VecFrameStack
 
 pytestmark = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
 
@@ -199,6 +200,14 @@ def test_samples_are_normalized_with_the_present_statistics(algo):
     assert th.allclose(policy_obs, env.normalize_obs_tensor(env.get_original_obs_tensor()))
 
 
+def test_stacked_frames(algo):
+    model = make_model(algo, VecFrameStack(make_env(algo, max_episode_length=20), 3), n_steps=2)
+    model.learn(400)
+    assert model.replay_buffer.obs_shape == (12,) and model._fast is not None
+    stored = model.replay_buffer
+    assert th.equal(stored.observations[:40, :, 4:], stored.next_observations[:40, :, :8])
+
+
 def test_time_limits_bootstrap_and_failures_do_not(algo):
     model = start(make_model(algo, n_steps=3))
     with th.no_grad():  # a value of 10 everywhere
@@ -294,6 +303,15 @@ def test_callbacks_see_every_step(algo):
     assert len(ended) == np.sum(recorder.dones) == model._episode_num > 10
     assert [e["l"] for e in ended[-100:]] == [e["l"] for e in model.ep_info_buffer]
     assert [e["r"] for e in ended[-100:]] == pytest.approx([e["r"] for e in model.ep_info_buffer], abs=1e-4)
+
+
+def test_sb3s_own_callbacks_and_progress_bar(algo):
+    pytest.importorskip("tqdm")
+    pytest.importorskip("rich")
+    model = make_model(algo, make_env(algo, max_episode_length=20))
+    callbacks = [StopTrainingOnMaxEpisodes(5), EvalCallback(make_env(algo, 1), eval_freq=5, verbose=0)]
+    model.learn(8000, callback=callbacks, progress_bar=True)
+    assert 5 * 8 <= model._episode_num < 5 * 8 + 8 and model.num_timesteps < 8000
 
 
 def test_logs_and_monitor_file(algo, tmp_path):
@@ -392,6 +410,9 @@ def test_options_of_the_tensor_path_need_it(algo):
 def test_no_silent_slow_path(algo):
     with pytest.raises(ValueError, match="sb3_isaac.VecNormalize"):
         make_model(algo, stable_baselines3.common.vec_env.VecNormalize(make_env(algo))).learn(100)
+
+    with pytest.raises(ValueError, match="VecNormalize"):
+        make_model(algo, VecFrameStack(VecNormalize(make_env(algo)), 2)).learn(100)
 
     class MyBuffer(ReplayBuffer):
         pass

@@ -216,7 +216,7 @@ def test_draws_are_uniform_over_what_is_valid(lossy, steps):
         valid.remove(buffer.pos)
     expected = sorted(row * 3 + env for row in valid for env in range(3))
     th.manual_seed(0)
-    places, counts = buffer._draw(1000 * len(expected)).unique(return_counts=True)
+    places, counts = buffer.draw(1000 * len(expected)).unique(return_counts=True)
     assert places.tolist() == expected
     assert counts.min() > 850 and counts.max() < 1150
 

@@ -123,7 +123,7 @@ ALGORITHMS = [(DQN, "CartPole-v1"), (DDPG, "Pendulum-v1"), (TD3, "Pendulum-v1"),
 class DrawsOfSB3(DeviceReplayBuffer):
     """Draws the transitions that SB3's buffers draw."""
 
-    def _draw(self, batch_size):
+    def draw(self, batch_size):
         if self.optimize_memory_usage and self.full:
             rows = (np.random.randint(1, self.buffer_size, size=batch_size) + self.pos) % self.buffer_size
         else:
