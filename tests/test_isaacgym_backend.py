@@ -161,7 +161,8 @@ class TestChoice:
 
     @pytest.fixture(autouse=True)
     def machine(self, monkeypatch):
-        monkeypatch.setattr(probe._isaacgym_first, "installed", True)
+        for name, value in {"installed": True, "too_late": False, "skipped": False, "error": None}.items():
+            monkeypatch.setattr(probe._isaacgym_first, name, value)
         monkeypatch.setattr(th.cuda, "get_device_capability", lambda device: (8, 6))
         self.probed = []
 
