@@ -25,15 +25,17 @@ class FastActorCritic:
 
         self.chunk = chunk_rows(model)
 
-        def mlp(module: Any, rows: int = 0) -> FastMLP:
+        def mlp(module: Any, rows: int, share: Optional[FastMLP] = None) -> FastMLP:
             layers = parse_layers(module)
             assert layers is not None
-            return FastMLP(layers, rows or self.chunk)
+            return FastMLP(layers, rows, share)
 
         self.acting = mlp(model.actor.mu, model.n_envs)
-        self.actor, self.actor_target = mlp(model.actor.mu), mlp(model.actor_target.mu)
-        self.critics = [mlp(net) for net in model.critic.q_networks]
-        self.critic_targets = [mlp(net) for net in model.critic_target.q_networks]
+        # A target network is done when the trained one begins: they use the same buffers, which stay in the cache
+        self.actor = mlp(model.actor.mu, self.chunk)
+        self.actor_target = mlp(model.actor_target.mu, self.chunk, self.actor)
+        self.critics = [mlp(net, self.chunk) for net in model.critic.q_networks]
+        self.critic_targets = [mlp(net, self.chunk, self.critics[0]) for net in model.critic_target.q_networks]
         self._obs_dim = self.actor.layers[0][0].in_features
         width = self.critics[0].layers[0][0].in_features
         self._input = self._targets[0].new_empty(self.chunk, width)
@@ -88,9 +90,10 @@ class FastActorCritic:
             actions = self.actor.forward(obs[rows])
             values = self.critics[0].forward(self._join(obs[rows], actions, self._input))
             loss_sum.sub_(values.sum(), alpha=1.0 / batch)
-            grad = self.critics[0].backward(values.fill_(-1.0 / batch), parameters=False, inputs=True)
+            values.fill_(-1.0 / batch)
+            grad = self.critics[0].backward(values, parameters=False, inputs=True, columns=slice(self._obs_dim, None))
             assert grad is not None
-            self.actor.backward(grad[:, self._obs_dim :], accumulate=rows.start > 0)
+            self.actor.backward(grad, accumulate=rows.start > 0)
         self.actor_adam.step(lr)
 
     def update_targets(self, tau: float) -> None:

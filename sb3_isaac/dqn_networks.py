@@ -28,7 +28,8 @@ class FastQNetworks:
         assert online is not None and target is not None
         self.acting = FastMLP(online, model.n_envs)
         self.online = FastMLP(online, self.chunk)
-        self.target = FastMLP(target, self.chunk)
+        # The target network is done when the other begins: they use the same buffers, which stay in the cache
+        self.target = FastMLP(target, self.chunk, self.online)
         self._grad = self.target_flat.new_zeros(self.chunk, self.n_actions)
 
     @staticmethod

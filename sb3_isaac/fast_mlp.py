@@ -142,7 +142,12 @@ class FastMLP:
         return x
 
     def backward(
-        self, grad: th.Tensor, accumulate: bool = False, parameters: bool = True, inputs: bool = False
+        self,
+        grad: th.Tensor,
+        accumulate: bool = False,
+        parameters: bool = True,
+        inputs: bool = False,
+        columns: slice = slice(None),
     ) -> Optional[th.Tensor]:
         """Gradients of the last forward pass.
 
@@ -150,7 +155,8 @@ class FastMLP:
         :param accumulate: add to the parameters' gradients in place of replacing them
         :param parameters: compute the parameters' gradients
         :param inputs: compute the gradient with respect to the inputs
-        :return: (batch, in) if ``inputs``; overwritten by the next call
+        :param columns: of the inputs, which their gradient is wanted for
+        :return: (batch, in) or these columns of it, if ``inputs``; overwritten by the next call
         """
         batch = grad.shape[0]
         for i in range(len(self.layers) - 1, -1, -1):
@@ -159,11 +165,12 @@ class FastMLP:
             if parameters:
                 self._parameter_gradients(i, grad, accumulate)
             if i > 0 or inputs:
-                grad_below = (self._grads[i - 1] if i > 0 else self._grad_input)[:batch]
+                weight = linear.weight if i > 0 else linear.weight[:, columns]
+                grad_below = self._grads[i - 1][:batch] if i > 0 else self._grad_input[:batch, columns]
                 if linear.out_features == 1:
-                    th.mul(grad, linear.weight, out=grad_below)
+                    th.mul(grad, weight, out=grad_below)
                 else:
-                    th.mm(grad, linear.weight, out=grad_below)
+                    th.mm(grad, weight, out=grad_below)
                 grad = grad_below
         return grad if inputs else None
 

@@ -37,6 +37,10 @@ def test_passes_equal_autograd(activation: type, last: type) -> None:
         assert th.allclose(fast.forward(x.detach()), out, atol=1e-6)
         grad_x = fast.backward(weight.clone(), inputs=True)
     assert grad_x is not None and th.allclose(grad_x, x.grad, atol=1e-5)
+    with th.no_grad():
+        fast.forward(x.detach())
+        some = fast.backward(weight.clone(), parameters=False, inputs=True, columns=slice(3, None))
+    assert some is not None and some.shape == (33, 1) and th.allclose(some, x.grad[:, 3:], atol=1e-5)
     for p, e in zip(net.parameters(), expected):
         assert th.allclose(p.grad, e, atol=1e-5)
 
