@@ -114,6 +114,9 @@ def _sample_off_policy(trial: Any, regime: Regime) -> Dict[str, Any]:
         "n_steps": trial.suggest_int("n_steps", 1, 12),
         "tau": _log_float(trial, "tau", 0.002, 0.1),
         "reward_scale": _log_float(trial, "reward_scale", 0.03, 1.0),
+        "normalize": {"norm_obs": True, "norm_reward": False}
+        if trial.suggest_categorical("norm_obs", [False, True])
+        else False,
         "policy_kwargs": {"net_arch": net_arch, "activation_fn": trial.suggest_categorical("activation_fn", ACTIVATIONS)},
     }
 
