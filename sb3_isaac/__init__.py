@@ -12,6 +12,7 @@ from sb3_isaac.evaluation import evaluate
 from sb3_isaac.normalize import VecNormalize
 from sb3_isaac.ppo import PPO
 from sb3_isaac.vec_env import IsaacVecEnv
+from sb3_isaac.vec_task import wrap_vec_task
 from sb3_isaac.wrappers import VecFrameStack
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "make_vec_env",
+    "wrap_vec_task",
 ]
 
 register_envs()
