@@ -225,24 +225,16 @@ class DeviceRolloutBuffer(RolloutBuffer):
         for indices in th.split(order, batch_size or total):
             yield self._get_samples(indices)
 
-    def shuffled_places(self) -> th.Tensor:
-        """(n_steps * N,) int64: a random order for :meth:`samples_at`, the one that :meth:`get` would take."""
-        order = th.randperm(self.buffer_size * self.n_envs, device=self.device, generator=self.generator)
-        return self._place.index_select(0, order)
-
-    def samples_at(self, places: th.Tensor) -> RolloutBufferSamples:
-        """The transitions at ``step * N + env``."""
+    def _get_samples(self, batch_inds: ArrayOrTensor, env: VecNormalize | None = None) -> RolloutBufferSamples:
+        """The transitions at ``env * n_steps + step``: SB3's count, as after its ``swap_and_flatten``."""
         tensors = self.tensors
-        values, log_probs, advantages, returns = self._scalars.flatten(1).index_select(1, places).unbind(0)
+        place = self._place.index_select(0, th.as_tensor(batch_inds, device=self.device))
+        values, log_probs, advantages, returns = self._scalars.flatten(1).index_select(1, place).unbind(0)
         return RolloutBufferSamples(
-            observations=tensors.observations.flatten(0, 1).index_select(0, places),
-            actions=tensors.actions.flatten(0, 1).index_select(0, places),
+            observations=tensors.observations.flatten(0, 1).index_select(0, place),
+            actions=tensors.actions.flatten(0, 1).index_select(0, place),
             old_values=values,
             old_log_prob=log_probs,
             advantages=advantages,
             returns=returns,
         )
-
-    def _get_samples(self, batch_inds: ArrayOrTensor, env: VecNormalize | None = None) -> RolloutBufferSamples:
-        """The transitions at ``env * n_steps + step``: SB3's count, as after its ``swap_and_flatten``."""
-        return self.samples_at(self._place.index_select(0, th.as_tensor(batch_inds, device=self.device)))

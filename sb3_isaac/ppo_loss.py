@@ -1,4 +1,4 @@
-"""PPO's loss and its gradients, written out: pure functions of tensors.
+"""PPO's loss and its gradients, written out: pure functions of tensors, with few operations.
 
 The formulas are those of ``stable_baselines3.PPO.train``; the gradients are those that autograd would find.
 """
@@ -9,13 +9,14 @@ import math
 from typing import Any, NamedTuple, Optional, Tuple
 
 import torch as th
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
-SURROGATE, SQUARED_ERROR, APPROX_KL, CLIPPED, ENTROPY, KL = range(6)
-"""Places of the statistics of a minibatch, all sums over its rows: surrogate objective, squared error of the values,
-SB3's estimate of the KL divergence, rows outside the clip range, entropy, exact KL divergence from the old policy."""
+
+POLICY_LOSS, SQUARED_ERROR, APPROX_KL, CLIPPED, ENTROPY, KL = range(6)
+"""Places of a minibatch's statistics: the policy loss, and sums over the rows: squared error of the values, SB3's estimate of
+the KL divergence, rows outside the clip range, entropy, exact KL divergence from the old policy."""
 N_SUMS = 6
+
 
 class Objective(NamedTuple):
     """What PPO minimises (https://arxiv.org/abs/1707.06347), with SB3's names."""
@@ -28,116 +29,125 @@ class Objective(NamedTuple):
     normalize_advantage: bool
 
 
-class OldPolicy(NamedTuple):
-    """The distribution that a minibatch's actions came from."""
+class Batch(NamedTuple):
+    """Rows of a minibatch."""
 
-    parameters: th.Tensor
-    """(rows, action_dim) means of a Gaussian, or (rows, n_actions) log-probabilities of a Categorical"""
-    log_std: Optional[th.Tensor]
-    """(action_dim,) of a Gaussian"""
+    observations: th.Tensor
+    """(rows, obs_dim)"""
+    actions: th.Tensor
+    """(rows, action_dim), or (rows, 1) of a Discrete action space"""
+    old_values: th.Tensor
+    """(rows,)"""
+    old_log_prob: th.Tensor
+    """(rows,)"""
+    weights: th.Tensor
+    """(rows,), from :func:`weights`; before that, the advantages"""
+    returns: th.Tensor
+    """(rows,)"""
+    old: Optional[th.Tensor]
+    """What the actions were drawn from, where the exact KL divergence is wanted: (rows, action_dim) means of a Gaussian, or
+    (rows, n_actions) log-probabilities of a Categorical"""
+
+    @classmethod
+    def unpack(cls, rows: th.Tensor, obs_dim: int, action_dim: int) -> Batch:
+        """Views of the columns of packed rows, in which the fields follow each other."""
+        first = obs_dim + action_dim
+        old = rows[:, first + 4 :] if rows.shape[1] > first + 4 else None
+        return cls(rows[:, :obs_dim], rows[:, obs_dim:first], *rows[:, first : first + 4].unbind(1), old=old)
 
 
-def normalized(advantages: th.Tensor) -> th.Tensor:
-    """Mean 0 and standard deviation 1 over the minibatch, with SB3's epsilon."""
-    centered = advantages - advantages.mean()
-    std = th.linalg.vector_norm(centered) / math.sqrt(len(advantages) - 1)
-    return centered.div_(std + 1e-8)
+def weights(advantages: th.Tensor, normalize: bool) -> th.Tensor:
+    """What each row's probability ratio adds to the policy loss: -advantage / rows.
 
-
-def policy_gradient(
-    log_prob: th.Tensor, old_log_prob: th.Tensor, advantages: th.Tensor, clip_range: Any, n_rows: int
-) -> Tuple[th.Tensor, Tuple[th.Tensor, ...]]:
-    """The clipped surrogate of rows that are part of a minibatch of ``n_rows``.
-
-    :return: the loss's gradient with respect to ``log_prob``, and (surrogate, approximate KL, clipped) of each row
+    :param advantages: (rows,) of the whole minibatch
+    :param normalize: bring them to mean 0 and standard deviation 1 first, with SB3's epsilon
     """
-    log_ratio = log_prob - old_log_prob
+    n_rows = len(advantages)
+    if not normalize or n_rows < 2:
+        return advantages * (-1.0 / n_rows)
+    centered = advantages - advantages.mean()
+    std = th.linalg.vector_norm(centered) * (1.0 / math.sqrt(n_rows - 1))
+    return centered.mul_((-1.0 / n_rows) / (std + 1e-8))
+
+
+def policy_gradient(log_ratio: th.Tensor, batch: Batch, clip_range: Any) -> Tuple[th.Tensor, Tuple[th.Tensor, ...]]:
+    """The clipped surrogate.
+
+    :param log_ratio: (rows,), new minus old log-probability
+    :return: the loss's gradient with respect to ``log_ratio``, and (loss, approximate KL, clipped) of each row
+    """
     ratio = log_ratio.exp()
-    surrogate = advantages * ratio
-    clipped_surrogate = advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    # Where the clipped one is smaller the gradient is zero; d ratio / d log_prob = ratio
-    grad = th.where(surrogate <= clipped_surrogate, surrogate, surrogate.new_zeros(())) / -n_rows
-    distance = ratio - 1.0
-    rows = (th.minimum(surrogate, clipped_surrogate), distance - log_ratio, (distance.abs() > clip_range).to(ratio.dtype))
-    return grad, rows
+    clipped_ratio = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    loss, clipped_loss = batch.weights * ratio, batch.weights * clipped_ratio
+    # Where the clipped one is larger the gradient is zero; d ratio / d log_ratio = ratio
+    grad = loss * (loss >= clipped_loss)
+    return grad, (th.maximum(loss, clipped_loss), ratio - 1.0 - log_ratio, (ratio != clipped_ratio).to(ratio.dtype))
 
 
-def value_gradient(
-    values: th.Tensor, samples: RolloutBufferSamples, objective: Objective, n_rows: int
-) -> Tuple[th.Tensor, th.Tensor]:
-    """The value loss of rows that are part of a minibatch.
+def value_gradient(values: th.Tensor, batch: Batch, objective: Objective, n_rows: int) -> Tuple[th.Tensor, th.Tensor]:
+    """The value loss of rows that are part of a minibatch of ``n_rows``.
 
     :param values: (rows, 1)
     :return: the loss's gradient with respect to ``values`` (rows, 1), and the squared errors (rows,)
     """
     values, clip = values.squeeze(1), objective.clip_range_vf
     if clip is None:
-        error = grad = values - samples.returns
+        error = grad = values - batch.returns
     else:
-        change = values - samples.old_values
-        error = samples.old_values + change.clamp(-clip, clip) - samples.returns
-        grad = th.where(change.abs() <= clip, error, error.new_zeros(()))
+        change = values - batch.old_values
+        error = batch.old_values + change.clamp(-clip, clip) - batch.returns
+        grad = error * (change.abs() <= clip)
     return (grad * (2.0 * objective.vf_coef / n_rows)).unsqueeze(1), error.square()
 
 
 def gaussian_gradients(
     mean: th.Tensor,
     log_std: th.Tensor,
+    old_log_std: Optional[th.Tensor],
     squared_errors: th.Tensor,
-    samples: RolloutBufferSamples,
+    batch: Batch,
     objective: Objective,
-    n_rows: int,
-    old: Optional[OldPolicy],
 ) -> Tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """Gradients of PPO's loss for a diagonal Gaussian.
+    """Gradients of the policy loss for a diagonal Gaussian.
 
     :param mean: (rows, action_dim)
     :param log_std: (action_dim,)
+    :param old_log_std: (action_dim,) that goes with ``batch.old``
     :param squared_errors: (rows,) of the values, to be summed with the other statistics
-    :param samples: the rows, with normalised advantages
-    :param n_rows: rows of the whole minibatch
-    :param old: where the exact KL divergence is wanted
-    :return: gradients with respect to mean and log_std (the latter without the entropy's), and the sums
+    :return: gradients with respect to mean and log_std (the latter without the entropy's), and the statistics (N_SUMS,)
     """
-    inv_std = (-log_std).exp()
-    z = (samples.actions - mean) * inv_std
+    inv_std, total_log_std, dim = (-log_std).exp(), log_std.sum(), log_std.numel()
+    z = (batch.actions - mean) * inv_std
     z_square = z.square()
-    total_log_std = log_std.sum()
-    log_prob = z_square.sum(1) * -0.5 - (total_log_std + log_std.numel() * HALF_LOG_2PI)
-    grad, (surrogate, approx_kl, clipped) = policy_gradient(
-        log_prob, samples.old_log_prob, samples.advantages, objective.clip_range, n_rows
-    )
-    entropy = (total_log_std + log_std.numel() * (0.5 + HALF_LOG_2PI)).expand_as(log_prob)
-    if old is None or old.log_std is None:
+    distance = z_square.sum(1) if dim > 1 else z_square.squeeze(1)
+    log_ratio = distance * -0.5 - (batch.old_log_prob + (total_log_std + dim * HALF_LOG_2PI))
+    grad, (loss, approx_kl, clipped) = policy_gradient(log_ratio, batch, objective.clip_range)
+    entropy = (total_log_std + dim * (0.5 + HALF_LOG_2PI)).expand_as(loss)
+    if batch.old is None or old_log_std is None:
         kl = approx_kl
     else:
-        moved = ((old.parameters - mean) * inv_std).square().sum(1) * 0.5
-        spread = log_std - old.log_std + 0.5 * (2.0 * (old.log_std - log_std)).exp() - 0.5
-        kl = moved + spread.sum()
-    sums = th.stack((surrogate, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)
+        moved = ((batch.old - mean) * inv_std).square().sum(1) * 0.5
+        kl = moved + (log_std - old_log_std + 0.5 * (2.0 * (old_log_std - log_std)).exp() - 0.5).sum()
+    sums = th.stack((loss, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)
     return grad.unsqueeze(1) * z * inv_std, grad @ (z_square - 1.0), sums
 
 
 def categorical_gradients(
-    logits: th.Tensor,
-    squared_errors: th.Tensor,
-    samples: RolloutBufferSamples,
-    objective: Objective,
-    n_rows: int,
-    old: Optional[OldPolicy],
+    logits: th.Tensor, squared_errors: th.Tensor, batch: Batch, objective: Objective, n_rows: int
 ) -> Tuple[th.Tensor, th.Tensor]:
-    """As :func:`gaussian_gradients`, for (rows, n_actions) logits: the gradient with respect to them, and the sums."""
+    """As :func:`gaussian_gradients`, for (rows, n_actions) logits: the gradient with respect to them, and the statistics.
+
+    The entropy's gradient is included; ``n_rows`` are those of the whole minibatch.
+    """
     log_p = th.log_softmax(logits, 1)
     p = log_p.exp()
-    actions = samples.actions.long()
-    log_prob = log_p.gather(1, actions).squeeze(1)
-    grad, (surrogate, approx_kl, clipped) = policy_gradient(
-        log_prob, samples.old_log_prob, samples.advantages, objective.clip_range, n_rows
-    )
+    actions = batch.actions.long()
+    log_ratio = log_p.gather(1, actions).squeeze(1) - batch.old_log_prob
+    grad, (loss, approx_kl, clipped) = policy_gradient(log_ratio, batch, objective.clip_range)
     entropy = -(p * log_p).sum(1)
     chosen = actions == th.arange(logits.shape[1], device=logits.device)
     grad_logits = (chosen.to(p.dtype) - p) * grad.unsqueeze(1)
     if objective.ent_coef != 0.0:
         grad_logits = grad_logits + p * (log_p + entropy.unsqueeze(1)) * (objective.ent_coef / n_rows)
-    kl = approx_kl if old is None else (old.parameters.exp() * (old.parameters - log_p)).sum(1)
-    return grad_logits, th.stack((surrogate, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)
+    kl = approx_kl if batch.old is None else (batch.old.exp() * (batch.old - log_p)).sum(1)
+    return grad_logits, th.stack((loss, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)

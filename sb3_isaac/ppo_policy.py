@@ -13,21 +13,21 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Diag
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_isaac.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.ppo_loss import (
     HALF_LOG_2PI,
+    N_SUMS,
+    Batch,
     Objective,
-    OldPolicy,
     categorical_gradients,
     gaussian_gradients,
-    normalized,
     value_gradient,
+    weights,
 )
 
-CPU_ROWS = 4096
-"""On a CPU a minibatch is worked on in pieces of so many rows per thread, which stay in the cache."""
+CPU_ROWS = 8192
+"""On a CPU a minibatch is worked on in pieces of at most so many rows, which stay in the cache."""
 
 
 def why_not_fast(policy: Any) -> Optional[str]:
@@ -74,14 +74,15 @@ class FastActorCritic:
         self.critic = FastMLP(critic, max_rows)
         self.actor = FastMLP(actor, max_rows, share=self.critic)  # the critic is through when the actor starts
         self.log_std: Optional[th.Tensor] = getattr(policy, "log_std", None)
-        self._normalized: Any = normalized
+        self._action_dim = 1 if self.log_std is None else self.log_std.numel()
+        self._weights: Any = weights
         self._value_gradient: Any = value_gradient
         self._categorical_gradients: Any = categorical_gradients
         self._gaussian_gradients: Any = gaussian_gradients
 
     def compile(self) -> None:
         """Compile the loss, which then takes one pass over its rows, or a few kernels."""
-        self._normalized = th.compile(normalized, dynamic=False)
+        self._weights = th.compile(weights, dynamic=False)
         self._value_gradient = th.compile(value_gradient, dynamic=False)
         self._categorical_gradients = th.compile(categorical_gradients, dynamic=False)
         self._gaussian_gradients = th.compile(gaussian_gradients, dynamic=False)
@@ -114,49 +115,45 @@ class FastActorCritic:
         pieces = obs.reshape(obs.shape[0], -1).split(self.max_rows)
         return th.cat([self.critic.forward(piece).squeeze(1).clone() for piece in pieces])
 
-    def distribution(self, obs: th.Tensor) -> OldPolicy:
-        """The present policy's distributions at observations (n, *obs_shape), to compare later ones with."""
+    def distribution(self, obs: th.Tensor) -> th.Tensor:
+        """What actions are drawn from at observations (n, *obs_shape), any number of them: see :attr:`Batch.old`."""
         pieces = obs.reshape(obs.shape[0], -1).split(self.max_rows)
         out = th.cat([self.actor.forward(piece).clone() for piece in pieces])
-        if self.log_std is None:
-            return OldPolicy(th.log_softmax(out, 1), None)
-        return OldPolicy(out, self.log_std.detach().clone())
+        return out if self.log_std is not None else th.log_softmax(out, 1)
 
-    def gradients(self, samples: RolloutBufferSamples, objective: Objective, old: Optional[OldPolicy]) -> th.Tensor:
+    def gradients(self, rows: th.Tensor, objective: Objective, old_log_std: Optional[th.Tensor] = None) -> th.Tensor:
         """Write the gradients of PPO's loss on a minibatch into the parameters' ``grad``.
 
-        :param old: where the exact KL divergence is wanted, else its sum is the approximate one
+        :param rows: packed, see :meth:`Batch.unpack`
+        :param old_log_std: (action_dim,) of the Gaussian in the rows, if there is one
         :return: (N_SUMS,) statistics
         """
-        n_rows = samples.observations.shape[0]
-        if objective.normalize_advantage and n_rows > 1:
-            samples = samples._replace(advantages=self._normalized(samples.advantages))
-        samples = samples._replace(observations=samples.observations.reshape(n_rows, -1))
+        n_rows = rows.shape[0]
+        batch = Batch.unpack(rows, self.critic.layers[0][0].in_features, self._action_dim)
+        batch = batch._replace(weights=self._weights(batch.weights, objective.normalize_advantage))
         if n_rows <= self.max_rows:
-            return self._piece(samples, objective, n_rows, old, accumulate=False)
-        total = None
+            return self._piece(batch, objective, n_rows, old_log_std, accumulate=False)
+        total = th.zeros(N_SUMS, device=rows.device)
         for start in range(0, n_rows, self.max_rows):
-            part = slice(start, start + self.max_rows)
-            piece_old = None if old is None else OldPolicy(old.parameters[part], old.log_std)
-            piece = RolloutBufferSamples(*(tensor[part] for tensor in samples))
-            sums = self._piece(piece, objective, n_rows, piece_old, accumulate=start > 0)
-            total = sums if total is None else total + sums
-        assert total is not None
+            piece = Batch(*(None if column is None else column[start : start + self.max_rows] for column in batch))
+            total += self._piece(piece, objective, n_rows, old_log_std, accumulate=start > 0)
         return total
 
     def _piece(
-        self, samples: RolloutBufferSamples, objective: Objective, n_rows: int, old: Optional[OldPolicy], accumulate: bool
+        self, batch: Batch, objective: Objective, n_rows: int, old_log_std: Optional[th.Tensor], accumulate: bool
     ) -> th.Tensor:
+        """:param n_rows: of the whole minibatch"""
         # One network after the other: what one has in the cache, the other one uses
-        values = self.critic.forward(samples.observations)
-        grad_values, squared_errors = self._value_gradient(values, samples, objective, n_rows)
+        values = self.critic.forward(batch.observations)
+        grad_values, squared_errors = self._value_gradient(values, batch, objective, n_rows)
         self.critic.backward(grad_values, accumulate)
-        out = self.actor.forward(samples.observations)
+        out = self.actor.forward(batch.observations)
+        sums: th.Tensor
         if self.log_std is None:
-            grad, sums = self._categorical_gradients(out, squared_errors, samples, objective, n_rows, old)
+            grad, sums = self._categorical_gradients(out, squared_errors, batch, objective, n_rows)
         else:
             grad, grad_log_std, sums = self._gaussian_gradients(
-                out, self.log_std, squared_errors, samples, objective, n_rows, old
+                out, self.log_std, old_log_std, squared_errors, batch, objective
             )
             assert self.log_std.grad is not None
             if accumulate:
@@ -164,5 +161,4 @@ class FastActorCritic:
             else:  # the entropy does not depend on the rows
                 th.sub(grad_log_std, objective.ent_coef, out=self.log_std.grad)
         self.actor.backward(grad, accumulate)
-        result: th.Tensor = sums
-        return result
+        return sums

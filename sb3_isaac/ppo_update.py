@@ -14,7 +14,7 @@ from sb3_isaac.buffers import DeviceRolloutBuffer
 from sb3_isaac.cuda_graph import CudaGraph
 from sb3_isaac.flat_adam import FlatAdam
 from sb3_isaac.host import to_host
-from sb3_isaac.ppo_loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, SQUARED_ERROR, SURROGATE, Objective, OldPolicy
+from sb3_isaac.ppo_loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, Objective
 from sb3_isaac.ppo_policy import CPU_ROWS, FastActorCritic, why_not_fast
 
 
@@ -108,7 +108,9 @@ class PPOUpdate:
         """The learning rate, where it adapts or is read by a graph."""
         self._clip = th.zeros(2, device=self.device)
         self._fast: Optional[FastActorCritic] = None
-        self._old: Optional[OldPolicy] = None
+        self._rows: Optional[th.Tensor] = None
+        """What the rollout buffer holds in packed rows, one for each transition, so that one gather serves a minibatch"""
+        self._old_log_std: Optional[th.Tensor] = None
         self._captured: Dict[int, _Captured] = {}
         self._capture_for: Any = None
 
@@ -136,7 +138,7 @@ class PPOUpdate:
         epoch, stopped_at = 0, None
         with th.no_grad() if fast else unchecked_distributions():
             for epoch in range(settings.n_epochs):
-                for batch in self._places() if fast else buffer.get(settings.batch_size):
+                for batch in self._shuffled() if fast else buffer.get(settings.batch_size):
                     n_rows = len(batch) if fast else len(batch.advantages)
                     batch_sums = self._gradients(batch)
                     sums[len(rows)].copy_(batch_sums)
@@ -165,7 +167,7 @@ class PPOUpdate:
         if not isinstance(buffer, DeviceRolloutBuffer) or why_not_fast(self.policy) is not None:
             return False
         n_rows = buffer.buffer_size * buffer.n_envs
-        cached = n_rows if self.device.type == "cuda" else CPU_ROWS * th.get_num_threads()
+        cached = n_rows if self.device.type == "cuda" else CPU_ROWS
         piece = min(settings.batch_size, n_rows, cached)
         if self._fast is None or self._fast.max_rows != piece:
             self._fast = FastActorCritic(self.policy, piece)
@@ -177,19 +179,11 @@ class PPOUpdate:
             self._clip.copy_(th.tensor([clip_range, clip_range_vf or 0.0]))
             clip_range, clip_range_vf = self._clip[0], None if clip_range_vf is None else self._clip[1]
         self._objective = Objective(clip_range, clip_range_vf, settings.ent_coef, settings.vf_coef, settings.normalize_advantage)
-        if settings.adaptive_lr is None:
-            self._old = None
-        else:
-            with th.no_grad():
-                old = self._fast.distribution(buffer.tensors.observations.flatten(0, 1))
-            if self._old is None or self._old.parameters.shape != old.parameters.shape:
-                self._old = old
-            for mine, new in zip(self._old, old):  # a graph expects them where they were
-                if mine is not None and new is not None:
-                    mine.copy_(new)
+        with th.no_grad():
+            self._pack(buffer, self._fast, settings.adaptive_lr is not None)
         if self.compiled and self.device.type == "cuda":
             # The first update runs without graphs, which initialises CUDA's libraries
-            constants = (settings._replace(clip_range=0.0), clip_range_vf is None, id(buffer), id(self._fast), id(self._old))
+            constants = (settings._replace(clip_range=0.0), clip_range_vf is None, id(self._rows), id(self._fast))
             if constants != self._capture_for:
                 self._capture_for, self._may_capture = constants, False
                 self._captured.clear()
@@ -197,10 +191,31 @@ class PPOUpdate:
                 self._may_capture = True
         return True
 
-    def _places(self) -> Iterator[th.Tensor]:
-        """One epoch of minibatches of the fast path: which transitions to take."""
-        assert isinstance(self._buffer, DeviceRolloutBuffer)
-        return iter(self._buffer.shuffled_places().split(self._settings.batch_size))
+    def _pack(self, buffer: DeviceRolloutBuffer, fast: FastActorCritic, with_old: bool) -> None:
+        """Fill :attr:`_rows`, in the order in which SB3 counts transitions: env by env.
+
+        :param with_old: also what the actions were drawn from, which has not changed since
+        """
+        data, (n_steps, n) = buffer.tensors, buffer.tensors.rewards.shape
+        scalars = (data.values, data.log_probs, data.advantages, data.returns)
+        columns = [data.observations.flatten(2), data.actions.flatten(2), *(x.unsqueeze(2) for x in scalars)]
+        if with_old:
+            columns.append(fast.distribution(data.observations.flatten(0, 1)).view(n_steps, n, -1))
+            if fast.log_std is not None:  # a graph expects it where it was
+                old = fast.log_std.new_empty(fast.log_std.shape) if self._old_log_std is None else self._old_log_std
+                self._old_log_std = old.copy_(fast.log_std)
+        width = sum(column.shape[2] for column in columns)
+        if self._rows is None or self._rows.shape != (n * n_steps, width):
+            self._rows = th.empty(n * n_steps, width, device=self.device)
+        parts = self._rows.view(n, n_steps, width).transpose(0, 1).split([column.shape[2] for column in columns], 2)
+        for part, column in zip(parts, columns):
+            part.copy_(column)
+
+    def _shuffled(self) -> Iterator[th.Tensor]:
+        """One epoch of minibatches for the fast path: which rows to take, the ones that ``buffer.get`` would draw."""
+        assert isinstance(self._buffer, DeviceRolloutBuffer) and self._rows is not None
+        order = th.randperm(len(self._rows), device=self.device, generator=self._buffer.generator)
+        return iter(order.split(self._settings.batch_size))
 
     def _gradients(self, batch: Any) -> th.Tensor:
         """Write a minibatch's gradients into the parameters. Returns its sums (N_SUMS,), valid until the next minibatch."""
@@ -239,11 +254,8 @@ class PPOUpdate:
             self.adam.clip_and_step(settings.max_grad_norm, self.lr if changes else None)
 
     def _fast_gradients(self, places: th.Tensor) -> th.Tensor:
-        assert self._fast is not None and isinstance(self._buffer, DeviceRolloutBuffer)
-        old = self._old
-        if old is not None:
-            old = OldPolicy(old.parameters.index_select(0, places), old.log_std)
-        return self._fast.gradients(self._buffer.samples_at(places), self._objective, old)
+        assert self._fast is not None and self._rows is not None
+        return self._fast.gradients(self._rows.index_select(0, places), self._objective, self._old_log_std)
 
     def _autograd_gradients(self, samples: Any) -> th.Tensor:
         """For any policy: SB3's loss, line by line."""
@@ -270,8 +282,8 @@ class PPOUpdate:
         loss.backward()
         with th.no_grad():
             approx_kl, clipped = ratio - 1.0 - log_ratio, ((ratio - 1.0).abs() > clip).float()
-            terms = (surrogate, squared_errors, approx_kl, clipped, entropy, approx_kl)
-            return th.stack([term.sum() for term in terms])
+            sums = [term.sum() for term in (squared_errors, approx_kl, clipped, entropy, approx_kl)]
+            return th.stack([-surrogate.mean(), *sums])
 
     def _log(self, sums: th.Tensor, rows: np.ndarray, last_epoch: int, stopped_at: Optional[float]) -> UpdateLog:
         """Read what there is to tell: the only time that an update waits for the device (with target_kl: the last)."""
@@ -286,13 +298,14 @@ class PPOUpdate:
             std = self.lr if log_std is None else log_std.exp().mean()
             more = th.stack([x.to(self.device) for x in (unexplained, variance, std, self.lr)])
             host = to_host(th.cat((sums.flatten(), more)))
-        means = host[:-4].reshape(-1, N_SUMS) / rows[:, None]
+        sums_ = host[:-4].reshape(-1, N_SUMS)
+        means = sums_ / rows[:, None]
         unexplained_, variance_, std_, lr = (float(x) for x in host[-4:])
         if np.isnan(means).any():
             raise FloatingPointError(
                 "PPO's loss is NaN: training has diverged, lower the learning rate or the scale of the rewards."
             )
-        policy_loss, value_loss, entropy_loss = -means[:, SURROGATE], means[:, SQUARED_ERROR], -means[:, ENTROPY]
+        policy_loss, value_loss, entropy_loss = sums_[:, POLICY_LOSS], means[:, SQUARED_ERROR], -means[:, ENTROPY]
         loss = policy_loss + settings.ent_coef * entropy_loss + settings.vf_coef * value_loss
         in_last_epoch = np.arange(len(rows)) >= last_epoch * -(-buffer.buffer_size * buffer.n_envs // settings.batch_size)
         losses = {

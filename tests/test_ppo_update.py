@@ -55,7 +55,7 @@ CASES: Dict[str, Dict[str, Any]] = {
     "relu": {"policy_kwargs": {"activation_fn": nn.ReLU, "net_arch": {"pi": [16], "vf": [24, 8]}}, "max_grad_norm": 0.05},
     "clip_range_vf": {"clip_range_vf": 0.05, "ent_coef": 0.01},
     "target_kl": {"target_kl": 0.002},
-    "schedules": {"learning_rate": lambda p: 1e-3 * p, "clip_range": lambda p: 0.02 + 0.02 * p, "clip_range_vf": lambda p: 0.1 * p},
+    "schedules": {"learning_rate": lambda p: 1e-3 * p, "clip_range": lambda p: 0.05 + 0.05 * p, "clip_range_vf": lambda p: 0.05 + 0.1 * p},
     "truncated_minibatch": {"batch_size": 100, "normalize_advantage": False, "vf_coef": 0.1},
     "own_extractor": {"policy_kwargs": {"features_extractor_class": OwnExtractor}, "clip_range_vf": 0.05, "ent_coef": 0.01},
     "sgd": {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "target_kl": 0.1},
@@ -126,22 +126,21 @@ def test_pieces_of_minibatches_add_up(env_id: str, monkeypatch: pytest.MonkeyPat
 def test_exact_kl_divergence(env_id: str) -> None:
     model = make(PPO, env_id)
     model.learn(N_ENVS * N_STEPS)
-    buffer, policy = model.rollout_buffer, model.policy
-    samples = buffer.samples_at(th.arange(50))
-    fast = FastActorCritic(policy, 20)
-    objective = Objective(0.2, None, 0.0, 0.5, True)
+    policy, objective = model.policy, Objective(0.2, None, 0.0, 0.5, True)
     with th.no_grad():
-        old, old_distribution = fast.distribution(samples.observations), policy.get_distribution(samples.observations)
-        old_distribution = type(old_distribution.distribution)(**_parameters(old_distribution.distribution))
-        assert float(fast.gradients(samples, objective, old)[KL]) == pytest.approx(0.0, abs=1e-5)
+        model._update._pack(model.rollout_buffer, FastActorCritic(policy, 20), with_old=True)
+    rows, old_log_std = model._update._rows[:50], model._update._old_log_std
+    obs, fast = rows[:, :4], FastActorCritic(policy, 20)
+    with th.no_grad():
+        old = policy.get_distribution(obs).distribution
+        old = type(old)(**_parameters(old))
+        assert float(fast.gradients(rows, objective, old_log_std)[KL]) == pytest.approx(0.0, abs=1e-5)
         for p in policy.parameters():
             p.add_(0.05 * th.randn_like(p))
-        new = policy.get_distribution(samples.observations).distribution
-        expected = float(th.distributions.kl_divergence(old_distribution, new).sum())
-        sums = fast.gradients(samples, objective, old)
+        expected = float(th.distributions.kl_divergence(old, policy.get_distribution(obs).distribution).sum())
         assert expected > 0.1
-        assert float(sums[KL]) == pytest.approx(expected, rel=1e-3)
-        without = fast.gradients(samples, objective, None)
+        assert float(fast.gradients(rows, objective, old_log_std)[KL]) == pytest.approx(expected, rel=1e-3)
+        without = fast.gradients(rows[:, :9], objective)
         assert float(without[KL]) == float(without[APPROX_KL])
 
 
@@ -221,7 +220,15 @@ def test_compiled_update_equals_eager() -> None:
             make(PPO, CONTINUOUS, compile=True, **options).learn(10)
         return
     eager, compiled = make(PPO, CONTINUOUS, **options), make(PPO, CONTINUOUS, compile=True, **options)
+    simulators = [model.env.tensor_env for model in (eager, compiled)]
+    compile_simulator, simulators[1].compile = simulators[1].compile, lambda: None
     for model in (eager, compiled):
         learn(model, 3)
     assert compiled._update._fast._gaussian_gradients is not ppo_loss.gaussian_gradients
-    assert difference(eager, compiled) < 1e-4  # the simulator is compiled too, and rounds in its own way
+    assert difference(eager, compiled) < 2e-6
+    # The simulator, too, rounds in its own way when it is compiled, and a pole in the air makes more of it with every step
+    compile_simulator()
+    simulators[1].set_state(simulators[0].get_state())
+    for _ in range(15):
+        eager_step, compiled_step = (simulator.step(th.ones(N_ENVS, 1)) for simulator in simulators)
+        assert all(th.allclose(x.float(), y.float(), atol=1e-4) for x, y in zip(eager_step, compiled_step))
