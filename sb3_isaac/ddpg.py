@@ -16,6 +16,7 @@ from sb3_isaac import off_policy, replay_files
 from sb3_isaac.buffers import ReplaySamples
 from sb3_isaac.ddpg_networks import FastActorCritic
 from sb3_isaac.exploration import DeviceNoise, spread
+from sb3_isaac.tensor_run import TensorRun
 
 
 class DDPG(stable_baselines3.DDPG):
@@ -37,8 +38,8 @@ class DDPG(stable_baselines3.DDPG):
     :param shared_noise: one draw of the noise for all environments *
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
-    :param compile: on a GPU, capture acting, stepping and updates in CUDA graphs, for MLP policies; the results are the
-        same. On a CPU there is nothing to gain, and nothing happens. Needs torch 2. *
+    :param compile: compile the simulator's step with torch.compile; on a GPU, capture acting, stepping and updates in CUDA
+        graphs, for MLP policies. Needs torch 2. The results are the same, but for rounding. *
     :param stats_window_size: episodes that ``rollout/ep_rew_mean`` is the mean of; SB3's other algorithms have it too
     :raises ValueError: for an option marked * with an environment that has no tensor interface, or an unknown noise
     """
@@ -63,7 +64,7 @@ class DDPG(stable_baselines3.DDPG):
         self.reward_scale = reward_scale
         self.spread_time_limits = spread_time_limits
         self.compile = compile
-        self._run: Optional[off_policy.TensorRun] = None  # not None: training runs in tensors
+        self._run: Optional[TensorRun] = None  # not None: training runs in tensors
         self._fast: Optional[FastActorCritic] = None  # not None: the networks are updated without autograd
         if replay_files.SB3_HAS_N_STEPS:
             kwargs["n_steps"] = n_steps
@@ -96,7 +97,7 @@ class DDPG(stable_baselines3.DDPG):
         self._fast = FastActorCritic(self) if FastActorCritic.supports(self) else None
         captured = self.compile and self._fast is not None and self.device.type == "cuda"
         after_step = None if self._noise is None else self._noise.reset
-        self._run = off_policy.TensorRun(self, self._act, after_step, ("critic_loss", "actor_loss"), captured)
+        self._run = TensorRun(self, self._act, after_step, ("critic_loss", "actor_loss"), captured)
         self._updates = off_policy.Updates(self, self._update, captured and self.policy_delay == 1)
         self._lr = th.zeros((), device=self.device) if captured else None  # where a captured graph reads it
         space: Any = self.action_space

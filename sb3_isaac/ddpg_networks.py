@@ -21,6 +21,9 @@ class FastActorCritic:
     def __init__(self, model: Any) -> None:
         self.actor_adam = FlatAdam(model.actor.optimizer)
         self.critic_adam = FlatAdam(model.critic.optimizer)
+        if model.compile:
+            self.actor_adam.compile()
+            self.critic_adam.compile()
         self._targets = (share_storage(model.actor_target.parameters()), share_storage(model.critic_target.parameters()))
 
         self.chunk = chunk_rows(model)
@@ -81,7 +84,7 @@ class FastActorCritic:
                 error = critic.forward(x).sub_(targets[rows])
                 loss_sum.add_(th.linalg.vector_norm(error).square_(), alpha=1.0 / batch)
                 critic.backward(error.mul_(2.0 / batch), accumulate=rows.start > 0)
-        self.critic_adam.step(lr)
+        self.critic_adam.clip_and_step(None, lr)
 
     def actor_step(self, obs: th.Tensor, lr: Optional[th.Tensor], loss_sum: th.Tensor) -> None:
         """One step of Adam up the first critic's slope; minus its mean value is added to ``loss_sum``."""
@@ -94,7 +97,7 @@ class FastActorCritic:
             grad = self.critics[0].backward(values, parameters=False, inputs=True, columns=slice(self._obs_dim, None))
             assert grad is not None
             self.actor.backward(grad, accumulate=rows.start > 0)
-        self.actor_adam.step(lr)
+        self.actor_adam.clip_and_step(None, lr)
 
     def update_targets(self, tau: float) -> None:
         """Polyak's average: the target networks go ``tau`` of the way to the trained ones."""

@@ -15,6 +15,7 @@ from sb3_isaac import off_policy, replay_files
 from sb3_isaac.buffers import ReplaySamples
 from sb3_isaac.dqn_networks import FastQNetworks
 from sb3_isaac.exploration import epsilon_greedy, spread
+from sb3_isaac.tensor_run import TensorRun
 
 
 class DQN(stable_baselines3.DQN):
@@ -35,8 +36,8 @@ class DQN(stable_baselines3.DQN):
         (1.0, 0.01), in place of the exploration schedule (Ape-X, https://arxiv.org/abs/1803.00933) *
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
-    :param compile: on a GPU, capture acting, stepping and updates in CUDA graphs, for MLP policies; the results are the
-        same. On a CPU there is nothing to gain, and nothing happens. Needs torch 2. *
+    :param compile: compile the simulator's step with torch.compile; on a GPU, capture acting, stepping and updates in CUDA
+        graphs, for MLP policies. Needs torch 2. The results are the same, but for rounding. *
     :raises ValueError: for an option marked * with an environment that has no tensor interface
     """
 
@@ -59,7 +60,7 @@ class DQN(stable_baselines3.DQN):
         self.reward_scale = reward_scale
         self.spread_time_limits = spread_time_limits
         self.compile = compile
-        self._run: Optional[off_policy.TensorRun] = None  # not None: training runs in tensors
+        self._run: Optional[TensorRun] = None  # not None: training runs in tensors
         self._fast: Optional[FastQNetworks] = None  # not None: the networks are updated without autograd
         if replay_files.SB3_HAS_N_STEPS:
             kwargs["n_steps"] = n_steps
@@ -89,7 +90,7 @@ class DQN(stable_baselines3.DQN):
             result = super()._setup_learn(*args)
         self._fast = FastQNetworks(self) if FastQNetworks.supports(self) else None
         captured = self.compile and self._fast is not None and self.device.type == "cuda"
-        self._run = off_policy.TensorRun(self, self._act, None, ("loss",), captured)
+        self._run = TensorRun(self, self._act, None, ("loss",), captured)
         self._updates = off_policy.Updates(self, self._update, captured)
         # Tensors on the device, because a captured graph reads them where they lie; a number is faster elsewhere
         self._lr = th.zeros((), device=self.device) if captured else None

@@ -21,6 +21,8 @@ class FastQNetworks:
 
     def __init__(self, model: Any) -> None:
         self.adam = FlatAdam(model.policy.optimizer)
+        if model.compile:
+            self.adam.compile()
         self.target_flat = share_storage(model.q_net_target.parameters())
         self.n_actions = int(model.action_space.n)
         self.chunk = chunk_rows(model)
@@ -78,8 +80,7 @@ class FastQNetworks:
             error = chosen.sub_(target).clamp_(-1.0, 1.0).mul_(1.0 / batch)  # the Huber loss's derivative
             grad = self._grad[: len(q)].zero_().scatter_(1, actions[rows], error)
             self.online.backward(grad, accumulate=rows.start > 0)
-        self.adam.clip_grad_norm_(max_grad_norm)
-        self.adam.step(lr)
+        self.adam.clip_and_step(max_grad_norm, lr)
 
     def update_target(self, tau: float) -> None:
         """Polyak's average: the target network goes ``tau`` of the way to the online one."""

@@ -46,7 +46,7 @@ def test_update_equals_sb3(algo, compile):
         for _ in range(4):
             model.train(3, 24)
     if compile:
-        assert len(models[0]._updates._captured) == 1
+        assert len(models[0]._updates._graphs) == 1
     assert_close(parameters(models[0]), parameters(models[1]), atol=1e-5)
 
 

@@ -272,6 +272,18 @@ def test_same_seed_same_result(algo):
     assert th.equal(results[0][1], results[1][1])
 
 
+def test_compile(algo, monkeypatch):
+    calls = []
+    model = make_model(algo, compile=True)
+    monkeypatch.setattr(model.env.tensor_env, "compile", lambda: calls.append(model.num_timesteps))
+    if not hasattr(th, "compile"):
+        with pytest.raises(RuntimeError, match="compile=True needs torch 2"):
+            model.learn(100)
+        return
+    model.learn(100)
+    assert calls == [0] and model._run._graph is None  # the simulator; there is no graph on a CPU
+
+
 def test_other_environments_train_as_with_sb3(algo):
     results = []
     for cls in (ALGOS[algo], STOCK[algo]):
