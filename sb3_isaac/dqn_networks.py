@@ -73,13 +73,13 @@ class FastQNetworks:
         :param lr: on the device; None: the optimizer's
         """
         batch = len(obs)
-        for rows in pieces(batch, self.chunk):
-            q = self.online.forward(obs[rows])
-            chosen, target = q.gather(1, actions[rows]), targets[rows]
+        for i, (x, action, target) in enumerate(zip(*(whole.split(self.chunk) for whole in (obs, actions, targets)))):
+            q = self.online.forward(x)
+            chosen = q.gather(1, action)
             loss_sum.add_(F.smooth_l1_loss(chosen, target, reduction="sum"), alpha=1.0 / batch)
             error = chosen.sub_(target).clamp_(-1.0, 1.0).mul_(1.0 / batch)  # the Huber loss's derivative
-            grad = self._grad[: len(q)].zero_().scatter_(1, actions[rows], error)
-            self.online.backward(grad, accumulate=rows.start > 0)
+            grad = self._grad[: len(q)].zero_().scatter_(1, action, error)
+            self.online.backward(grad, accumulate=i > 0)
         self.adam.clip_and_step(max_grad_norm, lr)
 
     def update_target(self, tau: float) -> None:

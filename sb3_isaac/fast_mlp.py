@@ -127,17 +127,28 @@ class FastMLP:
         self._first_grad = weight.new_empty(self.layers[0][0].in_features, widths[0])
         self._transposed = not weight.is_cuda and self.layers[0][0].in_features < 16
         self._input = weight.new_empty(0)
+        self._no_scratch = weight.new_empty(0)
+        self._batch = -1  # for which the views below are
+        self._views: Tuple[List[th.Tensor], List[th.Tensor], th.Tensor] = ([], [], self._input)
+
+    def _first_rows(self, batch: int) -> Tuple[List[th.Tensor], List[th.Tensor], th.Tensor]:
+        """The first rows of the outputs', the gradients' and the input gradient's buffers."""
+        if batch != self._batch:
+            self._batch = batch
+            outputs, grads = ([buffer[:batch] for buffer in buffers] for buffers in (self._outputs, self._grads))
+            self._views = outputs, grads, self._grad_input[:batch]
+        return self._views
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Outputs (batch, out) for inputs x (batch, in). They are overwritten by the next call; x must live until backward."""
-        batch = x.shape[0]
         self._input = x
+        outputs, grads, _ = self._first_rows(x.shape[0])
         for i, (linear, kind) in enumerate(self.layers):
-            activation, h = _ACTIVATIONS[kind], self._outputs[i][:batch]
+            activation, h = _ACTIVATIONS[kind], outputs[i]
             scale = 1.0 if h.is_cuda else activation.scale
             th.addmm(linear.bias, x, linear.weight.t(), beta=scale, alpha=scale, out=h)
             # The gradients' buffers are free during the forward pass
-            activation.forward(h, self._grads[i][:batch] if i < len(self._grads) else h[:0])
+            activation.forward(h, grads[i] if i < len(grads) else self._no_scratch)
             x = h
         return x
 
@@ -158,15 +169,15 @@ class FastMLP:
         :param columns: of the inputs, which their gradient is wanted for
         :return: (batch, in) or these columns of it, if ``inputs``; overwritten by the next call
         """
-        batch = grad.shape[0]
+        outputs, grads, grad_input = self._first_rows(grad.shape[0])
         for i in range(len(self.layers) - 1, -1, -1):
             linear, kind = self.layers[i]
-            _ACTIVATIONS[kind].backward(grad, self._outputs[i][:batch])
+            _ACTIVATIONS[kind].backward(grad, outputs[i])
             if parameters:
                 self._parameter_gradients(i, grad, accumulate)
             if i > 0 or inputs:
                 weight = linear.weight if i > 0 else linear.weight[:, columns]
-                grad_below = self._grads[i - 1][:batch] if i > 0 else self._grad_input[:batch, columns]
+                grad_below = grads[i - 1] if i > 0 else grad_input[:, columns]
                 if linear.out_features == 1:
                     th.mul(grad, weight, out=grad_below)
                 else:
@@ -176,8 +187,8 @@ class FastMLP:
 
     def _parameter_gradients(self, i: int, grad: th.Tensor, accumulate: bool) -> None:
         """Gradients of layer i from ``grad`` (batch, out), the gradient with respect to its product with the weights."""
-        linear, batch = self.layers[i][0], grad.shape[0]
-        x = self._outputs[i - 1][:batch] if i > 0 else self._input
+        linear = self.layers[i][0]
+        x = self._first_rows(grad.shape[0])[0][i - 1] if i > 0 else self._input
         weight_grad, bias_grad = linear.weight.grad, linear.bias.grad
         assert weight_grad is not None and bias_grad is not None
         if i == 0 and self._transposed:
