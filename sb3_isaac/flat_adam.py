@@ -139,7 +139,7 @@ class FlatAdam:
 
     def clip_grad_norm_(self, max_norm: Optional[float]) -> th.Tensor:
         """As :func:`torch.nn.utils.clip_grad_norm_`, over all parameters. Returns the norm before clipping."""
-        norm = th.linalg.vector_norm(self.grad)
+        norm: th.Tensor = th.linalg.vector_norm(self.grad)
         if max_norm is not None and math.isfinite(max_norm):
             self.grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
         return norm

@@ -18,7 +18,8 @@ from sb3_isaac.cuda_graph import check_compile
 from sb3_isaac.host import HostView
 from sb3_isaac.off_policy import same_device
 from sb3_isaac.ppo_rollout import Rollout
-from sb3_isaac.ppo_update import AdaptiveLR, PPOUpdate, Settings
+from sb3_isaac.ppo_settings import AdaptiveLR, Settings
+from sb3_isaac.ppo_update import PPOUpdate
 from sb3_isaac.vec_env import supports_tensors
 from sb3_isaac.wrappers import check_tensor_path
 
@@ -77,7 +78,7 @@ class PPO(stable_baselines3.PPO):
         self._rollout: Optional[Rollout] = None
         self._update: Optional[PPOUpdate] = None
         if adaptive_lr_kl is not None and not adaptive_lr_kl > 0.0:
-            raise ValueError(f"adaptive_lr_kl must be greater than 0, or None for a fixed learning rate, got {adaptive_lr_kl!r}.")
+            raise ValueError(f"adaptive_lr_kl must be greater than 0, or None for a fixed rate, got {adaptive_lr_kl!r}.")
         if not (adaptive_lr_factor > 1.0 and 0.0 < adaptive_lr_min <= adaptive_lr_max):
             raise ValueError(
                 "adaptive_lr_factor must be greater than 1 and 0 < adaptive_lr_min <= adaptive_lr_max, got "
@@ -87,7 +88,8 @@ class PPO(stable_baselines3.PPO):
         if n_minibatches is not None:
             # For SB3, which wants to warn of a batch_size that does not divide the rollout
             arguments.apply_defaults()
-            arguments.arguments["batch_size"] = _batch_size(n_minibatches, arguments.arguments["n_steps"], getattr(env, "num_envs", 1))
+            n_steps = arguments.arguments["n_steps"]
+            arguments.arguments["batch_size"] = _batch_size(n_minibatches, n_steps, getattr(env, "num_envs", 1))
         super().__init__(**arguments.arguments)
 
     def _setup_model(self) -> None:
@@ -103,7 +105,8 @@ class PPO(stable_baselines3.PPO):
             self.rollout_buffer_class = RolloutBuffer
 
     def _tensor_env(self) -> bool:
-        return self.env is not None and supports_tensors(self.env) and same_device(self.env.device, self.device)
+        env: Any = self.env
+        return env is not None and supports_tensors(env) and same_device(env.device, self.device)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """As SB3's; the rollout buffer is replaced if the new env needs another kind."""
@@ -128,7 +131,9 @@ class PPO(stable_baselines3.PPO):
         if not check_tensor_path(self.env):
             for name in ("spread_time_limits", "compile"):
                 if getattr(self, name):
-                    raise ValueError(f"{name} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out for other environments.")
+                    raise ValueError(
+                        f"{name} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out for other environments."
+                    )
             return False
         if not same_device(self.env.device, self.device):  # type: ignore[union-attr]
             raise ValueError(
@@ -178,7 +183,8 @@ class PPO(stable_baselines3.PPO):
             self.num_timesteps += env.num_envs
             # Callbacks look for these names in locals
             actions, clipped_actions = HostView(step.actions), HostView(step.clipped_actions)
-            values, log_probs = step.values, step.log_probs
+            values: Optional[th.Tensor] = step.values
+            log_probs = step.log_probs
             new_obs, rewards, dones = HostView(step.result.obs), HostView(step.result.reward), HostView(step.dones)
             infos = env.make_infos(step.result)  # type: ignore[attr-defined]
             callback.update_locals(locals())
@@ -265,6 +271,7 @@ def _batch_size(n_minibatches: int, n_steps: int, n_envs: int) -> int:
     """
     if n_minibatches < 1 or (n_steps * n_envs) % n_minibatches != 0:
         raise ValueError(
-            f"n_minibatches={n_minibatches} does not divide the rollout of n_steps * n_envs = {n_steps} * {n_envs} transitions."
+            f"n_minibatches={n_minibatches} does not divide the rollout of n_steps * n_envs = {n_steps} * {n_envs} "
+            "transitions."
         )
     return n_steps * n_envs // n_minibatches

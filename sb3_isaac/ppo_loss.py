@@ -53,7 +53,7 @@ class Batch(NamedTuple):
         """Views of the columns of packed rows, in which the fields follow each other."""
         first = obs_dim + action_dim
         old = rows[:, first + 4 :] if rows.shape[1] > first + 4 else None
-        return cls(rows[:, :obs_dim], rows[:, obs_dim:first], *rows[:, first : first + 4].unbind(1), old=old)
+        return cls._make((rows[:, :obs_dim], rows[:, obs_dim:first], *rows[:, first : first + 4].unbind(1), old))
 
 
 def weights(advantages: th.Tensor, normalize: bool) -> th.Tensor:

@@ -112,12 +112,12 @@ class FastActorCritic:
 
     def values(self, obs: th.Tensor) -> th.Tensor:
         """V (n,) of observations (n, *obs_shape), any number of them."""
-        pieces = obs.reshape(obs.shape[0], -1).split(self.max_rows)
+        pieces = th.split(obs.reshape(obs.shape[0], -1), self.max_rows)
         return th.cat([self.critic.forward(piece).squeeze(1).clone() for piece in pieces])
 
     def distribution(self, obs: th.Tensor) -> th.Tensor:
         """What actions are drawn from at observations (n, *obs_shape), any number of them: see :attr:`Batch.old`."""
-        pieces = obs.reshape(obs.shape[0], -1).split(self.max_rows)
+        pieces = th.split(obs.reshape(obs.shape[0], -1), self.max_rows)
         out = th.cat([self.actor.forward(piece).clone() for piece in pieces])
         return out if self.log_std is not None else th.log_softmax(out, 1)
 
@@ -135,7 +135,7 @@ class FastActorCritic:
             return self._piece(batch, objective, n_rows, old_log_std, accumulate=False)
         total = th.zeros(N_SUMS, device=rows.device)
         for start in range(0, n_rows, self.max_rows):
-            piece = Batch(*(None if column is None else column[start : start + self.max_rows] for column in batch))
+            piece = Batch._make(None if column is None else column[start : start + self.max_rows] for column in batch)
             total += self._piece(piece, objective, n_rows, old_log_std, accumulate=start > 0)
         return total
 

@@ -87,7 +87,8 @@ class Rollout:
         self._lengths = _Column(lengths)  # 0 where no episode ended
         self._final_obs = _Column(th.zeros((n_steps, n, *buffer.obs_shape), device=device))
         tensors = buffer.tensors
-        self._obs, self._actions, self._rewards = _Column(tensors.observations), _Column(tensors.actions), _Column(tensors.rewards)
+        self._obs, self._actions = _Column(tensors.observations), _Column(tensors.actions)
+        self._rewards = _Column(tensors.rewards)
         valid = None if env.valid is None else th.ones(n_steps, n, dtype=th.bool, device=device)
         self._valid = None if valid is None else _Column(valid)
         self._values, self._log_probs = _Column(tensors.values), _Column(tensors.log_probs)
@@ -121,9 +122,9 @@ class Rollout:
         if last_dones is self._host_dones:
             th.gt(self._lengths.storage[-1], 0.0, out=starts)
         else:
-            starts.copy_(th.as_tensor(last_dones))
+            starts.copy_(th.as_tensor(last_dones), non_blocking=True)
         if last_obs is not self._host_obs:
-            self.obs.copy_(th.as_tensor(last_obs))
+            self.obs.copy_(th.as_tensor(last_obs), non_blocking=True)
         if why_not_fast(self.policy) is not None:
             self._fast = None
         elif self._fast is None:
@@ -219,7 +220,7 @@ class Rollout:
         dones = self._lengths.storage > 0.0
         with th.no_grad():
             if len(truncated) > 0:
-                places = th.from_numpy(truncated).to(self.buffer.device)
+                places = th.from_numpy(truncated).to(self.buffer.device, non_blocking=True)
                 final_values = self._predict_values(self._final_obs.storage.flatten(0, 1).index_select(0, places))
                 tensors.rewards.view(-1).index_add_(0, places, final_values * gamma)
             values = self._predict_values(self.obs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 import torch as th
@@ -16,54 +16,7 @@ from sb3_isaac.flat_adam import FlatAdam
 from sb3_isaac.host import to_host
 from sb3_isaac.ppo_loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, Objective
 from sb3_isaac.ppo_policy import CPU_ROWS, FastActorCritic, why_not_fast
-
-
-class AdaptiveLR(NamedTuple):
-    """Learning rate that keeps the KL divergence between the old and the new policy near a target.
-
-    Source: rsl_rl (https://github.com/leggedrobotics/rsl_rl) and rl_games, both after https://arxiv.org/abs/1707.06347, section 4.
-    """
-
-    target: float
-    """At more than twice the target the rate is divided by ``factor``, at less than half multiplied."""
-    factor: float
-    lowest: float
-    highest: float
-
-    def adapt_(self, lr: th.Tensor, kl: th.Tensor) -> None:
-        """Change ``lr`` () in place, given the KL divergence () of the minibatch at hand."""
-        slower, faster = (lr / self.factor).clamp_(min=self.lowest), (lr * self.factor).clamp_(max=self.highest)
-        # Before the first step the policy has not moved (but for rounding): nothing can be learned from that
-        too_small = (kl < 0.5 * self.target) & (kl > 1e-6)
-        lr.copy_(th.where(kl > 2.0 * self.target, slower, th.where(too_small, faster, lr)))
-
-
-class Settings(NamedTuple):
-    """What one update needs to know, with SB3's names."""
-
-    n_epochs: int
-    batch_size: int
-    clip_range: float
-    clip_range_vf: Optional[float]
-    ent_coef: float
-    vf_coef: float
-    max_grad_norm: float
-    normalize_advantage: bool
-    target_kl: Optional[float]
-    adaptive_lr: Optional[AdaptiveLR]
-
-
-class UpdateLog(NamedTuple):
-    """What an update has to tell, on the host."""
-
-    losses: Dict[str, float]
-    """By SB3's logger keys"""
-    learning_rate: float
-    """The last one"""
-    epochs: int
-    """Epochs done, the one that target_kl ended included"""
-    stopped_at: Optional[float]
-    """The KL divergence at which target_kl ended the update"""
+from sb3_isaac.ppo_settings import Settings, UpdateLog
 
 
 @contextlib.contextmanager
@@ -135,10 +88,12 @@ class PPOUpdate:
         per_epoch = -(-buffer.buffer_size * buffer.n_envs // settings.batch_size)
         sums = th.zeros(settings.n_epochs * per_epoch, N_SUMS, device=self.device)
         rows: List[int] = []
-        epoch, stopped_at = 0, None
+        epochs, stopped_at = 0, None
         with th.no_grad() if fast else unchecked_distributions():
-            for epoch in range(settings.n_epochs):
-                for batch in self._shuffled() if fast else buffer.get(settings.batch_size):
+            while epochs < settings.n_epochs and stopped_at is None:
+                epochs += 1
+                batches: Iterator[Any] = self._shuffled() if fast else buffer.get(settings.batch_size)
+                for batch in batches:
                     n_rows = len(batch) if fast else len(batch.advantages)
                     batch_sums = self._gradients(batch)
                     sums[len(rows)].copy_(batch_sums)
@@ -150,18 +105,18 @@ class PPOUpdate:
                             stopped_at = kl
                             break
                     self._apply(batch_sums, n_rows)
-                if stopped_at is not None:
-                    break
         if self.adam is not None:
             self.adam.sync(self.adam.steps_at_sync + len(rows) - (stopped_at is not None))
-        return self._log(sums[: len(rows)], np.array(rows), epoch, stopped_at)
+        return self._log(sums[: len(rows)], np.array(rows), epochs, stopped_at)
 
     def _prepare(self) -> bool:
         """Look at policy and optimizer again, which may have changed since. Returns whether the fast path can be taken."""
         buffer, settings, adam = self._buffer, self._settings, self.adam
         if adam is None:
             if settings.adaptive_lr is not None:
-                raise ValueError("adaptive_lr_kl needs torch.optim.Adam over all parameters, without weight decay or variants.")
+                raise ValueError(
+                    "adaptive_lr_kl needs torch.optim.Adam over all parameters, without weight decay or variants."
+                )
             return False
         adam.refresh()
         if not isinstance(buffer, DeviceRolloutBuffer) or why_not_fast(self.policy) is not None:
@@ -176,9 +131,14 @@ class PPOUpdate:
         clip_range: Any = settings.clip_range
         clip_range_vf: Any = settings.clip_range_vf
         if self.compiled:  # read from where they lie, because schedules change them
-            self._clip.copy_(th.tensor([clip_range, clip_range_vf or 0.0]))
-            clip_range, clip_range_vf = self._clip[0], None if clip_range_vf is None else self._clip[1]
-        self._objective = Objective(clip_range, clip_range_vf, settings.ent_coef, settings.vf_coef, settings.normalize_advantage)
+            self._clip[0].fill_(clip_range)
+            clip_range = self._clip[0]
+            if clip_range_vf is not None:
+                self._clip[1].fill_(clip_range_vf)
+                clip_range_vf = self._clip[1]
+        self._objective = Objective(
+            clip_range, clip_range_vf, settings.ent_coef, settings.vf_coef, settings.normalize_advantage
+        )
         with th.no_grad():
             self._pack(buffer, self._fast, settings.adaptive_lr is not None)
         if self.compiled and self.device.type == "cuda":
@@ -207,15 +167,15 @@ class PPOUpdate:
         width = sum(column.shape[2] for column in columns)
         if self._rows is None or self._rows.shape != (n * n_steps, width):
             self._rows = th.empty(n * n_steps, width, device=self.device)
-        parts = self._rows.view(n, n_steps, width).transpose(0, 1).split([column.shape[2] for column in columns], 2)
-        for part, column in zip(parts, columns):
+        table = self._rows.view(n, n_steps, width).transpose(0, 1)
+        for part, column in zip(th.split(table, [column.shape[2] for column in columns], 2), columns):
             part.copy_(column)
 
     def _shuffled(self) -> Iterator[th.Tensor]:
         """One epoch of minibatches for the fast path: which rows to take, the ones that ``buffer.get`` would draw."""
         assert isinstance(self._buffer, DeviceRolloutBuffer) and self._rows is not None
         order = th.randperm(len(self._rows), device=self.device, generator=self._buffer.generator)
-        return iter(order.split(self._settings.batch_size))
+        return iter(th.split(order, self._settings.batch_size))
 
     def _gradients(self, batch: Any) -> th.Tensor:
         """Write a minibatch's gradients into the parameters. Returns its sums (N_SUMS,), valid until the next minibatch."""
@@ -285,7 +245,7 @@ class PPOUpdate:
             sums = [term.sum() for term in (squared_errors, approx_kl, clipped, entropy, approx_kl)]
             return th.stack([-surrogate.mean(), *sums])
 
-    def _log(self, sums: th.Tensor, rows: np.ndarray, last_epoch: int, stopped_at: Optional[float]) -> UpdateLog:
+    def _log(self, sums: th.Tensor, rows: np.ndarray, epochs: int, stopped_at: Optional[float]) -> UpdateLog:
         """Read what there is to tell: the only time that an update waits for the device (with target_kl: the last)."""
         buffer, settings = self._buffer, self._settings
         with th.no_grad():
@@ -307,16 +267,16 @@ class PPOUpdate:
             )
         policy_loss, value_loss, entropy_loss = sums_[:, POLICY_LOSS], means[:, SQUARED_ERROR], -means[:, ENTROPY]
         loss = policy_loss + settings.ent_coef * entropy_loss + settings.vf_coef * value_loss
-        in_last_epoch = np.arange(len(rows)) >= last_epoch * -(-buffer.buffer_size * buffer.n_envs // settings.batch_size)
+        before_last_epoch = (epochs - 1) * -(-buffer.buffer_size * buffer.n_envs // settings.batch_size)
         losses = {
             "train/entropy_loss": np.mean(entropy_loss),
             "train/policy_gradient_loss": np.mean(policy_loss),
             "train/value_loss": np.mean(value_loss),
-            "train/approx_kl": np.mean(means[in_last_epoch, APPROX_KL]),
+            "train/approx_kl": np.mean(means[before_last_epoch:, APPROX_KL]),
             "train/clip_fraction": np.mean(means[:, CLIPPED]),
             "train/loss": loss[-1],
             "train/explained_variance": np.nan if variance_ == 0.0 else 1.0 - unexplained_ / variance_,
         }
         if log_std is not None:
             losses["train/std"] = std_
-        return UpdateLog({key: float(value) for key, value in losses.items()}, lr, last_epoch + 1, stopped_at)
+        return UpdateLog({key: float(value) for key, value in losses.items()}, lr, epochs, stopped_at)

@@ -103,7 +103,9 @@ def test_time_limits_bootstrap_with_the_final_observation() -> None:
 
 
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
-@pytest.mark.parametrize("options", [{}, {"adaptive_lr_kl": 0.01}, {"policy_kwargs": {"features_extractor_class": OwnExtractor}}])
+@pytest.mark.parametrize(
+    "options", [{}, {"adaptive_lr_kl": 0.01}, {"policy_kwargs": {"features_extractor_class": OwnExtractor}}]
+)
 def test_one_host_read_per_rollout_and_per_update(env_id: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(env=VecNormalize(make_env(env_id, max_episode_length=9)), **options)
     model.learn(8 * 16)  # the first of everything may look at what it likes
@@ -275,7 +277,8 @@ def test_a_stock_model_loads_and_trains_on(tmp_path: Path) -> None:
     env = make_env(seed=5)
     ours = PPO.load(tmp_path / "stock.zip", env, device="cpu")
     assert th.equal(parameters(ours), parameters(stock)) and isinstance(ours.rollout_buffer, DeviceRolloutBuffer)
-    again = stable_baselines3.PPO.load(tmp_path / "stock.zip", make_env(seed=5), device="cpu", rollout_buffer_class=DeviceRolloutBuffer)
+    options = {"device": "cpu", "rollout_buffer_class": DeviceRolloutBuffer}  # which draws the same minibatches
+    again = stable_baselines3.PPO.load(tmp_path / "stock.zip", make_env(seed=5), **options)
     for model in (ours, again):
         th.manual_seed(0)
         model.learn(8 * 16, reset_num_timesteps=False)
@@ -392,7 +395,8 @@ def mean_return(model: Any, normalize: VecNormalize) -> float:
 def test_it_solves_the_task() -> None:
     env = VecNormalize(make_env(n_envs=128, seed=0), norm_reward=False)
     model = PPO(
-        "MlpPolicy", env, learning_rate=1.55e-3, adaptive_lr_kl=0.01, n_steps=16, n_minibatches=1, n_epochs=8, max_grad_norm=5.0,
+        "MlpPolicy", env, learning_rate=1.55e-3, adaptive_lr_kl=0.01, n_steps=16, n_minibatches=1, n_epochs=8,
+        max_grad_norm=5.0,
         policy_kwargs={"activation_fn": nn.ELU, "net_arch": [64, 32], "log_std_init": -0.5}, seed=0, device="cpu",
     )  # fmt: skip
     assert isinstance(model.action_space, spaces.Box)

@@ -20,7 +20,7 @@ from sb3_isaac.buffers import DeviceRolloutBuffer
 from sb3_isaac.ppo import PPO
 from sb3_isaac.ppo_loss import APPROX_KL, KL, Objective
 from sb3_isaac.ppo_policy import FastActorCritic, why_not_fast
-from sb3_isaac.ppo_update import AdaptiveLR
+from sb3_isaac.ppo_settings import AdaptiveLR
 
 CONTINUOUS, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 N_ENVS, N_STEPS = 16, 16
@@ -55,7 +55,11 @@ CASES: Dict[str, Dict[str, Any]] = {
     "relu": {"policy_kwargs": {"activation_fn": nn.ReLU, "net_arch": {"pi": [16], "vf": [24, 8]}}, "max_grad_norm": 0.05},
     "clip_range_vf": {"clip_range_vf": 0.05, "ent_coef": 0.01},
     "target_kl": {"target_kl": 0.002},
-    "schedules": {"learning_rate": lambda p: 1e-3 * p, "clip_range": lambda p: 0.05 + 0.05 * p, "clip_range_vf": lambda p: 0.05 + 0.1 * p},
+    "schedules": {
+        "learning_rate": lambda p: 1e-3 * p,
+        "clip_range": lambda p: 0.05 + 0.05 * p,
+        "clip_range_vf": lambda p: 0.05 + 0.1 * p,
+    },
     "truncated_minibatch": {"batch_size": 100, "normalize_advantage": False, "vf_coef": 0.1},
     "own_extractor": {"policy_kwargs": {"features_extractor_class": OwnExtractor}, "clip_range_vf": 0.05, "ent_coef": 0.01},
     "sgd": {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "target_kl": 0.1},
@@ -103,8 +107,9 @@ def test_update_equals_sb3_with_its_own_buffer(env_id: str, monkeypatch: pytest.
     assert type(theirs.rollout_buffer) is RolloutBuffer
     rng = np.random.default_rng(0)
     orders: List[np.ndarray] = [rng.permutation(N_ENVS * N_STEPS) for _ in range(3)]
-    monkeypatch.setattr(np.random, "permutation", lambda n, it=iter(orders): next(it))
-    monkeypatch.setattr(th, "randperm", lambda n, it=iter(orders), **kwargs: th.from_numpy(next(it)))
+    in_numpy, in_torch = iter(orders), iter(orders)
+    monkeypatch.setattr(np.random, "permutation", lambda n: next(in_numpy))
+    monkeypatch.setattr(th, "randperm", lambda n, **kwargs: th.from_numpy(next(in_torch)))
     for model in (theirs, ours):
         learn(model, 1)
     assert difference(ours, theirs) < 2e-6
