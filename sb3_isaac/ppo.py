@@ -194,7 +194,8 @@ class PPO(stable_baselines3.PPO):
             n_steps += 1
         values = self._end_rollout(rollout)
         self.logger.record("time/rollout", time.perf_counter() - start)
-        self.logger.record("time/env", rollout.env_seconds)
+        if rollout.env_seconds > 0.0:  # not within a graph
+            self.logger.record("time/env", rollout.env_seconds)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True

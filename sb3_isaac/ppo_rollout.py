@@ -55,9 +55,9 @@ class _Column:
     def put(self, step: Union[int, th.Tensor], value: th.Tensor) -> None:
         """:param step: a number, or (1,) int64 on the device, which a graph can count"""
         if isinstance(step, int):
-            self._rows[step].copy_(value.view_as(self._rows[0]))
+            self._rows[step].copy_(value)
         else:
-            self.storage.index_copy_(0, step, value.view_as(self._rows[0]).unsqueeze(0).to(self.storage.dtype))
+            self.storage.index_copy_(0, step, value.unsqueeze(0).to(self.storage.dtype))
 
 
 class Rollout:
@@ -157,11 +157,12 @@ class Rollout:
             else:
                 with unchecked_distributions():
                     actions, values, log_probs = self.policy(self.obs)
+                    values = values.squeeze(1)
             env_actions = self._for_env(actions)
             before = time.perf_counter()
             result = self.env.step_tensor(env_actions)
             self.env_seconds += time.perf_counter() - before
-            self._actions.put(step, actions)
+            self._actions.put(step, actions.reshape(self.buffer.n_envs, -1))
             self._values.put(step, values)
             self._log_probs.put(step, log_probs)
             self._rewards.put(step, result.reward)
@@ -211,9 +212,11 @@ class Rollout:
         n_log = host.size - self._log_obs.numel()
         truncated, returns, lengths = host[:n_log].reshape(3, buffer.buffer_size, -1)[:, :n_steps]
         ended = lengths > 0.0
-        self._host_obs, self._host_dones = host[n_log:].reshape(self.obs.shape).copy(), ended[-1].copy()
-        values = self._end_on_device(np.flatnonzero(truncated), gamma) if n_steps == buffer.buffer_size else None
-        return RolloutEnd(self._host_obs, self._host_dones, returns[ended], lengths[ended].astype(np.int64), values)
+        last_obs, last_dones = host[n_log:].reshape(self.obs.shape).copy(), ended[-1].copy()
+        complete = n_steps == buffer.buffer_size
+        self._host_obs, self._host_dones = last_obs, last_dones if complete else None
+        values = self._end_on_device(np.flatnonzero(truncated), gamma) if complete else None
+        return RolloutEnd(last_obs, last_dones, returns[ended], lengths[ended].astype(np.int64), values)
 
     def _end_on_device(self, truncated: np.ndarray, gamma: float) -> th.Tensor:
         tensors = self.buffer.tensors

@@ -181,8 +181,11 @@ def test_callbacks_see_what_sb3_shows_them(tmp_path: Path) -> None:
     # Training goes on where it was stopped, in the middle of a rollout
     before = model._last_obs
     assert np.array_equal(before, model.env.obs_tensor.numpy())
+    dones = model._last_episode_starts
+    assert dones.any()
     model.learn(8, reset_num_timesteps=False)
     assert np.array_equal(model.rollout_buffer.observations[0], before)
+    assert np.array_equal(model.rollout_buffer.episode_starts[0], dones)
 
 
 def test_host_view_is_an_array() -> None:
