@@ -97,7 +97,7 @@ class DQN(stable_baselines3.DQN):
         self._epsilon: Any = th.full((1,), self.exploration_rate, device=self.device) if captured else None
         if self.per_env_epsilon is not None:
             self._epsilon = spread("per_env_epsilon", self.per_env_epsilon, self.n_envs, self.device, most=1.0)
-            self.exploration_rate = float(self._epsilon.mean())
+            self.exploration_rate = self._mean_epsilon = float(self._epsilon.mean())
         return result
 
     # -- the rollout -------------------------------------------------------------------------------------------------
@@ -134,11 +134,10 @@ class DQN(stable_baselines3.DQN):
 
     def _on_step(self) -> None:
         if self._fast is None:
-            rate = self.exploration_rate
             super()._on_step()
-            if self._run is None:
+            if self._run is None or self.per_env_epsilon is None:
                 return
-            self.exploration_rate = rate if self.per_env_epsilon is not None else self.exploration_rate
+            self.exploration_rate = self._mean_epsilon
         else:
             self._n_calls += 1
             if self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0:
@@ -222,7 +221,7 @@ class DQN(stable_baselines3.DQN):
             super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "_fast", "_updates", "_lr", "_epsilon"]
+        return [*super()._excluded_save_params(), "_run", "_fast", "_updates", "_lr", "_epsilon", "_mean_epsilon"]
 
     def save_replay_buffer(self, path: Any) -> None:
         """Save the replay buffer as SB3's own, which stock SB3 loads too."""

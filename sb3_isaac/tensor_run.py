@@ -6,6 +6,7 @@ import time
 import warnings
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, cast
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnvWrapper
@@ -150,8 +151,10 @@ class TensorRun:
         self._env_obs = self.env.obs_tensor
         return step
 
-    def last_obs(self) -> Any:
-        """(N, obs_dim) numpy array: what the agent acts on next."""
+    def last_obs(self) -> Optional[np.ndarray]:
+        """(N, obs_dim): what the agent acts on next. None if the model got another env or will reset this one."""
+        if self._model.env is not self.env or self._model._last_obs is None:
+            return None
         return to_host(self.env.obs_tensor).copy()
 
     def note_update(self, model: OffPolicyAlgorithm, gradient_steps: int, batch_size: int) -> None:

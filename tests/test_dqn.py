@@ -137,3 +137,10 @@ def test_it_learns():
         obs, _, dones, _ = model.env.step(model.predict(obs, deterministic=True)[0])
         alive &= ~dones
     assert alive.mean() > 0.5
+
+
+def test_per_env_epsilon_with_a_custom_network():
+    model = make_model("dqn", per_env_epsilon=(0.5, 0.5), policy_kwargs=dict(activation_fn=th.nn.SiLU))
+    model.learn(80)
+    assert model._fast is None and model.exploration_rate == 0.5
+    assert model.logger.name_to_value["rollout/exploration_rate"] == 0.5
