@@ -153,9 +153,11 @@ class TensorRun:
 
     def last_obs(self) -> Optional[np.ndarray]:
         """(N, obs_dim): what the agent acts on next. None if the model got another env or will reset this one."""
-        if self._model.env is not self.env or self._model._last_obs is None:
+        env: Any = self.env
+        if self._model.env is not env or self._model._last_obs is None:
             return None
-        return to_host(self.env.obs_tensor).copy()
+        last_obs: np.ndarray = to_host(env.obs_tensor).copy()
+        return last_obs
 
     def note_update(self, model: OffPolicyAlgorithm, gradient_steps: int, batch_size: int) -> None:
         """Keep the replay ratio: gradient samples for each transition collected. Warns once where it makes no sense."""
