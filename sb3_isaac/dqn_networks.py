@@ -73,7 +73,8 @@ class FastQNetworks:
         :param lr: on the device; None: the optimizer's
         """
         batch = len(obs)
-        for i, (x, action, target) in enumerate(zip(*(whole.split(self.chunk) for whole in (obs, actions, targets)))):
+        parts = zip(*(th.split(whole, self.chunk) for whole in (obs, actions, targets)))
+        for i, (x, action, target) in enumerate(parts):
             q = self.online.forward(x)
             chosen = q.gather(1, action)
             loss_sum.add_(F.smooth_l1_loss(chosen, target, reduction="sum"), alpha=1.0 / batch)

@@ -154,9 +154,7 @@ def test_terminated_wins_over_truncated():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    "kwargs", [{}, LOSSY, dict(storage_device="cpu"), dict(n_steps=3, handle_timeout_termination=False)]
-)
+@pytest.mark.parametrize("kwargs", [{}, LOSSY, dict(storage_device="cpu"), dict(n_steps=3, handle_timeout_termination=False)])
 def test_add_tensors_equals_add_and_neither_keeps_references(device, kwargs):
     history = History(ends("rrerrtr", "trrrerr"))
     by_array, by_tensor = (DeviceReplayBuffer(20, OBS, BOX, device, n_envs=2, **kwargs) for _ in range(2))

@@ -109,5 +109,7 @@ class TorchCartpole(CartpoleTensorEnv):
         self._advance = th.compile(advance, dynamic=False, fullgraph=True)
 
     def step(self, actions: th.Tensor) -> StepResult:
-        result, self.force = self._advance(self.dof_state, self.progress, actions, self._uniform(), self.reset_width, self.task)
+        state, width = (self.dof_state, self.progress), self.reset_width
+        result: StepResult
+        result, self.force = self._advance(*state, actions, self._uniform(), width, self.task)
         return result
