@@ -166,9 +166,7 @@ class Updates:
     :param captured: whether in a CUDA graph
     """
 
-    def __init__(
-        self, model: OffPolicyAlgorithm, update: Callable[[ReplaySamples, int], None], captured: bool
-    ) -> None:
+    def __init__(self, model: OffPolicyAlgorithm, update: Callable[[ReplaySamples, int], None], captured: bool) -> None:
         self._model, self._update, self._may_capture = model, update, captured
         self._graphs: Dict[Any, Optional[CudaGraph]] = {}
         self._places: Dict[Any, th.Tensor] = {}

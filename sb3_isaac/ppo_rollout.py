@@ -130,6 +130,7 @@ class Rollout:
         elif self._fast is None:
             self._fast = FastActorCritic(self.policy, self.buffer.n_envs)
         if not self._may_capture or self._fast is None:
+            self._graph = self._graph_for = None
             return
         settings = _plain_settings(self.env)
         if settings != self._graph_for:  # this rollout runs without a graph, which initialises CUDA's libraries

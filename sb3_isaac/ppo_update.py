@@ -54,6 +54,7 @@ class PPOUpdate:
         self.optimizer = policy.optimizer
         self.device = policy.device
         self.compiled = compiled
+        self._captures = compiled and self.device.type == "cuda"
         self.adam = FlatAdam(policy.optimizer) if self._is_plain_adam() else None
         if compiled and self.adam is not None:
             self.adam.compile()
@@ -120,6 +121,8 @@ class PPOUpdate:
             return False
         adam.refresh()
         if not isinstance(buffer, DeviceRolloutBuffer) or why_not_fast(self.policy) is not None:
+            self._captured.clear()
+            self._capture_for = None
             return False
         n_rows = buffer.buffer_size * buffer.n_envs
         cached = n_rows if self.device.type == "cuda" else CPU_ROWS
@@ -141,7 +144,7 @@ class PPOUpdate:
         )
         with th.no_grad():
             self._pack(buffer, self._fast, settings.adaptive_lr is not None)
-        if self.compiled and self.device.type == "cuda":
+        if self._captures:
             # The first update runs without graphs, which initialises CUDA's libraries
             constants = (settings._replace(clip_range=0.0), clip_range_vf is None, id(self._rows), id(self._fast))
             if constants != self._capture_for:
@@ -181,7 +184,7 @@ class PPOUpdate:
         """Write a minibatch's gradients into the parameters. Returns its sums (N_SUMS,), valid until the next minibatch."""
         if not isinstance(batch, th.Tensor):
             return self._autograd_gradients(batch)
-        if not (self.compiled and self.device.type == "cuda" and self._may_capture):
+        if not (self._captures and self._may_capture):
             return self._fast_gradients(batch)
         captured = self._captured.get(len(batch))
         if captured is None:
@@ -210,7 +213,7 @@ class PPOUpdate:
         with th.no_grad():
             if settings.adaptive_lr is not None:
                 settings.adaptive_lr.adapt_(self.lr, sums[KL] / n_rows)
-            changes = settings.adaptive_lr is not None or (self.compiled and self.device.type == "cuda")
+            changes = settings.adaptive_lr is not None or self._captures
             self.adam.clip_and_step(settings.max_grad_norm, self.lr if changes else None)
 
     def _fast_gradients(self, places: th.Tensor) -> th.Tensor:

@@ -307,9 +307,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         """The row of the newest transitions."""
         return (self.pos - 1) % self.buffer_size
 
-    def at(
-        self, index: th.Tensor, env: VecNormalize | None = None, newest: int | th.Tensor | None = None
-    ) -> ReplaySamples:
+    def at(self, index: th.Tensor, env: VecNormalize | None = None, newest: int | th.Tensor | None = None) -> ReplaySamples:
         """The transitions at the given places.
 
         :param index: (B,) int64, ``row * n_envs + env``, on the storage's device

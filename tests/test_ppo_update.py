@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 import sb3_isaac
-from sb3_isaac import ppo_loss
+from sb3_isaac import ppo_loss, ppo_rollout, ppo_update
 from sb3_isaac.buffers import DeviceRolloutBuffer
 from sb3_isaac.ppo import PPO
 from sb3_isaac.ppo_loss import APPROX_KL, KL, Objective
@@ -237,3 +237,44 @@ def test_compiled_update_equals_eager() -> None:
     for _ in range(15):
         eager_step, compiled_step = (simulator.step(th.ones(N_ENVS, 1)) for simulator in simulators)
         assert all(th.allclose(x.float(), y.float(), atol=1e-4) for x, y in zip(eager_step, compiled_step))
+
+
+class StandInGraph:
+    """What replaying a CUDA graph does, for machines without one: the function again, its result where it was."""
+
+    def __init__(self, function: Any, generators: Any = ()) -> None:
+        self.function = function
+        self.result = th.zeros(6) if "_fast_gradients" in str(function.__code__.co_names) else None
+        self.replays = 0
+
+    def __call__(self) -> Any:
+        self.replays += 1
+        result = self.function()
+        return result if self.result is None else self.result.copy_(result)
+
+
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+def test_captured_path_equals_eager(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code around CUDA graphs (tests/test_gpu.py has the graphs): static inputs, counters on the device, what voids them."""
+    options = {"adaptive_lr_kl": 0.01, "clip_range": lambda p: 0.1 + 0.1 * p, "batch_size": 100}
+    eager, captured = make(PPO, env_id, **options), make(PPO, env_id, **options)
+    for model in (eager, captured):
+        learn(model, 1)
+    for module in (ppo_rollout, ppo_update):
+        monkeypatch.setattr(module, "CudaGraph", StandInGraph)
+    captured._rollout._may_capture = captured._update._captures = True
+    captured._update.adam.steps = th.tensor(captured._update.adam.steps)
+    for model in (eager, captured):
+        learn(model, 4)
+    assert captured._rollout._graph.replays == 3 * N_STEPS
+    assert {n: graphs.apply.replays for n, graphs in captured._update._captured.items()} == {100: 3 * 3 * 2, 56: 3 * 3}
+    assert difference(eager, captured) < 1e-4 and captured.adapted_lr == pytest.approx(eager.adapted_lr)
+    steps = [model.policy.optimizer.state_dict()["state"][0]["step"] for model in (eager, captured)]
+    assert float(steps[0]) == float(steps[1]) == 5 * 3 * 3
+    # Another loss, and a network that needs autograd, make the graphs void
+    captured.vf_coef = 0.1
+    learn(captured, 1)
+    assert not captured._update._captured
+    captured.policy.mlp_extractor.policy_net.register_forward_hook(lambda *args: None)
+    learn(captured, 2)
+    assert captured._rollout._graph is None and not captured._update._captured
