@@ -156,7 +156,7 @@ class TensorRun:
         env: Any = self.env
         if self._model.env is not env or self._model._last_obs is None:
             return None
-        last_obs: np.ndarray = to_host(env.obs_tensor).copy()
+        last_obs: np.ndarray = to_host(self.env.obs_tensor).copy()
         return last_obs
 
     def note_update(self, model: OffPolicyAlgorithm, gradient_steps: int, batch_size: int) -> None:
