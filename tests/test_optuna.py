@@ -123,7 +123,8 @@ def test_search_reports_and_writes_what_trains(algo: str, capsys: Any) -> None:
     text = f"# kept\nOther-v0: {{n_envs: 1}}  # kept too\n\n# replaced\n{ENV_IDS[algo]}:\n  n_envs: 3\n\nLast-v0: {{}}\n"
     Path("best.yml").write_text(text)
     hyperparams = {"n_envs": [16, 32], "write_yaml": "best.yml"}
-    options: Dict[str, Any] = {"no_optim_plots": False, "n_evaluations": 2, "optimization_log_path": "opt"}
+    # No pruner: importances can only be drawn of trials that were completed
+    options: Dict[str, Any] = {"no_optim_plots": False, "n_evaluations": 2, "optimization_log_path": "opt", "pruner": "none"}
     manager = make_manager(algo, hyperparams=hyperparams, n_trials=4, **options)
     manager.hyperparameters_optimization()
     out = capsys.readouterr().out
