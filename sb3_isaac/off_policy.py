@@ -19,7 +19,7 @@ from sb3_isaac.replay_files import SB3_HAS_N_STEPS, STANDARD_BUFFERS, use_device
 from sb3_isaac.tensor_run import TensorRun
 from sb3_isaac.vec_env import supports_tensors
 
-CHUNK = 2048
+CHUNK = 8192
 """Rows of a large batch that a CPU works through at once: their activations stay in its cache."""
 SAMPLE_ROWS = 4096
 """Small batches are drawn from the replay buffer together, up to so many transitions."""

@@ -267,7 +267,7 @@ def make_rows() -> List[Row]:
         rows += [
             Row(stock, unit, ppo_rate(n, "stock"), stock),
             Row(f"ppo-{n} sb3_isaac, eager", unit, ppo_rate(n, "eager"), stock),
-            Row(f"ppo-{n} sb3_isaac, compiled", unit, ppo_rate(n, "compiled"), stock, rounds=2),
+            Row(f"ppo-{n} sb3_isaac, compiled", unit, ppo_rate(n, "compiled"), stock),
             Row(f"ppo-{n} stock SB3, DummyVecEnv", unit, ppo_rate(n, "dummy"), stock, rounds=1),
         ]
         rows += peer_rows(n, stock)
@@ -282,9 +282,7 @@ def make_rows() -> List[Row]:
         stock = f"update-{algo} stock SB3"
         rows.append(Row(stock, "gradient steps/s", update_rate(algo, "stock"), stock))
         rows.append(Row(f"update-{algo} sb3_isaac, eager", "gradient steps/s", update_rate(algo, "eager"), stock))
-        rows.append(
-            Row(f"update-{algo} sb3_isaac, compiled", "gradient steps/s", update_rate(algo, "compiled"), stock, rounds=2)
-        )
+        rows.append(Row(f"update-{algo} sb3_isaac, compiled", "gradient steps/s", update_rate(algo, "compiled"), stock))
     stock = "replay add + sample, stock SB3"
     rows.append(Row(stock, "ms", replay_pair("stock"), stock, False, 1))
     rows.append(Row("replay add + sample, sb3_isaac", "ms", replay_pair("ours"), stock, False, 1))

@@ -2,7 +2,8 @@
 
 *Solved*: mean undiscounted return of at least 475 (of at most 499) over 64 environments, one full episode each,
 deterministic policy; and again at the next evaluation. Training seconds are environment and update; imports and evaluation
-are not in them. Total seconds are everything, from the start of the process.
+are not in them. A run gets the timesteps that its entry has, as with ``sb3-isaac train``; schedules refer to these. Total
+seconds are everything, from the start of the process.
 
     python scripts/solve.py --algo ppo --seeds 5            our algorithms with the entries of hyperparams/
     python scripts/solve.py --algo dqn --seeds 5 --stock    SB3's own algorithms with scripts/stock_sb3.yml
@@ -33,17 +34,18 @@ STOCK_FILE = Path(__file__).with_name("stock_sb3.yml")
 def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
     """Train with one seed. Returns training seconds, total seconds and environment steps (None where not solved)."""
     start = time.perf_counter()
+    import sb3_isaac.zoo  # first of all: Isaac Gym, where it is installed, must be imported before torch
+
+    if args.stock:
+        sb3_isaac.zoo.ALGOS.clear()
     import torch as th
     from rl_zoo3.exp_manager import ExperimentManager
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
-    import sb3_isaac.zoo
     from sb3_isaac.evaluation import evaluate
 
     th.set_num_threads(args.threads)
-    if args.stock:
-        sb3_isaac.zoo.ALGOS.clear()
 
     class UntilSolved(BaseCallback):
         """Evaluates between rollouts, with the clock stopped."""
@@ -91,7 +93,7 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
             args.algo,
             args.env or ENV_IDS[args.algo],
             folder,
-            n_timesteps=args.max_steps,
+            n_timesteps=args.max_steps or -1,
             eval_freq=-1,
             seed=seed,
             verbose=0,
@@ -105,7 +107,7 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
         eval_env = manager.create_envs(N_EVAL_ENVS, eval_env=True, no_log=True)
         eval_env.seed(seed + 1_000_003)
         callback = UntilSolved()
-        model.learn(args.max_steps, callback=callback, log_interval=None if sys.version_info >= (3, 9) else 10**9)
+        model.learn(manager.n_timesteps, callback=callback, log_interval=None if sys.version_info >= (3, 9) else 10**9)
         model.env.close()
     return {
         "seed": seed,
@@ -145,9 +147,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument("--conf-file", default=None, help="hyperparameter file (default: the shipped one)")
     parser.add_argument("-params", "--hyperparams", type=json.loads, default=None, help="JSON that overwrites hyperparameters")
     parser.add_argument("--env-kwargs", type=json.loads, default=None, help="JSON of keyword arguments of the environment")
-    parser.add_argument("--max-steps", type=int, default=2_000_000)
+    parser.add_argument("--max-steps", type=int, default=None, help="give up after (default: n_timesteps of the entry)")
     parser.add_argument("--eval-every", type=int, default=16, help="steps of the batch between two evaluations")
-    parser.add_argument("--stay", type=float, default=1.0, help="train this many times longer than it took")
+    parser.add_argument("--stay", type=float, default=1.0, help="train this many times longer than it took, up to n_timesteps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--verbose", action="store_true")

@@ -55,14 +55,16 @@ def test_graphs_change_nothing(algo, normalized):
     models = []
     for compile in (False, True):  # one after the other: both are seeded when they are made
         models.append(make(algo, normalized=normalized, compile=compile, train_freq=2, gradient_steps=2))
-        models[-1].learn(64 * 40)
+        first = th.cat([p.flatten() for p in parameters(models[-1]).values()])
+        models[-1].learn(64 * 24)
     assert models[1]._run._graph is not None
     assert models[0].replay_buffer.pos == models[1].replay_buffer.pos
     mine, theirs = (model.replay_buffer._storage for model in models)
     # The first steps, before rounding differences of graph and eager kernels grow
     assert th.allclose(mine[:12], theirs[:12], atol=1e-4)
-    assert models[0]._n_updates == models[1]._n_updates == 38
-    assert_close(parameters(models[0]), parameters(models[1]), atol=2e-2)
+    assert models[0]._n_updates == models[1]._n_updates == 22
+    a, b = (th.cat([p.flatten() for p in parameters(model).values()]) for model in models)
+    assert float((a - b).norm()) < 0.1 * float((a - first).norm())
 
 
 @pytest.mark.parametrize("compile", [False, True])

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 
+import numpy as np
 import pytest
 import standin
 import torch as th
@@ -26,6 +27,18 @@ def test_backend_on_the_standin():
 
 def test_contract_on_the_standin():
     standin.assert_passed("test_backend_contract", at_least=25)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "ddpg"])
+def test_training_and_evaluation_share_the_one_simulator(algo, tmp_path):
+    """As a user types it. A second simulator, or a larger one, would end the run."""
+    env_id = f"IsaacGymCartpole{'Discrete' if algo == 'dqn' else ''}-v0"
+    flags = ["--algo", algo, "--env", env_id, "--env-kwargs", "backend:isaacgym", "device:cpu", "max_episode_length:40"]
+    flags += ["-n", "6144", "--eval-freq", "2048", "--n-eval-envs", "16", "-f", str(tmp_path), "--device", "cpu"]
+    done = standin.run(["-m", "sb3_isaac.cli", "train", *flags])
+    assert done.returncode == 0, done.stdout
+    evaluations = np.load(tmp_path / algo / f"{env_id}_1" / "evaluations.npz")
+    assert len(evaluations["timesteps"]) >= 2 and evaluations["ep_lengths"].max() <= 40
 
 
 def test_only_two_files_touch_isaacgym():

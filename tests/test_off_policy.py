@@ -1,10 +1,7 @@
-"""What DQN and DDPG have in common: the tensor path against SB3's own code, files, callbacks, logs."""
+"""What DQN and DDPG have in common: rollouts against SB3's own, callbacks, logs, options."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -14,22 +11,16 @@ import torch as th
 from off_policy_helpers import (
     ALGOS,
     STOCK,
-    assert_close,
     assert_same,
-    feed,
     make_env,
     make_model,
     parameters,
-    random_samples,
-    sb3_options,
     start,
 )
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from sync_guard import SyncGuard
-from torch import nn
 
 from sb3_isaac.buffers import DeviceReplayBuffer
 from sb3_isaac.normalize import VecNormalize
@@ -38,103 +29,6 @@ from sb3_isaac.training_log import STEPS_PER_READ
 from sb3_isaac.wrappers import VecFrameStack
 
 pytestmark = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
-
-
-class Doubling(BaseFeaturesExtractor):
-    """A features extractor that the hand-written passes do not know."""
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=8)
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
-
-    def forward(self, obs):
-        return self.net(obs)
-
-
-# -- the update ------------------------------------------------------------------------------------------------------
-
-POLICIES = {
-    "relu": dict(net_arch=[16, 8]),
-    "tanh": dict(net_arch=[16, 8], activation_fn=nn.Tanh),
-    "elu": dict(net_arch=[12], activation_fn=nn.ELU),
-    "linear": dict(net_arch=[]),
-    "custom": dict(net_arch=[16, 8], features_extractor_class=Doubling),
-    "rmsprop": dict(net_arch=[16, 8], optimizer_class=th.optim.RMSprop),
-    "silu": dict(net_arch=[16, 8], activation_fn=nn.SiLU),
-}
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("discounts", [False] + [True] * SB3_HAS_N_STEPS)
-def test_update_equals_sb3(algo, policy, discounts):
-    steps, batch = 7, 24
-    samples = random_samples(algo, steps * batch, discounts=discounts)
-    options = dict(policy_kwargs=dict(POLICIES[policy]), learning_rate=lambda progress: 3e-3, tau=0.1)
-    ours = start(make_model(algo, **options))
-    stock = start(make_model(algo, cls=STOCK[algo], **options))
-    assert (ours._fast is None) == (policy in ("custom", "rmsprop", "silu"))
-    assert_same(parameters(ours), parameters(stock))
-    before = parameters(ours)
-    for model in (ours, stock):
-        feed(model, samples, batch)
-        model.train(gradient_steps=5, batch_size=batch)
-        if algo == "dqn":
-            for _ in range(5):
-                model._on_step()
-        if model is ours:  # learn() again: the optimizers' state, step count included, goes on
-            sampling = model.replay_buffer.sample_tensors
-            start(model)
-            assert model.replay_buffer.sample_tensors is sampling
-        model.train(gradient_steps=2, batch_size=batch)
-    assert_close(parameters(ours), parameters(stock))
-    assert any(not th.equal(before[name], p) for name, p in parameters(ours).items())
-    assert ours._n_updates == stock._n_updates == 7
-    # The optimizers agree too, so that training can go on elsewhere
-    for name, state in ours.get_parameters().items():
-        if name.endswith("optimizer"):
-            theirs = stock.get_parameters()[name]["state"]
-            for key, value in state["state"].items():
-                for field in value:
-                    assert th.allclose(th.as_tensor(value[field]), th.as_tensor(theirs[key][field]), atol=1e-5), field
-
-
-def test_large_batches_in_pieces_equal_sb3(algo):
-    batch = 3000  # more than one piece, and not a multiple
-    samples = random_samples(algo, 2 * batch)
-    ours, stock = start(make_model(algo)), start(make_model(algo, cls=STOCK[algo]))
-    for model in (ours, stock):
-        feed(model, samples, batch)
-        model.train(gradient_steps=2, batch_size=batch)
-    assert_close(parameters(ours), parameters(stock))
-
-
-def test_logged_losses_equal_sb3(algo):
-    samples = random_samples(algo, 4 * 16)
-    logged = []
-    for cls in (ALGOS[algo], STOCK[algo]):
-        model = start(make_model(algo, cls=cls))
-        feed(model, samples, 16)
-        model.train(gradient_steps=4, batch_size=16)
-        if cls is ALGOS[algo]:
-            model._run.log.read_if_due(model, None, force=True)
-        logged.append({key: value for key, value in model.logger.name_to_value.items() if "loss" in key or "n_upd" in key})
-    assert logged[0].keys() == logged[1].keys()
-    for key in logged[0]:
-        assert logged[0][key] == pytest.approx(logged[1][key], rel=1e-4), key
-
-
-def test_reward_scale_scales_the_rewards_of_the_update_only(algo):
-    samples = random_samples(algo, 32)
-    scaled = start(make_model(algo, reward_scale=0.25))
-    plain = start(make_model(algo))
-    feed(scaled, samples, 32)
-    feed(plain, samples._replace(rewards=samples.rewards * 0.25), 32)
-    for model in (scaled, plain):
-        model.train(1, 32)
-    assert_close(parameters(scaled), parameters(plain))
-    model = make_model(algo, reward_scale=0.25)
-    model.learn(80)
-    assert model.replay_buffer.rewards[:5].max() > 0.9  # a reward of a cartpole that stands is nearly 1
 
 
 # -- the rollout -----------------------------------------------------------------------------------------------------
@@ -445,131 +339,3 @@ def test_replay_buffer_options(algo):
     assert model.replay_buffer.optimize_memory_usage and model._n_updates > 0
     with pytest.raises(ValueError, match="optimize_memory_usage"):
         make_model(algo, optimize_memory_usage=True)
-
-
-# -- files -----------------------------------------------------------------------------------------------------------
-
-IN_ANOTHER_PROCESS = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "sb3_isaac":
-            raise ImportError("no sb3_isaac here")
-sys.meta_path.insert(0, Refuse())
-import warnings; warnings.simplefilter("error", UserWarning)
-import numpy as np, gymnasium as gym, stable_baselines3
-folder = sys.argv[1]
-
-class Still(gym.Env):
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
-    def __init__(self, space): self.action_space = space
-    def reset(self, seed=None, options=None): return np.zeros(4, np.float32), {}
-    def step(self, action): return np.ones(4, np.float32), 1.0, False, False, {}
-
-for algo in ("dqn", "ddpg"):
-    model = getattr(stable_baselines3, algo.upper()).load(f"{folder}/{algo}.zip", device="cpu")
-    assert type(model.replay_buffer).__module__ == "stable_baselines3.common.buffers"
-    data = np.load(f"{folder}/{algo}.npz")
-    actions = model.predict(data["obs"], deterministic=True)[0]
-    assert np.allclose(actions, data["actions"], atol=1e-5), algo
-    model.load_replay_buffer(f"{folder}/{algo}.pkl")
-    assert model.replay_buffer.size() == data["rows"]
-    before = {k: v.clone() for k, v in model.policy.state_dict().items()}
-    model = getattr(stable_baselines3, algo.upper()).load(f"{folder}/{algo}.zip", Still(model.action_space), device="cpu")
-    model.learn(100, reset_num_timesteps=False)
-    assert any(not (before[k] == v).all() for k, v in model.policy.state_dict().items())
-"""
-
-
-def test_saved_models_load_in_stock_sb3_without_this_package(algo, tmp_path):
-    if algo == "ddpg":
-        return  # one process for both
-    for name in ("dqn", "ddpg"):
-        extra = dict(per_env_epsilon=(1.0, 0.01), double_q=True) if name == "dqn" else dict(per_env_noise=(1.0, 0.1))
-        kwargs = dict(storage_device="cpu")
-        model = make_model(name, n_steps=3, replay_buffer_kwargs=kwargs, reward_scale=0.1, **extra)
-        model.learn(400)
-        model.save(tmp_path / f"{name}.zip")
-        model.save_replay_buffer(tmp_path / f"{name}.pkl")
-        obs = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-        actions = model.predict(obs, deterministic=True)[0]
-        np.savez(tmp_path / f"{name}.npz", obs=obs, actions=actions, rows=model.replay_buffer.size())
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER_PROCESS, str(tmp_path)], env=env, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_stock_models_load_here_and_train_on(algo, tmp_path):
-    stock = make_model(algo, cls=STOCK[algo])
-    stock.learn(160)
-    stock.save(tmp_path / "stock.zip")
-    stock.save_replay_buffer(tmp_path / "stock.pkl")
-    ours = ALGOS[algo].load(tmp_path / "stock.zip", make_env(algo), device="cpu")
-    assert_same(parameters(ours), parameters(stock))
-    ours.load_replay_buffer(tmp_path / "stock.pkl")
-    assert type(ours.replay_buffer) is DeviceReplayBuffer and ours.replay_buffer.pos == 20
-    assert np.allclose(ours.replay_buffer.rewards[:20].numpy(), stock.replay_buffer.rewards[:20])
-    assert ours.num_timesteps == 160
-    ours.learn(160, reset_num_timesteps=False)
-    assert ours.num_timesteps == 320 and ours._fast is not None and ours.replay_buffer.pos == 40
-
-
-def test_training_goes_on_from_files(algo, tmp_path):
-    """As if it had not been interrupted, but for the reset that SB3 makes too."""
-    first = make_model(algo, n_steps=3)
-    first.learn(400)
-    first.save(tmp_path / "model")
-    first.save_replay_buffer(tmp_path / "buffer")
-    loaded = ALGOS[algo].load(tmp_path / "model", make_env(algo), device="cpu")
-    loaded.load_replay_buffer(tmp_path / "buffer")
-    assert loaded.n_steps == 3 and type(loaded.replay_buffer) is DeviceReplayBuffer
-    first.set_env(first.get_env())  # SB3 resets the env at the next learn(), as after load()
-    for model in (first, loaded):
-        model.set_random_seed(5)
-        model.learn(400, reset_num_timesteps=False)
-    assert_same(parameters(first), parameters(loaded))
-    assert first.num_timesteps == loaded.num_timesteps == 800
-
-
-def test_models_load_without_an_environment(algo, tmp_path):
-    model = make_model(algo, n_steps=3)
-    model.learn(400)
-    model.save(tmp_path / "model")
-    loaded = ALGOS[algo].load(tmp_path / "model", device="cpu")
-    obs = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
-    loaded.set_env(make_env(algo))
-    loaded.learn(400, reset_num_timesteps=False)
-    assert type(loaded.replay_buffer) is DeviceReplayBuffer and loaded.replay_buffer.n_steps == 3
-    loaded.save(tmp_path / "again")
-    assert ALGOS[algo].load(tmp_path / "again", device="cpu").num_timesteps == loaded.num_timesteps
-
-
-def test_parameters_can_be_exchanged_in_the_middle(algo):
-    """set_parameters replaces the optimizer's state, to which the flat Adam has to be bound anew."""
-    samples = random_samples(algo, 8 * 16)
-    ours, stock = start(make_model(algo)), start(make_model(algo, cls=STOCK[algo]))
-    for model in (ours, stock):
-        feed(model, samples, 16)
-        model.train(4, 16)
-    saved = ours.get_parameters()
-    other = make_model(algo, seed=3)
-    ours.set_parameters(other.get_parameters())
-    ours.set_parameters({key: value for key, value in stock.get_parameters().items()})
-    for model in (ours, stock):
-        model.train(4, 16)
-    assert_close(parameters(ours), parameters(stock))
-    assert saved.keys() == stock.get_parameters().keys()
-
-
-def test_the_saved_observation_is_the_present_one(algo, tmp_path):
-    model = make_model(algo)
-    model.learn(80)
-    model.save(tmp_path / "model")
-    data, _, _ = stable_baselines3.common.save_util.load_from_zip_file(tmp_path / "model.zip", device="cpu")
-    assert isinstance(data["_last_obs"], np.ndarray)
-    assert np.array_equal(data["_last_obs"], model.env.obs_tensor.numpy())
-    assert not any(isinstance(value, th.Tensor) for value in data.values())
-    assert sb3_options(algo)["batch_size"] == data["batch_size"]

@@ -1,10 +1,7 @@
-"""sb3_isaac.PPO as a drop-in for SB3's: rollouts, files, callbacks, extra options, and that it learns."""
+"""sb3_isaac.PPO as a drop-in for SB3's: rollouts, callbacks, extra options, and that it learns."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List
@@ -14,6 +11,7 @@ import pytest
 import stable_baselines3
 import torch as th
 from gymnasium import spaces
+from ppo_helpers import CONTINUOUS, DISCRETE, make, make_env, parameters
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
@@ -22,32 +20,17 @@ from stable_baselines3.common.vec_env import VecMonitor
 from sync_guard import SyncGuard
 from torch import nn
 
-import sb3_isaac
 from sb3_isaac import ppo_rollout, ppo_update
 from sb3_isaac.buffers import DeviceRolloutBuffer
 from sb3_isaac.host import HostView, to_host
 from sb3_isaac.normalize import VecNormalize
 from sb3_isaac.ppo import PPO
 
-CONTINUOUS, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 FIELDS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
 
 
 class OwnExtractor(FlattenExtractor):
     """Not SB3's, so the general path has to be taken."""
-
-
-def make_env(env_id: str = CONTINUOUS, n_envs: int = 8, **kwargs: Any) -> Any:
-    return sb3_isaac.make_vec_env(env_id, n_envs, device="cpu", **{"seed": 1, **kwargs})
-
-
-def make(cls: Any = PPO, env: Any = None, **kwargs: Any) -> Any:
-    settings = {"n_steps": 16, "batch_size": 64, "n_epochs": 2, "seed": 3, "device": "cpu", **kwargs}
-    return cls("MlpPolicy", make_env() if env is None else env, **settings)
-
-
-def parameters(model: Any) -> th.Tensor:
-    return th.cat([p.detach().flatten() for p in model.policy.parameters()])
 
 
 # -- rollouts --------------------------------------------------------------------------------------------------------
@@ -268,116 +251,6 @@ def test_other_environments_train_as_with_sb3() -> None:
     model = make(env=sb3_make_vec_env("CartPole-v1", 4, seed=0), n_minibatches=2, adaptive_lr_kl=1e3)
     model.learn(200)
     assert model.batch_size == 32 and model.adapted_lr > 3e-4
-
-
-# -- files -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_stock_model_loads_and_trains_on(tmp_path: Path) -> None:
-    stock = make(stable_baselines3.PPO)
-    stock.learn(8 * 16)
-    stock.save(tmp_path / "stock.zip")
-    env = make_env(seed=5)
-    ours = PPO.load(tmp_path / "stock.zip", env, device="cpu")
-    assert th.equal(parameters(ours), parameters(stock)) and isinstance(ours.rollout_buffer, DeviceRolloutBuffer)
-    options = {"device": "cpu", "rollout_buffer_class": DeviceRolloutBuffer}  # which draws the same minibatches
-    again = stable_baselines3.PPO.load(tmp_path / "stock.zip", make_env(seed=5), **options)
-    for model in (ours, again):
-        th.manual_seed(0)
-        model.learn(8 * 16, reset_num_timesteps=False)
-    assert float((parameters(ours) - parameters(again)).abs().max()) < 2e-6
-    assert not th.equal(parameters(ours), parameters(stock))
-
-
-def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
-    """As if it had not been interrupted: Adam's state, the adapted learning rate, counters, the last observation."""
-    results = []
-    for interrupted in (False, True):
-        env = make_env(max_episode_length=9)
-        th.manual_seed(1)
-        model = make(env=env, adaptive_lr_kl=0.01, learning_rate=2e-3, seed=None)
-        model.learn(2 * 8 * 16)
-        if interrupted:
-            model.save(tmp_path / "model.zip")
-            model = PPO.load(tmp_path / "model.zip", env, device="cpu", force_reset=False)
-            assert 1e-4 < model.adapted_lr != 2e-3
-        th.manual_seed(0)
-        model.learn(2 * 8 * 16, reset_num_timesteps=False)
-        results.append((parameters(model), model.num_timesteps, model._n_updates, model.adapted_lr, model._last_obs))
-    assert all(np.array_equal(one, other) for one, other in zip(*results))
-
-
-def test_parameters_and_environments_can_be_exchanged(tmp_path: Path) -> None:
-    one, other = make(), make(seed=4)
-    for model in (one, other):
-        model.learn(8 * 16)
-    one.set_parameters(other.get_parameters())
-    assert th.equal(parameters(one), parameters(other))
-    new_env = make_env(seed=9)
-    one.set_env(new_env)
-    other.set_env(make_env(seed=9))
-    for model in (one, other):
-        th.manual_seed(0)
-        model.learn(8 * 16)
-    assert one._rollout.env is new_env
-    assert th.equal(parameters(one), parameters(other))  # so Adam's state went along
-
-    one.save(tmp_path / "model.zip")
-    without_env = PPO.load(tmp_path / "model.zip", device="cpu")
-    without_env.predict(np.zeros((8, 4), np.float32))
-    without_env.set_env(make_env())
-    without_env.learn(8 * 16)
-    assert isinstance(without_env.rollout_buffer, DeviceRolloutBuffer)
-    other_number = PPO.load(tmp_path / "model.zip", make_env(n_envs=4), device="cpu", n_minibatches=2)
-    assert other_number.learn(4 * 16).batch_size == 32
-
-
-IN_ANOTHER_PROCESS = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "sb3_isaac":
-            raise ImportError("no sb3_isaac here")
-sys.meta_path.insert(0, Refuse())
-import warnings; warnings.simplefilter("error", UserWarning)
-import numpy as np, gymnasium as gym, stable_baselines3
-folder = sys.argv[1]
-
-class Still(gym.Env):
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
-    def __init__(self, space): self.action_space = space
-    def reset(self, seed=None, options=None): return np.zeros(4, np.float32), {}
-    def step(self, action): return np.ones(4, np.float32), 1.0, False, False, {}
-
-for name in ("box", "discrete"):
-    path = f"{folder}/{name}.zip"
-    model = stable_baselines3.PPO.load(path, device="cpu")
-    data = np.load(f"{folder}/{name}.npz")
-    assert np.allclose(model.predict(data["obs"], deterministic=True)[0], data["actions"], atol=1e-5), name
-    assert model.rollout_buffer_class is stable_baselines3.common.buffers.RolloutBuffer
-    model = stable_baselines3.PPO.load(path, Still(model.action_space), device="cpu", batch_size=16)
-    before = {k: v.clone() for k, v in model.policy.state_dict().items()}
-    model.learn(32, reset_num_timesteps=False)
-    assert any(not (before[k] == v).all() for k, v in model.policy.state_dict().items())
-"""
-
-
-def test_saved_models_load_in_stock_sb3_without_this_package(tmp_path: Path) -> None:
-    obs = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    for name, env_id in (("box", CONTINUOUS), ("discrete", DISCRETE)):
-        env = VecNormalize(make_env(env_id))
-        model = make(env=env, n_minibatches=1, adaptive_lr_kl=0.01, spread_time_limits=True)
-        model.learn(2 * 8 * 16)
-        model.save(tmp_path / f"{name}.zip")
-        np.savez(tmp_path / f"{name}.npz", obs=obs, actions=model.predict(obs, deterministic=True)[0])
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER_PROCESS, str(tmp_path)],
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 # -- learning --------------------------------------------------------------------------------------------------------
