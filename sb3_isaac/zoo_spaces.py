@@ -102,6 +102,9 @@ def _sample_off_policy(trial: Any, regime: Regime) -> Dict[str, Any]:
     batch_size = _power_of_two(trial, "batch_size", MIN_BATCH, min(regime.n_timesteps // 20, 4096))
     train_freq, gradient_steps = update_schedule(2.0 ** trial.suggest_int("replay_ratio_pow", -1, 3), batch_size, n_envs)
     net_arch = NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))]
+    learning_rate: Any = _log_float(trial, "learning_rate", 3e-4, 1e-2)
+    if trial.suggest_categorical("lr_schedule", ["constant", "linear"]) == "linear":
+        learning_rate = f"lin_{learning_rate}"  # zoo's way to write: falls to 0 at the end of training
     return {
         "n_envs": n_envs,
         "batch_size": batch_size,
@@ -109,7 +112,7 @@ def _sample_off_policy(trial: Any, regime: Regime) -> Dict[str, Any]:
         "gradient_steps": gradient_steps,
         "learning_starts": max(batch_size, min(WARMUP_STEPS * n_envs, regime.n_timesteps // 10)),
         "buffer_size": _power_of_two(trial, "buffer_size", max(2**14, 32 * max(regime.n_envs)), 2**17),
-        "learning_rate": _log_float(trial, "learning_rate", 3e-4, 1e-2),
+        "learning_rate": learning_rate,
         "gamma": _gamma(trial),
         "n_steps": trial.suggest_int("n_steps", 1, 12),
         "tau": _log_float(trial, "tau", 0.002, 0.1),
@@ -122,7 +125,7 @@ def _sample_off_policy(trial: Any, regime: Regime) -> Dict[str, Any]:
 
 
 def sample_dqn(trial: Any, regime: Regime) -> Dict[str, Any]:
-    """Replay ratio, batch and buffer, n-step returns, target update, epsilons of the environments, double Q, networks."""
+    """Replay ratio, learning rate, n-step returns, target update, epsilons of the environments, double Q, networks."""
     hyperparams = _sample_off_policy(trial, regime)
     highest, lowest = _log_float(trial, "epsilon_max", 0.2, 1.0), _log_float(trial, "epsilon_min", 0.003, 0.1)
     return {
@@ -134,7 +137,7 @@ def sample_dqn(trial: Any, regime: Regime) -> Dict[str, Any]:
 
 
 def sample_ddpg(trial: Any, regime: Regime) -> Dict[str, Any]:
-    """Replay ratio, batch and buffer, n-step returns, target update, noise scales of the environments, networks."""
+    """Replay ratio, learning rate, n-step returns, target update, noise scales of the environments, networks."""
     hyperparams = _sample_off_policy(trial, regime)
     highest, spread = _log_float(trial, "noise_max", 0.2, 2.0), _log_float(trial, "noise_spread", 1.0, 50.0)
     return {**hyperparams, "per_env_noise": [highest, float(f"{highest / spread:.3g}")]}

@@ -49,6 +49,8 @@ def test_spaces_bound_the_cost_and_are_plain(algo: str, n_envs: Any) -> None:
             replayed = found["batch_size"] * found["gradient_steps"] / (found["train_freq"] * found["n_envs"])
             assert replayed == pytest.approx(2.0 ** trial.params["replay_ratio_pow"], rel=0.34) and replayed <= 8.1
             assert found["buffer_size"] >= 32 * found["n_envs"]
+            linear = str(found["learning_rate"]).startswith("lin_")  # as hyperparameter files write it
+            assert linear == (trial.params["lr_schedule"] == "linear")
         seen.append(found)
     for key in ("learning_rate", "gamma", "policy_kwargs"):
         assert len({str(found[key]) for found in seen}) > 10

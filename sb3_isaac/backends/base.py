@@ -59,7 +59,7 @@ class TensorEnv(ABC):
 
     @abstractmethod
     def seed(self, seed: int) -> None:
-        """Seed the generator that draws the reset states. Takes effect at the next reset."""
+        """Seed the generator that draws the reset states, from now on."""
 
     @abstractmethod
     def get_state(self) -> Dict[str, th.Tensor]:
