@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,13 @@ def test_who_imports_what() -> None:
 @pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_files_stay_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_the_readme_names_files_that_exist() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    named = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"`((?:sb3_isaac|scripts|tests)/[\w/]+(?:\.\w+)?)`", text)
+    assert any(name.endswith(".png") for name in named) and len(named) > 15
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
 def test_importing_the_package_hooks_nothing() -> None:
