@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -182,8 +185,6 @@ def test_every_entry_of_our_files_is_plain_and_loads() -> None:
 
 
 def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
-    import signal
-    import time
 
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [
@@ -200,7 +201,10 @@ def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
         "--eval-freq",
         "-1",
     ]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    options: Dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and their children too
+    options["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, **options)
     assert process.stdout is not None
     for line in process.stdout:
         if "total_timesteps" in line:
