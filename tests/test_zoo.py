@@ -185,7 +185,6 @@ def test_every_entry_of_our_files_is_plain_and_loads() -> None:
 
 
 def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
-
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,
