@@ -220,10 +220,14 @@ class DeviceRolloutBuffer(RolloutBuffer):
             raise RuntimeError(
                 f"DeviceRolloutBuffer has {self.pos} of n_steps={self.buffer_size} steps, fill it before calling get()."
             )
+        for indices in self.shuffled(batch_size):
+            yield self._get_samples(indices)
+
+    def shuffled(self, batch_size: int | None = None) -> tuple[th.Tensor, ...]:
+        """Which transitions the minibatches of :meth:`get` consist of: ``env * n_steps + step``, in a new random order."""
         total = self.buffer_size * self.n_envs
         order = th.randperm(total, device=self.device, generator=self.generator)
-        for indices in th.split(order, batch_size or total):
-            yield self._get_samples(indices)
+        return tuple(th.split(order, batch_size or total))
 
     def _get_samples(self, batch_inds: ArrayOrTensor, env: VecNormalize | None = None) -> RolloutBufferSamples:
         """The transitions at ``env * n_steps + step``: SB3's count, as after its ``swap_and_flatten``."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers import DeviceRolloutBuffer
-from sb3_isaac.cuda_graph import CudaGraph
 from sb3_isaac.host import to_host
 from sb3_isaac.ppo_policy import FastActorCritic, why_not_fast
 from sb3_isaac.ppo_update import unchecked_distributions
+from sb3_isaac.step_graph import StepGraph, plain_settings
 
 
 class PolicyStep(NamedTuple):
@@ -101,9 +100,8 @@ class Rollout:
         self._host_dones: Optional[np.ndarray] = None
         self._next_step = 0
         self._step_on_device = th.zeros(1, dtype=th.int64, device=device)
-        self._graph: Optional[CudaGraph] = None
+        self._graph: Optional[StepGraph] = None
         self._graph_for: Any = None
-        self._rebound: List[Tuple[Any, Dict[str, th.Tensor]]] = []
 
     def belongs_to(self, env: Any, policy: Any, buffer: Any) -> bool:
         """Whether this object was made for these."""
@@ -132,20 +130,15 @@ class Rollout:
         if not self._may_capture or self._fast is None:
             self._graph = self._graph_for = None
             return
-        settings = _plain_settings(self.env)
+        settings = plain_settings(self.env)
         if settings != self._graph_for:  # this rollout runs without a graph, which initialises CUDA's libraries
             self._graph, self._graph_for = None, settings
         elif self._graph is None:
-            self._capture()
+            self._graph = StepGraph(self.env, lambda: self._step(self._step_on_device))
 
     def step(self) -> PolicyStep:
         """One step of all environments."""
-        if self._graph is None:
-            step = self._step(self._next_step)
-        else:
-            step = self._graph()
-            for owner, tensors in self._rebound:
-                vars(owner).update(tensors)
+        step: PolicyStep = self._step(self._next_step) if self._graph is None else self._graph()
         self._next_step += 1
         return step
 
@@ -184,17 +177,6 @@ class Rollout:
         if self.policy.squash_output:
             return self._low + 0.5 * (actions + 1.0) * (self._high - self._low)
         return actions.clamp(self._low, self._high)
-
-    def _capture(self) -> None:
-        layers = _layers(self.env)
-        before = [dict(vars(layer)) for layer in layers]
-        generator = getattr(self.env.tensor_env, "generator", None)
-        self._graph = CudaGraph(lambda: self._step(self._step_on_device), [] if generator is None else [generator])
-        # Attributes that a step assigns anew are to stay the graph's tensors, whatever happens between rollouts
-        self._rebound = [
-            (layer, {k: v for k, v in vars(layer).items() if isinstance(v, th.Tensor) and old.get(k) is not v})
-            for layer, old in zip(layers, before)
-        ]
 
     def finish(self, gamma: float) -> RolloutEnd:
         """End a rollout: bootstrap truncated episodes, compute returns and advantages, read the device once.
@@ -237,16 +219,3 @@ class Rollout:
 
     def _predict_values(self, obs: th.Tensor) -> th.Tensor:
         return self._fast.values(obs) if self._fast is not None else self.policy.predict_values(obs).flatten()
-
-
-def _layers(env: Any) -> List[Any]:
-    """The wrappers, the env and the simulator."""
-    layers = [env]
-    while isinstance(layers[-1], VecEnvWrapper):
-        layers.append(layers[-1].venv)
-    return [*layers, env.tensor_env]
-
-
-def _plain_settings(env: Any) -> List[Dict[str, Any]]:
-    """The numbers and switches of the wrappers, which a captured step keeps as they were."""
-    return [{k: v for k, v in vars(layer).items() if isinstance(v, (bool, int, float, str))} for layer in _layers(env)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, cast
 
 import numpy as np
 import torch as th
@@ -93,7 +93,9 @@ class PPOUpdate:
         with th.no_grad() if fast else unchecked_distributions():
             while epochs < settings.n_epochs and stopped_at is None:
                 epochs += 1
-                batches: Iterator[Any] = self._shuffled() if fast else buffer.get(settings.batch_size)
+                # Of the fast path: which of the packed rows to take
+                shuffled = cast(DeviceRolloutBuffer, buffer).shuffled if fast else buffer.get
+                batches: Iterable[Any] = shuffled(settings.batch_size)
                 for batch in batches:
                     n_rows = len(batch) if fast else len(batch.advantages)
                     batch_sums = self._gradients(batch)
@@ -173,12 +175,6 @@ class PPOUpdate:
         table = self._rows.view(n, n_steps, width).transpose(0, 1)
         for part, column in zip(th.split(table, [column.shape[2] for column in columns], 2), columns):
             part.copy_(column)
-
-    def _shuffled(self) -> Iterator[th.Tensor]:
-        """One epoch of minibatches for the fast path: which rows to take, the ones that ``buffer.get`` would draw."""
-        assert isinstance(self._buffer, DeviceRolloutBuffer) and self._rows is not None
-        order = th.randperm(len(self._rows), device=self.device, generator=self._buffer.generator)
-        return iter(th.split(order, self._settings.batch_size))
 
     def _gradients(self, batch: Any) -> th.Tensor:
         """Write a minibatch's gradients into the parameters. Returns its sums (N_SUMS,), valid until the next minibatch."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers import DeviceReplayBuffer
-from sb3_isaac.cuda_graph import CudaGraph
 from sb3_isaac.host import to_host
+from sb3_isaac.step_graph import StepGraph, layers, plain_settings
 from sb3_isaac.training_log import TrainingLog
 
 MAX_REPLAY_RATIO = 1000.0
@@ -58,20 +57,17 @@ class TensorRun:
         self.log = TrainingLog(self.env, losses, model._episode_num)
         self._may_capture = captured and env.tensor_env.capturable
         self._warm = False
-        self._graph: Optional[CudaGraph] = None
+        self._graph: Optional[StepGraph] = None
         self._graph_for: Any = None
         self._env_obs: th.Tensor = self.env.obs_tensor
         self._inputs: List[Tuple[Any, th.Tensor]] = []
-        self._rebound: List[Tuple[Any, Dict[str, th.Tensor]]] = []
         self.warned = False
 
     def begin(self) -> None:
         """Before the steps of a rollout: see that a captured step still does what an uncaptured one would."""
         if not self._may_capture:
             return
-        settings = [
-            {k: v for k, v in vars(layer).items() if isinstance(v, (bool, int, float, str))} for layer in self._layers()
-        ]
+        settings = plain_settings(self.env)
         if settings != self._graph_for:
             self._graph, self._graph_for, self._warm = None, settings, False
 
@@ -110,17 +106,9 @@ class TensorRun:
             self._after_step(env.dones)
         return Step(actions, result, row, episodes)
 
-    def _layers(self) -> List[Any]:
-        """The wrappers, the env and the simulator."""
-        layers = [self.env]
-        while isinstance(layers[-1], VecEnvWrapper):
-            layers.append(layers[-1].venv)
-        return [*layers, self.env.tensor_env]
-
     def _capture(self) -> None:
-        layers = self._layers()
         # What a layer holds at the start of a step must lie where it lay in the capture
-        self._inputs = [(layer, layer.obs_tensor.clone()) for layer in layers if hasattr(layer, "obs_tensor")]
+        self._inputs = [(layer, layer.obs_tensor.clone()) for layer in layers(self.env) if hasattr(layer, "obs_tensor")]
 
         def step() -> Step:
             for layer, obs in self._inputs:
@@ -130,14 +118,7 @@ class TensorRun:
                 obs.copy_(layer.obs_tensor)
             return taken
 
-        before = [dict(vars(layer)) for layer in layers]
-        generator = getattr(self.env.tensor_env, "generator", None)
-        self._graph = CudaGraph(step, [] if generator is None else [generator])
-        # Attributes that a step assigns anew are to stay the graph's tensors
-        self._rebound = [
-            (layer, {k: v for k, v in vars(layer).items() if isinstance(v, th.Tensor) and old.get(k) is not v})
-            for layer, old in zip(layers, before)
-        ]
+        self._graph = StepGraph(self.env, step)
         self._env_obs = self.env.obs_tensor
 
     def _replay(self) -> Step:
@@ -146,8 +127,6 @@ class TensorRun:
             for layer, obs in self._inputs:
                 obs.copy_(layer.obs_tensor)
         step: Step = self._graph()
-        for owner, tensors in self._rebound:
-            vars(owner).update(tensors)
         self._env_obs = self.env.obs_tensor
         return step
 

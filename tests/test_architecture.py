@@ -25,7 +25,7 @@ LAYERS = [
     {"vec_env", "infos", "envs", "wrappers", "normalize", "vec_task", "rendering",
      "buffers", "replay_buffer", "replay_samples", "n_step", "storage",
      "running_mean_std", "fast_mlp", "flat_adam", "exploration", "cuda_graph", "host", "portable_pickle"},
-    {"off_policy", "tensor_run", "replay_files", "training_log"},
+    {"off_policy", "step_graph", "tensor_run", "replay_files", "training_log"},
     {"ppo", "ppo_loss", "ppo_policy", "ppo_rollout", "ppo_settings", "ppo_update"},
     {"dqn", "dqn_networks", "ddpg", "ddpg_networks"},
     {"evaluation", "video", "curves", "reward_log", "reference", "check"},

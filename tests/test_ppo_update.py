@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 import sb3_isaac
-from sb3_isaac import ppo_loss, ppo_rollout, ppo_update
+from sb3_isaac import ppo_loss, ppo_update, step_graph
 from sb3_isaac.buffers import DeviceRolloutBuffer
 from sb3_isaac.ppo import PPO
 from sb3_isaac.ppo_loss import APPROX_KL, KL, Objective
@@ -260,13 +260,13 @@ def test_captured_path_equals_eager(env_id: str, monkeypatch: pytest.MonkeyPatch
     eager, captured = make(PPO, env_id, **options), make(PPO, env_id, **options)
     for model in (eager, captured):
         learn(model, 1)
-    for module in (ppo_rollout, ppo_update):
+    for module in (step_graph, ppo_update):
         monkeypatch.setattr(module, "CudaGraph", StandInGraph)
     captured._rollout._may_capture = captured._update._captures = True
     captured._update.adam.steps = th.tensor(captured._update.adam.steps)
     for model in (eager, captured):
         learn(model, 4)
-    assert captured._rollout._graph.replays == 3 * N_STEPS
+    assert captured._rollout._graph._graph.replays == 3 * N_STEPS
     assert {n: graphs.apply.replays for n, graphs in captured._update._captured.items()} == {100: 3 * 3 * 2, 56: 3 * 3}
     assert difference(eager, captured) < 1e-4 and captured.adapted_lr == pytest.approx(eager.adapted_lr)
     steps = [model.policy.optimizer.state_dict()["state"][0]["step"] for model in (eager, captured)]
