@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sb3_isaac import _isaacgym_first  # noqa: F401  # isort: skip  # Isaac Gym refuses to be imported after torch
+from sb3_isaac._lazy import lazy
 from sb3_isaac._version import __version__
-from sb3_isaac.buffers import DeviceReplayBuffer, DeviceRolloutBuffer
-from sb3_isaac.ddpg import DDPG
-from sb3_isaac.dqn import DQN
-from sb3_isaac.envs import make_vec_env, register_envs
-from sb3_isaac.evaluation import evaluate
-from sb3_isaac.normalize import VecNormalize
-from sb3_isaac.ppo import PPO
-from sb3_isaac.vec_env import IsaacVecEnv
-from sb3_isaac.vec_task import wrap_vec_task
-from sb3_isaac.wrappers import VecFrameStack
+from sb3_isaac.envs import IsaacVecEnv, VecFrameStack, VecNormalize, make_vec_env, register_envs, wrap_vec_task
+
+if TYPE_CHECKING:
+    from sb3_isaac import backends, buffers, cli, ddpg, device, dqn, envs, evaluation, off_policy, ppo, zoo  # noqa: F401
+    from sb3_isaac.buffers import DeviceReplayBuffer, DeviceRolloutBuffer
+    from sb3_isaac.ddpg import DDPG
+    from sb3_isaac.dqn import DQN
+    from sb3_isaac.evaluation import evaluate
+    from sb3_isaac.ppo import PPO
 
 __all__ = [
     "DDPG",
@@ -29,5 +31,20 @@ __all__ = [
     "make_vec_env",
     "wrap_vec_task",
 ]
+
+_PACKAGES = ("backends", "buffers", "cli", "ddpg", "device", "dqn", "envs", "evaluation", "off_policy", "ppo", "zoo")
+
+__getattr__, __dir__ = lazy(
+    "sb3_isaac",
+    {
+        "DDPG": "ddpg",
+        "DQN": "dqn",
+        "PPO": "ppo",
+        "DeviceReplayBuffer": "buffers",
+        "DeviceRolloutBuffer": "buffers",
+        "evaluate": "evaluation",
+        **dict.fromkeys(_PACKAGES, ""),
+    },
+)
 
 register_envs()

@@ -84,7 +84,7 @@ def ppo_rate(n_envs: int, kind: str) -> Callable[[argparse.Namespace], float]:
         from torch import nn
 
         import sb3_isaac
-        from sb3_isaac.envs import CartpoleEnv
+        from sb3_isaac.envs.cartpole_env import CartpoleEnv
 
         policy_kwargs = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": nn.ELU}
         options = dict(
@@ -171,7 +171,7 @@ def replay_pair(kind: str) -> Callable[[argparse.Namespace], float]:
         from gymnasium import spaces
         from stable_baselines3.common.buffers import ReplayBuffer
 
-        from sb3_isaac.buffers import DeviceReplayBuffer
+        from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
 
         n = 4096
         spec = (n * 100, spaces.Box(-np.inf, np.inf, (4,)), spaces.Box(-1.0, 1.0, (1,)))

@@ -35,7 +35,7 @@ def main() -> None:
     from stable_baselines3.common.vec_env import VecNormalize
 
     import sb3_isaac
-    from sb3_isaac.evaluation import evaluate
+    from sb3_isaac.evaluation.measure import evaluate
 
     run = max(Path("logs/ppo").glob(f"{ENV_ID}_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
     model = PPO.load(run / f"{ENV_ID}.zip", device="cpu")

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import sb3_isaac.zoo  # noqa: F401  # registers what rl_zoo3 needs to know
-from sb3_isaac import curves
-from sb3_isaac.reward_log import FILE_NAME
-from sb3_isaac.video import play_frames
-from sb3_isaac.zoo_models import add_agent_arguments, load_agent
+from sb3_isaac.evaluation import curves
+from sb3_isaac.evaluation.callbacks import FILE_NAME
+from sb3_isaac.evaluation.video import play_frames
+from sb3_isaac.zoo.agents import add_agent_arguments, load_agent
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLVED_RETURN = 475

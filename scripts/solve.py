@@ -43,7 +43,7 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
-    from sb3_isaac.evaluation import evaluate
+    from sb3_isaac.evaluation.measure import evaluate
 
     th.set_num_threads(args.threads)
 

@@ -12,7 +12,7 @@ from typing import Dict, List
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 STANDIN = os.path.join(TESTS, "isaacgym_standin")
-CHECKS = ("isaacgym_standin/checks_standin.py", "isaacgym_standin/checks_backend.py", "test_backend_contract.py")
+CHECKS = ("isaacgym_standin/checks_standin.py", "isaacgym_standin/checks_backend.py", "backends/test_backend_contract.py")
 
 
 def run(arguments: List[str], standin: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:

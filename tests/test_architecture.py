@@ -1,4 +1,4 @@
-"""The package's import rule, read from its source: imports go one way, and each outside library has its rooms."""
+"""The package's import rule, read from its source: folders are layers, and each outside library has its rooms."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from typing import Dict, List, Set
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "sb3_isaac"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 
-# From the bottom up; a module imports from its own layer and from the layers below. A new module has to be placed here.
+# From the bottom up: a folder imports from itself and from the folders below. Those of one line do not see each other.
 LAYERS = [
-    {"_version", "_isaacgym_first"},
-    {"backends", "backends.base", "backends.cartpole", "backends.torch_cartpole", "backends.isaacgym_cartpole",
-     "backends.probe", "backends.probe_child"},
-    # environments; buffers; and what algorithms are made of, which knows neither
-    {"vec_env", "infos", "envs", "wrappers", "normalize", "vec_task", "rendering",
-     "buffers", "replay_buffer", "replay_samples", "n_step", "storage",
-     "running_mean_std", "fast_mlp", "flat_adam", "exploration", "cuda_graph", "host", "portable_pickle"},
-    {"off_policy", "step_graph", "tensor_run", "replay_files", "training_log"},
-    {"ppo", "ppo_loss", "ppo_policy", "ppo_rollout", "ppo_settings", "ppo_update"},
-    {"dqn", "dqn_networks", "ddpg", "ddpg_networks"},
-    {"evaluation", "video", "curves", "reward_log", "reference", "check"},
-    {"zoo", "zoo_models", "zoo_optuna", "zoo_report", "zoo_spaces", "zoo_studies"},
-    {"commands", "cli"},
-]  # fmt: skip
-LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
+    {"device", "buffers", "backends"},
+    {"envs"},
+    {"off_policy", "ppo"},
+    {"dqn", "ddpg"},
+    {"evaluation"},
+    {"zoo"},
+    {"cli"},
+]
+LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer}
+SHARED = {"_isaacgym_first", "_lazy", "_version", "reward_log"}
+"""Modules outside the folders."""
 
 
 def module_name(path: Path) -> str:
     """``backends/base.py`` -> "backends.base", ``backends/__init__.py`` -> "backends", ``__init__.py`` -> ""."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
 
 
 def imports_of(path: Path) -> Set[str]:
@@ -56,83 +54,64 @@ def imports_of(path: Path) -> Set[str]:
 
 
 def own_imports(path: Path) -> Set[str]:
-    """Which modules of the package a file imports."""
+    """Which modules of the package a file imports. "" is the package itself."""
     modules = set()
     for name in imports_of(path):
         parts = name.split(".")
         if parts[0] == "sb3_isaac":
-            inside = [".".join(parts[1:stop]) for stop in range(len(parts), 1, -1)]
-            modules |= set([module for module in inside if module in LEVEL][:1])
+            inside = [".".join(parts[1:stop]) for stop in range(len(parts), 0, -1)]
+            modules |= set([module for module in inside if module in MODULES][:1])
     return modules - {module_name(path)}
 
 
-IMPORTS: Dict[str, Set[str]] = {module_name(path): own_imports(path) for path in SOURCES}
+IMPORTS: Dict[str, Set[str]] = {name: own_imports(path) for name, path in MODULES.items()}
+
+
+def folder_of(module: str) -> str:
+    return module.split(".")[0]
 
 
 def libraries(path: Path) -> Set[str]:
     return {name.split(".")[0] for name in imports_of(path)}
 
 
-def test_every_module_has_a_place() -> None:
-    modules = {module_name(path) for path in SOURCES} - {""}
-    assert modules == set(LEVEL), "LAYERS of this test and the files differ"
+def test_every_folder_has_a_layer() -> None:
+    assert {folder_of(module) for module in MODULES} - {""} == set(LEVEL) | SHARED
 
 
-@pytest.mark.parametrize("module", sorted(LEVEL))
-def test_imports_go_one_way(module: str) -> None:
-    upwards = [other for other in IMPORTS[module] if LEVEL[other] > LEVEL[module]]
-    assert not upwards, f"{module} imports {upwards}, which are built on it"
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if folder_of(module) in LEVEL))
+def test_a_folder_imports_from_lower_folders_only(module: str) -> None:
+    own = folder_of(module)
+    for other in IMPORTS[module]:
+        folder = folder_of(other)
+        if folder in LEVEL:
+            assert folder == own or LEVEL[folder] < LEVEL[own], f"{module} imports {other}"
+        else:  # the whole package is for the layers that use it as a user would
+            assert folder in SHARED or own in ("zoo", "cli"), f"{module} imports sb3_isaac itself"
 
 
 def test_no_import_cycles() -> None:
-    # Importing a module imports its package's __init__ too, which is left out: it only collects names.
+    # A package's __init__ only collects names of its modules, which may ask it for them: it is left out.
+    packages = {module_name(path) for path in SOURCES if path.name == "__init__.py"}
     done: Set[str] = set()
 
     def visit(module: str, path: List[str]) -> None:
         assert module not in path, " -> ".join([*path[path.index(module) :], module])
         if module not in done:
-            for other in IMPORTS[module] - {"backends"}:
+            for other in IMPORTS[module] - packages:
                 visit(other, [*path, module])
             done.add(module)
 
-    for module in LEVEL:
-        if module != "backends":
-            visit(module, [])
-
-
-def test_buffers_never_see_an_environment() -> None:
-    environments = {m for m in LEVEL if m.startswith("backends")} | {
-        "vec_env",
-        "infos",
-        "envs",
-        "wrappers",
-        "normalize",
-        "vec_task",
-    }
-    for module in ("buffers", "replay_buffer", "storage"):
-        assert not IMPORTS[module] & environments
-
-
-def test_what_algorithms_are_made_of_knows_no_environment_and_no_buffer() -> None:
-    for module in ("running_mean_std", "fast_mlp", "flat_adam", "exploration", "cuda_graph", "host", "portable_pickle"):
-        assert not IMPORTS[module] & (LAYERS[1] | {"vec_env", "envs", "wrappers", "normalize", "buffers", "replay_buffer"})
-
-
-def test_backends_know_neither_sb3_nor_gymnasium() -> None:
-    for path in (PACKAGE / "backends").glob("*.py"):
-        assert not libraries(path) & {"stable_baselines3", "gymnasium", "gym", "rl_zoo3", "optuna"}, path.name
+    for module in set(MODULES) - packages:
+        visit(module, [])
 
 
 def test_who_imports_what() -> None:
-    for path in SOURCES:
-        name, used = path.name, libraries(path)
-        assert name.startswith("zoo") or not used & {"rl_zoo3", "optuna"}, f"{name}: only zoo*.py imports rl_zoo3 and optuna"
-        assert name in ("isaacgym_cartpole.py", "_isaacgym_first.py") or "isaacgym" not in used, f"{name} imports isaacgym"
-
-
-@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_files_stay_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+    for module, path in MODULES.items():
+        folder, used = folder_of(module), libraries(path)
+        assert folder == "zoo" or not used & {"rl_zoo3", "optuna"}, f"{module}: only zoo/ imports rl_zoo3 and optuna"
+        assert folder not in ("backends", "device") or not used & {"stable_baselines3", "gymnasium", "gym"}, module
+        assert module in ("backends.isaacgym_cartpole", "_isaacgym_first") or "isaacgym" not in used, module
 
 
 def test_the_readme_names_files_that_exist() -> None:
@@ -142,11 +121,45 @@ def test_the_readme_names_files_that_exist() -> None:
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
-def test_importing_the_package_hooks_nothing() -> None:
-    code = "import sys, sb3_isaac; print(*sorted({'rl_zoo3', 'optuna', 'pygame'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    "module, unwanted",
+    [
+        ("sb3_isaac", ["rl_zoo3", "optuna", "pygame", "sb3_isaac.ppo", "sb3_isaac.off_policy", "sb3_isaac.evaluation"]),
+        ("sb3_isaac.ppo.ppo", ["sb3_isaac.off_policy", "sb3_isaac.dqn", "sb3_isaac.buffers.replay_buffer"]),
+        ("sb3_isaac.dqn.dqn", ["sb3_isaac.ppo", "sb3_isaac.ddpg", "sb3_isaac.buffers.rollout_buffer"]),
+    ],
+)
+def test_importing_a_module_loads_no_more_than_it_needs(module: str, unwanted: List[str]) -> None:
+    code = f"import sys, {module}; print(*sorted(set({unwanted}) & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=str(REPOSITORY))
     assert out.returncode == 0, out.stderr
     assert out.stdout.split() == []
+
+
+PUBLIC = [
+    "from sb3_isaac import *; DDPG, DQN, PPO, DeviceReplayBuffer, DeviceRolloutBuffer, IsaacVecEnv, VecFrameStack",
+    "from sb3_isaac import *; VecNormalize, evaluate, make_vec_env, wrap_vec_task",
+    "import sb3_isaac; sb3_isaac.__version__, sb3_isaac.PPO, sb3_isaac.envs.ENV_KWARGS, sb3_isaac.zoo.ALGOS",
+    "from sb3_isaac.ppo import PPO",
+    "from sb3_isaac.dqn import DQN",
+    "from sb3_isaac.ddpg import DDPG",
+    "from sb3_isaac.buffers import DeviceReplayBuffer, DeviceRolloutBuffer, ReplaySamples, RolloutTensors",
+    "from sb3_isaac.backends import make, reserve, BACKENDS",
+    "from sb3_isaac.evaluation import evaluate",
+    "from sb3_isaac.envs import CartpoleEnv, CartpoleVectorEnv",
+    "from sb3_isaac.zoo import ALGOS, hyperparams_dir",
+    "from sb3_isaac.cli import main",
+    "from sb3_isaac.reward_log import RewardLog",
+]
+
+
+@pytest.mark.parametrize("statement", PUBLIC)
+def test_public_import_paths_stay(statement: str) -> None:
+    exec(statement, {})
+    if " import *" not in statement and statement.startswith("from"):
+        module, names = re.match(r"from (\S+) import (.*)", statement).groups()  # type: ignore[union-attr]
+        for name in names.split(", "):
+            assert getattr(sys.modules[module], name) is not None and name in dir(sys.modules[module])
 
 
 def test_this_test_sees_imports(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import isaacgym
 import pytest
 import torch as th
 from isaacgym import gymapi
-from sync_guard import QuietGym, SyncGuard
 
-from sb3_isaac import backends, reference
-from sb3_isaac.backends import isaacgym_cartpole
+from sb3_isaac import backends
+from sb3_isaac.backends import isaacgym_cartpole, physx_reference
 from sb3_isaac.backends.isaacgym_cartpole import IsaacGymCartpole
+from tests.sync_guard import QuietGym, SyncGuard
 
 assert sb3_isaac.__version__
 
@@ -128,10 +128,10 @@ def test_tensor_operations_of_a_step():
 
 
 def test_agrees_with_recorded_physx():
-    recorded = reference.Reference.load()
+    recorded = physx_reference.Reference.load()
     env = make(recorded.force.shape[1])
-    reached = reference.replay(env, recorded)
-    assert reference.first_difference(reached, recorded) is None
+    reached = physx_reference.replay(env, recorded)
+    assert physx_reference.first_difference(reached, recorded) is None
 
 
 @pytest.mark.parametrize("new_process", ["stale"], indirect=True)  # once is enough: it takes two seconds

@@ -1,0 +1,148 @@
+"""``sb3-isaac check``: what is installed, which simulators run here and why not, and whether their physics is right."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from typing import Dict, List, Optional
+
+import sb3_isaac  # isort: skip  # before torch, for Isaac Gym's sake
+import numpy as np
+import torch as th
+
+from sb3_isaac import _isaacgym_first, backends
+from sb3_isaac.backends import physx_reference, probe, probe_child
+
+PACKAGES = ("torch", "stable-baselines3", "rl_zoo3", "gymnasium", "numpy", "optuna", "isaacgym")
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the check. Returns 0 if all went well, 1 if a simulator failed or its physics differs, 2 for a wrong call."""
+    parser = argparse.ArgumentParser(
+        prog="sb3-isaac check",
+        description="Show versions, devices and simulators; with --backend, compare one simulator with recorded PhysX.",
+    )
+    parser.add_argument("--backend", choices=[*sorted(backends.BACKENDS), "auto"], help="drive this simulator for 200 steps")
+    parser.add_argument("--device", default="auto", help="torch device (default: cuda where it works)")
+    parser.add_argument("--record", metavar="OUT.npz", help="also write what the simulator did to this file")
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    if args.backend is None:
+        if args.record is not None:
+            parser.error("--record needs --backend torch, isaacgym or auto")
+        overview()
+        return 0
+    return compare(args.backend, args.device, args.record)
+
+
+def versions() -> Dict[str, str]:
+    """Installed versions by package name."""
+    found = {"sb3_isaac": sb3_isaac.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    if found["isaacgym"] == "not installed" and _isaacgym_first.installed:
+        found["isaacgym"] = "of unknown version"  # on PYTHONPATH, not installed by pip
+    return found
+
+
+def overview() -> None:
+    """Print one screen: versions, devices, simulators with the time of one step, and what "auto" means here."""
+    found = versions()
+    print(f"sb3_isaac {found['sb3_isaac']} on Python {found['python']}, {platform.platform()}")
+    print("  " + ", ".join(f"{package} {found[package]}" for package in PACKAGES))
+    devices = ["cpu"]
+    print(f"Devices\n  cpu       {os.cpu_count()} cores, torch uses {th.get_num_threads()} threads")
+    for i in range(th.cuda.device_count() if th.cuda.is_available() else 0):
+        devices.append(f"cuda:{i}")
+        properties = th.cuda.get_device_properties(i)
+        memory = properties.total_memory / 2**30
+        capability = f"compute capability {properties.major}.{properties.minor}"
+        print(f"  cuda:{i}    {properties.name}, {capability}, {memory:.0f} GiB")
+    print(f"Simulators (one step of {probe.PROBE_ENVS} environments)")
+    for device in devices:
+        _print_report("torch", device, probe_child.measure("torch", device))
+    problem = probe.import_problem()
+    for device in devices:
+        # Isaac Gym may crash, and allows one simulator per process: it is tried in a child process.
+        report = probe.try_in_child("isaacgym", device) if problem is None else probe.Report(False, problem)
+        _print_report("isaacgym", device if problem is None else "", report)
+        if problem is not None:
+            break
+    default = backends.resolve_device()
+    name, why = probe.choose(default)
+    print(f"backend='auto' is '{name}' on {default}: {why}")
+
+
+def _print_report(backend: str, device: str, report: probe.Report) -> None:
+    print(f"  {backend:10s}{device:8s}" + (f"{report.ms_per_step:.3f} ms" if report.ok else f"no: {report.reason}"))
+
+
+def compare(backend: str, device: str, record: Optional[str]) -> int:
+    """Drive a simulator for 200 scripted steps and compare it with recorded PhysX; print "pass" or the first difference.
+
+    :param backend: "torch", "isaacgym" or "auto"
+    :param device: as for :func:`sb3_isaac.backends.make`
+    :param record: file to write (.npz): forces, recorded and reached states, versions
+    """
+    try:
+        resolved = backends.resolve_device(device)
+        if backend == "auto":
+            backend, why = probe.choose(resolved)
+            print(f"backend='auto' is '{backend}': {why}")
+        if backend == "isaacgym" and os.environ.get(probe.CHILD_VARIABLE) is None and probe.import_problem() is None:
+            return _compare_in_child(str(resolved), record)
+        steps, n_envs = physx_reference.Reference.load().force.shape
+        print(f"{backend} on {resolved}: {steps} steps of {n_envs} cartpoles against PhysX 5.3.1 ...", flush=True)
+        return _compare(backend, resolved, record)
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"sb3-isaac check: {error}", file=sys.stderr)
+        return 1
+
+
+def _compare(backend: str, device: th.device, record: Optional[str]) -> int:
+    recorded = physx_reference.Reference.load()
+    env = backends.make(backend, recorded.force.shape[1], device, seed=0)
+    start = time.perf_counter()
+    reached = physx_reference.replay(env, recorded)
+    seconds = time.perf_counter() - start
+    env.close()
+    error = np.abs(reached - recorded.next_state)
+    difference = physx_reference.first_difference(reached, recorded)
+    if record is not None:
+        about = {**versions(), "backend": backend, "device": _device_name(device), "difference": str(difference)}
+        np.savez_compressed(record, reached=reached, about=json.dumps(about), **recorded._asdict())
+        print(f"written to {record}")
+    single, rolling = error[:, ~recorded.rolls].max(), error[:, recorded.rolls].max()
+    print(
+        f"  largest error of one step {single:.1e} (allowed {physx_reference.ONE_STEP_TOLERANCE:.0e}), rolling by itself "
+        f"{rolling:.1e} (allowed {physx_reference.ROLLING_TOLERANCE:.0e}), {seconds:.1f} s"
+    )
+    print("pass" if difference is None else str(difference))
+    return 0 if difference is None else 1
+
+
+def _device_name(device: th.device) -> str:
+    return th.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
+def _compare_in_child(device: str, record: Optional[str]) -> int:
+    """The same in a child process, whose crash can be explained."""
+    command = [sys.executable, "-m", "sb3_isaac.cli.check", "--backend", "isaacgym", "--device", device]
+    command += [] if record is None else ["--record", record]
+    child = subprocess.run(command, env=probe.child_environment(), check=False)
+    if child.returncode < 0:
+        print(f"sb3-isaac check: {probe.explain_crash(child.returncode, '', device)}", file=sys.stderr)
+        return 1
+    return child.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Environments: Gymnasium's ids, the VecEnv over a simulator, and the wrappers that work in tensors."""
+
+from __future__ import annotations
+
+from sb3_isaac.envs.cartpole_env import CartpoleEnv, CartpoleVectorEnv
+from sb3_isaac.envs.make import ENV_KWARGS, is_isaac_env_id, make_vec_env, register_envs
+from sb3_isaac.envs.vec_env import IsaacVecEnv
+from sb3_isaac.envs.vec_frame_stack import VecFrameStack
+from sb3_isaac.envs.vec_normalize import VecNormalize
+from sb3_isaac.envs.vec_task import wrap_vec_task
+
+__all__ = [
+    "ENV_KWARGS",
+    "CartpoleEnv",
+    "CartpoleVectorEnv",
+    "IsaacVecEnv",
+    "VecFrameStack",
+    "VecNormalize",
+    "is_isaac_env_id",
+    "make_vec_env",
+    "register_envs",
+    "wrap_vec_task",
+]

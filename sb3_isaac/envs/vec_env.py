@@ -1,0 +1,262 @@
+"""IsaacVecEnv: Stable-Baselines3's VecEnv (numpy) and, on the same object, the tensor step."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Type
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.envs.infos import Infos
+
+MAX_RENDERED_ENVS = 16
+"""A picture shows at most this many environments: more would be too small to see."""
+
+
+class IsaacVecEnv(VecEnv):
+    """SB3's vectorised environment over a batched simulator.
+
+    ``reset`` and ``step`` are SB3's, in numpy; ``reset_tensor`` and ``step_tensor`` are the same steps without leaving
+    the device. numpy results are copies: they never change later.
+
+    Source of the interface: https://stable-baselines3.readthedocs.io/en/master/guide/vec_envs.html
+
+    :param tensor_env: the simulator
+    :param observation_space: default: an unbounded Box of shape (obs_dim,)
+    :param action_space: Box of shape (action_dim,) within [-1, 1] (default), or Discrete(n) for n evenly spaced values of
+        a one-dimensional action, from -1 to 1 (n=3: -1, 0, 1)
+    :param render_mode: None, "rgb_array" or "human"
+    :param results_writer: where to log finished episodes, in the format of SB3's Monitor
+    :raises ValueError: for an action space that the simulator cannot serve
+    """
+
+    tensor_path = True
+
+    def __init__(
+        self,
+        tensor_env: TensorEnv,
+        observation_space: Optional[spaces.Space[Any]] = None,
+        action_space: Optional[spaces.Space[Any]] = None,
+        render_mode: Optional[str] = None,
+        results_writer: Optional[ResultsWriter] = None,
+    ) -> None:
+        self.tensor_env = tensor_env
+        self.device = tensor_env.device
+        self.render_mode = render_mode
+        self.spec: Optional[Any] = None
+        if observation_space is None:
+            observation_space = spaces.Box(-np.inf, np.inf, (tensor_env.obs_dim,), np.float32)
+        if action_space is None:
+            action_space = spaces.Box(-1.0, 1.0, (tensor_env.action_dim,), np.float32)
+        self.action_values: Optional[th.Tensor] = None
+        if isinstance(action_space, spaces.Discrete):
+            if tensor_env.action_dim != 1:
+                raise ValueError(
+                    f"A Discrete action space needs a task with one action, this one has {tensor_env.action_dim}."
+                )
+            self.action_values = th.linspace(-1.0, 1.0, int(action_space.n), device=self.device).unsqueeze(-1)
+        super().__init__(tensor_env.n_envs, observation_space, action_space)
+        self.metadata: Dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 60}
+        self.t_start = time.time()
+        self.results_writer = results_writer
+        self.obs_tensor = th.zeros(self.num_envs, tensor_env.obs_dim, device=self.device)
+        self.dones = th.zeros(self.num_envs, dtype=th.bool, device=self.device)
+        self.episode_returns = th.zeros(self.num_envs, device=self.device)
+        self.episode_lengths = th.zeros(self.num_envs, dtype=th.int64, device=self.device)
+        self.valid = tensor_env.valid
+        """(N,) bool, which transitions of the last step happened, updated in place; None if all do. Only of IsaacGymEnvs tasks
+        that cannot be reset within the step, see :class:`~sb3_isaac.envs.vec_task.VecTaskEnv`."""
+        self._actions: Optional[th.Tensor] = None
+        self._renderer: Optional[Any] = None
+
+    # -- the tensor path ---------------------------------------------------------------------------------------------
+
+    def reset_tensor(self) -> th.Tensor:
+        """Reset all environments. Returns obs (N, obs_dim) float32 on :attr:`device`."""
+        self.obs_tensor = self.tensor_env.reset()
+        for statistic in (self.dones, self.episode_returns, self.episode_lengths):
+            statistic.zero_()
+        return self.obs_tensor
+
+    def step_tensor(self, actions: th.Tensor) -> StepResult:
+        """One step without leaving the device, without a host synchronisation and without a check of the actions.
+
+        Afterwards :attr:`obs_tensor` is the observation to act on, :attr:`dones` tells which episodes ended and
+        :attr:`episode_returns` / :attr:`episode_lengths` hold their returns and lengths, until the next step.
+
+        :param actions: (N, action_dim) float32 for a Box, (N,) int64 for a Discrete action space
+        """
+        if self.action_values is not None:
+            actions = self.action_values[actions.reshape(-1)]
+        result = self.tensor_env.step(actions)
+        # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
+        self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
+        self.episode_lengths.masked_fill_(self.dones, 0).add_(1 if self.valid is None else self.valid)
+        th.logical_or(result.terminated, result.truncated, out=self.dones)
+        self.obs_tensor = result.obs
+        return result
+
+    def make_infos(self, result: StepResult) -> Infos:
+        """SB3's infos for the step just taken. Free until somebody reads them."""
+        return Infos(result, self.episode_returns, self.episode_lengths, self.t_start)
+
+    def log_episodes(self, returns: Iterable[float], lengths: Iterable[int]) -> None:
+        """Write finished episodes to the monitor file, if there is one. All get the present time."""
+        if self.results_writer is None:
+            return
+        t = round(time.time() - self.t_start, 6)
+        rows = [{"r": round(float(r), 6), "l": int(n), "t": t} for r, n in zip(returns, lengths)]
+        if rows:
+            self.results_writer.logger.writerows(rows)
+            self.results_writer.file_handler.flush()
+
+    def spread_time_limits(self, generator: Optional[th.Generator] = None) -> None:
+        """Give every episode a random age, so that the time-outs of the first episodes do not come all at once.
+
+        Source: ``init_at_random_ep_len`` of rsl_rl (https://github.com/leggedrobotics/rsl_rl).
+        """
+        age = th.rand(self.num_envs, generator=generator, device=self.device) * (self.tensor_env.max_episode_length - 1)
+        self.tensor_env.progress.copy_(age.long())
+
+    # -- SB3's VecEnv ------------------------------------------------------------------------------------------------
+
+    def reset(self) -> VecEnvObs:
+        obs = self.reset_tensor()
+        self._reset_seeds()
+        self._reset_options()
+        copy: np.ndarray = obs.cpu().numpy().copy()
+        return copy
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = self._check_actions(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        if self._actions is None:
+            raise RuntimeError("step_wait() was called before step_async(): call step(actions) instead.")
+        result = self.step_tensor(self._actions)
+        self._actions = None
+        infos = self.make_infos(result)
+        # One transfer for everything that SB3 reads at every step.
+        columns = (result.obs, result.reward.unsqueeze(-1), self.dones.unsqueeze(-1))
+        packed = th.cat(columns, dim=-1).cpu().numpy()
+        obs, reward, dones = packed[:, :-2].copy(), packed[:, -2].copy(), packed[:, -1] != 0.0
+        # Here SB3 may keep the infos beyond the next step, so what they need is copied now.
+        infos.truncated  # noqa: B018
+        episodes = [info["episode"] for info in infos.filled().values()]
+        self.log_episodes([episode["r"] for episode in episodes], [episode["l"] for episode in episodes])
+        return obs, reward, dones, infos  # type: ignore[return-value]  # a lazy sequence in place of a list
+
+    def _check_actions(self, actions: np.ndarray) -> th.Tensor:
+        """Actions from outside as a tensor on the device.
+
+        :raises ValueError: wrong shape, NaN, or (Discrete) an action that does not exist
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = np.asarray(actions)
+            if actions.shape not in ((self.num_envs,), (self.num_envs, 1)):
+                raise ValueError(
+                    f"Expected {self.num_envs} actions, one per environment, got an array of shape {actions.shape}."
+                )
+            n = int(self.action_space.n)
+            if not np.issubdtype(actions.dtype, np.integer) or actions.min() < 0 or actions.max() >= n:
+                raise ValueError(
+                    f"Actions must be whole numbers from 0 to {n - 1}, got {actions.dtype} values {np.unique(actions)[:5]}."
+                )
+            return th.as_tensor(actions.reshape(-1), dtype=th.int64, device=self.device)
+        actions = np.asarray(actions, dtype=np.float32)
+        shape = (self.num_envs, *(self.action_space.shape or ()))
+        if actions.shape != shape:
+            raise ValueError(f"Expected actions of shape {shape}, got {actions.shape}.")
+        if np.isnan(actions).any():
+            first = int(np.isnan(actions).reshape(self.num_envs, -1).any(axis=1).argmax())
+            raise ValueError(
+                f"Actions contain NaN (first in environment {first}): the policy has diverged or its input is NaN."
+            )
+        return th.as_tensor(actions, device=self.device)
+
+    def seed(self, seed: Optional[int] = None) -> Sequence[Optional[int]]:
+        """Seed the reset states of all environments, from the next reset on. Returns one number per environment, as SB3."""
+        seeds = super().seed(seed)
+        self.tensor_env.seed(int(seeds[0] or 0))
+        return seeds
+
+    def close(self) -> None:
+        self.tensor_env.close()
+        if self.results_writer is not None:
+            self.results_writer.close()
+            self.results_writer = None
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _owner(self, name: str) -> Any:
+        """Which of our objects has the attribute: the VecEnv, the simulator or the task."""
+        for owner in (self, self.tensor_env, getattr(self.tensor_env, "task", None)):
+            if hasattr(owner, name):
+                return owner
+        raise AttributeError(f"Neither {type(self).__name__} nor {type(self.tensor_env).__name__} has an attribute {name!r}.")
+
+    def _indices(self, indices: VecEnvIndices) -> List[int]:
+        """:raises IndexError: for an environment that does not exist"""
+        return [range(self.num_envs)[index] for index in self._get_indices(indices)]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> List[Any]:
+        """The attribute, which all environments share, once for each index."""
+        return [getattr(self._owner(attr_name), attr_name)] * len(self._indices(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute that all environments share. As in SB3, it need not exist before.
+
+        :raises ValueError: for some of the environments only (they are one batch), or for a parameter of the task, with
+            which the simulator has been built
+        """
+        if len(set(self._indices(indices))) != self.num_envs:
+            raise ValueError(f"{attr_name!r} is shared by all {self.num_envs} environments: set it without indices.")
+        if hasattr(getattr(self.tensor_env, "task", None), attr_name):
+            raise ValueError(
+                f"{attr_name!r} is built into the simulator: make another one, make_vec_env(..., {attr_name}=...)."
+            )
+        owner = self.tensor_env if hasattr(self.tensor_env, attr_name) and not hasattr(self, attr_name) else self
+        setattr(owner, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> List[Any]:
+        """Call a method once, for all environments; its result is repeated for each index."""
+        count = len(self._indices(indices))
+        return [getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)] * count
+
+    def env_is_wrapped(self, wrapper_class: Type[gym.Wrapper], indices: VecEnvIndices = None) -> List[bool]:
+        """True for SB3's Monitor, whose work (``info["episode"]``) is done here; False for every other gym wrapper."""
+        return [wrapper_class is Monitor] * len(self._indices(indices))
+
+    # -- pictures ----------------------------------------------------------------------------------------------------
+
+    def get_images(self) -> Sequence[Optional[np.ndarray]]:
+        """One RGB picture (height, width, 3) uint8 of each of the first environments, at most 16."""
+        images: Sequence[np.ndarray] = self._make_renderer().images(self.tensor_env.render_state(), self._host_statistics())
+        return images
+
+    def render(self, mode: Optional[str] = None) -> Optional[np.ndarray]:
+        """A grid of the first environments: returned ("rgb_array") or shown in a window ("human")."""
+        if (mode or self.render_mode) == "human":
+            self._make_renderer().show(self.tensor_env.render_state(), self._host_statistics())
+            return None
+        return super().render(mode)
+
+    def _host_statistics(self) -> Any:
+        return {"returns": self.episode_returns.cpu().numpy(), "lengths": self.episode_lengths.cpu().numpy()}
+
+    def _make_renderer(self) -> Any:
+        if self._renderer is None:
+            from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
+
+            self._renderer = CartpoleRenderer(max_envs=MAX_RENDERED_ENVS)
+        return self._renderer

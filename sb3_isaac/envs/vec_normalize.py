@@ -1,0 +1,281 @@
+"""VecNormalize: SB3's, and over an environment with a tensor path in tensors."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Union
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_isaac.backends.base import StepResult
+from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
+from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
+from sb3_isaac.envs.tensor_path import FORWARDED, forward_tensor_path, supports_tensors
+
+TENSOR_STATE = (
+    "_moments", "_obs_moments", "_return_moments", "_batch", "_obs_rows", "_returns", "_original_reward",
+    "_original_final_obs", "obs_tensor",
+)  # fmt: skip
+"""Attributes that stock SB3 does not have; they stay out of the files."""
+
+
+class VecNormalize(SB3VecNormalize):
+    """SB3's VecNormalize: the same arguments, attributes and files.
+
+    Over an environment with a tensor path it has one too (``reset_tensor``, ``step_tensor``, ``obs_tensor``, ...): the
+    running statistics live on the device and are updated without a host synchronisation. ``reset`` and ``step`` run
+    SB3's own code on the same statistics, so both paths can be mixed. Over any other environment it is SB3's class.
+
+    ``obs_rms`` and ``ret_rms`` are SB3's RunningMeanStd objects, read from the device when looked at; assigning to them
+    (as ``sync_envs_normalization`` does) writes to the device. What ``save`` writes is a stock VecNormalize in numpy.
+
+    Who captures ``step_tensor`` in a CUDA graph captures the present ``training``, ``norm_obs``, ``norm_reward``,
+    ``gamma`` and clipping ranges with it; the statistics may change.
+
+    :param venv: the environment to wrap
+    :param training: whether to update the statistics
+    :param norm_obs: whether to normalise observations
+    :param norm_reward: whether to normalise rewards, by the standard deviation of the discounted return
+    :param clip_obs: largest absolute value of a normalised observation
+    :param clip_reward: largest absolute value of a normalised reward
+    :param gamma: discount factor
+    :param epsilon: added to the variances
+    :param norm_obs_keys: which parts of a Dict observation to normalise (environments without a tensor path)
+    :raises ValueError: for observations that cannot be normalised
+    """
+
+    tensor_path = True
+    venv: Any
+    device: th.device
+    dones: th.Tensor
+    obs_tensor: th.Tensor
+    """(N, obs_dim) float32: the current observation, normalised."""
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        training: bool = True,
+        norm_obs: bool = True,
+        norm_reward: bool = True,
+        clip_obs: float = 10.0,
+        clip_reward: float = 10.0,
+        gamma: float = 0.99,
+        epsilon: float = 1e-8,
+        norm_obs_keys: Optional[List[str]] = None,
+    ) -> None:
+        self._moments: Optional[RunningMoments] = None
+        super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon, norm_obs_keys)
+        self._start_tensor_path()
+
+    def _start_tensor_path(self) -> None:
+        """Move the statistics to the device of the environment, if it has a tensor path."""
+        if not supports_tensors(self.venv):
+            return
+        if not isinstance(self.observation_space, spaces.Box):
+            raise ValueError(f"In tensors VecNormalize needs Box observations, not {self.observation_space}.")
+        forward_tensor_path(self)
+        # One column per observation entry, the last for the discounted return: updated together, in half the kernels.
+        n_obs = self.observation_space.shape[0] if "obs_rms" in self.__dict__ else 0
+        moments = RunningMoments(n_obs + 1, self.device, self.epsilon)
+        self._obs_moments, self._return_moments = moments.columns(slice(0, -1)), moments.columns(slice(-1, None))
+        for name, part, shape in (("obs_rms", self._obs_moments, (n_obs,)), ("ret_rms", self._return_moments, ())):
+            if name in self.__dict__:
+                live = LiveRunningMeanStd(part, shape)
+                live.assign(self.__dict__[name])
+                self.__dict__[name] = live
+        self._batch = th.zeros(n_obs + 1, self.num_envs, dtype=th.float64, device=self.device)
+        self._obs_rows, self._returns = self._batch[:-1], self._batch[-1]
+        self._original_reward = th.zeros(self.num_envs, device=self.device)
+        self._original_final_obs = self.venv.obs_tensor
+        self._moments = moments
+        self.obs_tensor = self.normalize_obs_tensor(self.venv.obs_tensor)
+
+    # -- the tensor path ---------------------------------------------------------------------------------------------
+
+    def reset_tensor(self) -> th.Tensor:
+        """Reset all environments. Returns obs (N, obs_dim) float32, normalised."""
+        self._tensors()
+        obs = self.venv.reset_tensor()
+        self._returns.zero_()
+        if self.training and self.norm_obs:
+            self._obs_rows.copy_(obs.t())
+            self._obs_moments.update(self._obs_rows)
+        self.obs_tensor = self.normalize_obs_tensor(obs)
+        return self.obs_tensor
+
+    def step_tensor(self, actions: th.Tensor) -> StepResult:
+        """One step on the device; ``obs``, ``final_obs`` and ``reward`` of the result are normalised.
+
+        As in SB3, the statistics take in ``obs`` (after the resets) and not ``final_obs``, and the reward is scaled with
+        the statistics that already know it.
+        """
+        moments = self._tensors()
+        result: StepResult = self.venv.step_tensor(actions)
+        self._original_reward, self._original_final_obs = result.reward, result.final_obs
+        if self.training:
+            th.add(result.reward, self._returns, alpha=self.gamma, out=self._returns)
+            if self.norm_obs:
+                self._obs_rows.copy_(result.obs.t())
+                moments.update(self._batch)
+            else:
+                self._return_moments.update(self._returns.unsqueeze(0))
+        self._returns.masked_fill_(self.dones, 0.0)
+        self.obs_tensor = self.normalize_obs_tensor(result.obs)
+        return result._replace(
+            obs=self.obs_tensor,
+            reward=self.normalize_reward_tensor(result.reward),
+            final_obs=self.normalize_obs_tensor(result.final_obs),
+        )
+
+    def normalize_obs_tensor(self, obs: th.Tensor) -> th.Tensor:
+        """:meth:`normalize_obs` for a tensor (..., obs_dim) on any device, for example a replay sample."""
+        if not self.norm_obs:
+            return obs
+        moments = self._obs_moments if self._moments is not None else self._moments_of(self.obs_rms)
+        scale, offset = moments.scale, moments.offset
+        if obs.device != scale.device:
+            scale, offset = scale.to(obs.device), offset.to(obs.device)
+        return th.addcmul(offset, obs, scale).clamp_(-self.clip_obs, self.clip_obs)
+
+    def normalize_reward_tensor(self, reward: th.Tensor) -> th.Tensor:
+        """:meth:`normalize_reward` for a tensor of any shape on any device."""
+        if not self.norm_reward:
+            return reward
+        moments = self._return_moments if self._moments is not None else self._moments_of(self.ret_rms)
+        scaled: th.Tensor = reward * moments.scale.to(reward.device)
+        return scaled.clamp_(-self.clip_reward, self.clip_reward)
+
+    def get_original_obs_tensor(self) -> th.Tensor:
+        """(N, obs_dim): the current observation as the environment gave it."""
+        self._tensors()
+        obs: th.Tensor = self.venv.obs_tensor
+        return obs
+
+    def get_original_reward_tensor(self) -> th.Tensor:
+        """(N,): the rewards of the last step as the environment gave them."""
+        self._tensors()
+        return self._original_reward
+
+    def get_original_final_obs_tensor(self) -> th.Tensor:
+        """(N, obs_dim): ``final_obs`` of the last ``step_tensor`` as the environment gave it, for a replay buffer."""
+        self._tensors()
+        final_obs: th.Tensor = self._original_final_obs
+        return final_obs
+
+    def _tensors(self) -> RunningMoments:
+        if self._moments is None:
+            raise RuntimeError(f"{type(self.unwrapped).__name__} has no tensor path: use reset() and step().")
+        return self._moments
+
+    def _moments_of(self, rms: Any) -> RunningMoments:
+        """SB3's numpy statistics (there is no tensor path) as tensors."""
+        if not isinstance(rms, RunningMeanStd):
+            raise ValueError("Dict observations cannot be normalised as one tensor: use normalize_obs.")
+        moments = RunningMoments(int(np.size(rms.mean)), th.device("cpu"), self.epsilon)
+        LiveRunningMeanStd(moments, np.shape(rms.mean)).assign(rms)
+        return moments
+
+    # -- SB3's VecNormalize ------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        moments = self.__dict__.get("_moments")
+        if moments is not None:
+            if name in ("obs_rms", "ret_rms"):
+                self.__dict__[name].assign(value)  # into the tensors, which keep their address
+                return
+            if name == "norm_obs" and value and "obs_rms" not in self.__dict__:
+                raise ValueError("VecNormalize was made with norm_obs=False and has no statistics of observations.")
+            if name == "epsilon":
+                moments.epsilon.fill_(value)
+                moments.refresh()
+        super().__setattr__(name, value)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """(N,) float64: discounted returns of the running episodes."""
+        if self._moments is not None:
+            # On a CPU the tensor's own memory, because SB3 writes into it.
+            self.__dict__["returns"] = self._returns.cpu().numpy()
+        returns: np.ndarray = self.__dict__["returns"]
+        return returns
+
+    @returns.setter
+    def returns(self, value: np.ndarray) -> None:
+        self.__dict__["returns"] = value
+        if self._moments is not None:
+            self._returns.copy_(th.from_numpy(value))
+
+    def reset(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
+        obs: Union[np.ndarray, Dict[str, np.ndarray]] = super().reset()
+        if self._moments is not None:
+            self.obs_tensor = self.normalize_obs_tensor(self.venv.obs_tensor)
+        return obs
+
+    def step_wait(self) -> VecEnvStepReturn:
+        step: VecEnvStepReturn = super().step_wait()
+        if self._moments is not None:
+            self._returns.masked_fill_(self.dones, 0.0)
+            self._original_reward = th.from_numpy(self.old_reward).to(self.device)
+            self.obs_tensor = self.normalize_obs_tensor(self.venv.obs_tensor)
+        return step
+
+    def get_original_obs(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
+        if self._moments is not None:
+            obs: np.ndarray = self.venv.obs_tensor.cpu().numpy().copy()
+            return obs
+        return super().get_original_obs()
+
+    def get_original_reward(self) -> np.ndarray:
+        if self._moments is not None:
+            reward: np.ndarray = self._original_reward.cpu().numpy().copy()
+            return reward
+        return super().get_original_reward()
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> Dict[str, Any]:
+        state: Dict[str, Any] = super().__getstate__()
+        for name in (*TENSOR_STATE, *FORWARDED):
+            state.pop(name, None)
+        if self._moments is not None:
+            state.update({name: state[name].copy() for name in ("obs_rms", "ret_rms") if name in state})
+        return state
+
+    def __reduce__(self) -> Any:
+        # Pickled, this is a stock VecNormalize: whoever reads it need not have sb3_isaac.
+        return object.__new__, (SB3VecNormalize,), self.__getstate__()
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__["_moments"] = None
+        super().__setstate__(state)
+
+    def set_venv(self, venv: VecEnv) -> None:
+        super().set_venv(venv)
+        self._start_tensor_path()
+
+    def save(self, save_path: str) -> None:
+        """Write a file that stock SB3 loads too, with numpy 1 and numpy 2, on any machine."""
+        with open(save_path, "wb") as file:
+            PortablePickler(file).dump(self)
+
+    @staticmethod
+    def load(load_path: str, venv: VecEnv) -> VecNormalize:
+        """Load what this class or stock SB3 has saved.
+
+        :param load_path: the file
+        :param venv: the environment to wrap
+        :raises ValueError: if the file holds something else
+        """
+        saved = load_pickle(load_path)
+        if not isinstance(saved, SB3VecNormalize):
+            raise ValueError(f"{load_path} holds a {type(saved).__name__}, not a VecNormalize.")
+        state = {name: value for name, value in saved.__dict__.items() if name != "venv"}
+        env = VecNormalize.__new__(VecNormalize)
+        env.__setstate__(state)
+        env.set_venv(venv)
+        return env

@@ -1,0 +1,8 @@
+"""Evaluation on many environments at once, callbacks, videos and learning curves."""
+
+from __future__ import annotations
+
+from sb3_isaac.evaluation.callbacks import BatchedEvalCallback, RewardLog
+from sb3_isaac.evaluation.measure import EvaluationResult, evaluate
+
+__all__ = ["BatchedEvalCallback", "EvaluationResult", "RewardLog", "evaluate"]

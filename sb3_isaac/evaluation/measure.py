@@ -1,0 +1,256 @@
+"""Unbiased evaluation on many environments at once, in tensors where the environment offers them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_isaac.envs.tensor_path import supports_tensors
+
+TensorPolicy = Callable[[th.Tensor], th.Tensor]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What :func:`evaluate` measured, one entry per episode, in the order in which the episodes ended.
+
+    Printed, it is one line with the numbers that matter.
+    """
+
+    returns: np.ndarray
+    """(n_episodes,) float64, undiscounted and unnormalised."""
+    lengths: np.ndarray
+    """(n_episodes,) int64, in steps."""
+    truncated: np.ndarray
+    """(n_episodes,) bool: which episodes ended by the time limit. The others failed (or ended as the task says)."""
+    seconds: float
+    """Wall-clock time of the evaluation."""
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self.returns)
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns (of the episodes, not of the mean), as SB3's ``evaluate_policy`` has it."""
+        return float(self.returns.std())
+
+    @property
+    def mean_length(self) -> float:
+        return float(self.lengths.mean())
+
+    @property
+    def time_outs(self) -> int:
+        """How many episodes reached the time limit."""
+        return int(self.truncated.sum())
+
+    @property
+    def failures(self) -> int:
+        """How many episodes ended before the time limit."""
+        return self.n_episodes - self.time_outs
+
+    @property
+    def confidence_interval(self) -> Tuple[float, float]:
+        """95% interval of the mean return, see :func:`bootstrap_interval`."""
+        return bootstrap_interval(self.returns)
+
+    def __str__(self) -> str:
+        low, high = self.confidence_interval
+        return (
+            f"mean return {self.mean:.2f} +/- {self.std:.2f} (95% interval of the mean {low:.2f} to {high:.2f}), "
+            f"mean length {self.mean_length:.1f}, {self.failures} failures and {self.time_outs} time-outs "
+            f"in {self.n_episodes} episodes, {self.seconds:.2f} s"
+        )
+
+
+def bootstrap_interval(values: np.ndarray, level: float = 0.95, n_resamples: int = 1000) -> Tuple[float, float]:
+    """Percentile bootstrap interval of the mean of independent values; the same values always give the same interval.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n_resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def evaluate(
+    model: Any,
+    env: Union[VecEnv, gym.Env],  # type: ignore[type-arg]
+    n_episodes: int = 100,
+    deterministic: bool = True,
+    progress_bar: bool = False,
+) -> EvaluationResult:
+    """Play ``n_episodes`` episodes and measure their returns. Agrees with SB3's ``evaluate_policy``, episode by episode.
+
+    How many episodes each environment plays is fixed before the first step, so that short episodes do not count more than
+    long ones. As in SB3, ``n_episodes`` that the environments do not divide evenly are played by the last ones: 10 episodes on
+    4 environments are 2, 2, 3, 3. So it is fastest with as many environments as episodes.
+
+    An environment that supports tensors is stepped on its device; any other goes through SB3's ``evaluate_policy``. The model
+    is not changed: the policy's training mode comes back as it was, and running statistics (``VecNormalize``) stand still.
+    The environment is reset at the start, and stands somewhere in an episode afterwards.
+
+    :param model: an SB3 model (stock or ours), or anything else with SB3's ``predict``
+    :param env: any SB3 VecEnv or single Gymnasium environment
+    :param n_episodes: how many episodes, exactly
+    :param deterministic: whether the policy's most likely action is taken; otherwise it acts as in training (DQN: with its
+        present exploration rate, tossed per environment)
+    :param progress_bar: show the episodes played, with rate and time left
+    :raises ValueError: n_episodes below 1, or the model was trained for other observations or actions
+    """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+    if not isinstance(env, VecEnv):
+        single = env
+        env = DummyVecEnv([lambda: single])
+    check_spaces(model, env)
+    start = time.perf_counter()
+    policy = tensor_policy(model, deterministic) if supports_tensors(env) else None
+    with _left_as_it_was(model, env), _make_bar(n_episodes, progress_bar) as bar:
+        if policy is not None:
+            returns, lengths, truncated = _play_in_tensors(policy, env, n_episodes, bar)
+        else:
+            returns, lengths, truncated = _play_in_numpy(model, env, n_episodes, deterministic, bar)
+    return EvaluationResult(returns, lengths, truncated, time.perf_counter() - start)
+
+
+def check_spaces(model: Any, env: VecEnv) -> None:
+    """Whether the model can act in the environment.
+
+    :raises ValueError: if not
+    """
+    bare = env
+    while isinstance(bare, VecNormalize):  # one that was loaded from a file reports the action space of training
+        bare = bare.venv
+    for kind, given in (("action", bare.action_space), ("observation", env.observation_space)):
+        trained = getattr(model, f"{kind}_space", None)
+        if trained is None:
+            continue
+        same = type(trained) is type(given) and trained.shape == given.shape
+        if not same or getattr(trained, "n", None) != getattr(given, "n", None):
+            raise ValueError(
+                f"The model was trained for {kind}s {trained}, but this environment has {given}: "
+                f"choose the environment id (and its n_bins) that the model was trained on."
+            )
+
+
+def tensor_policy(model: Any, deterministic: bool = True) -> Optional[TensorPolicy]:
+    """What ``model.predict`` does, from observation tensor to action tensor, on the model's device.
+
+    :return: None for models whose ``predict`` is not SB3's own (recurrent ones, for example)
+    """
+    if not isinstance(model, BaseAlgorithm) or type(model.policy).predict is not BasePolicy.predict:
+        return None
+    if type(model).predict is not BaseAlgorithm.predict and not isinstance(model, DQN):
+        return None
+    policy, action_space, device = model.policy, model.action_space, model.device
+    epsilon = float(model.exploration_rate) if isinstance(model, DQN) and not deterministic else 0.0
+    low = high = None
+    if isinstance(action_space, spaces.Box):
+        low, high = th.as_tensor(action_space.low, device=device), th.as_tensor(action_space.high, device=device)
+
+    def act(obs: th.Tensor) -> th.Tensor:
+        actions = policy._predict(obs.to(device), deterministic=deterministic)
+        if low is not None and high is not None:
+            # A squashed action lies in [-1, 1] and is scaled to the space; any other is clipped to it.
+            return low + 0.5 * (actions + 1.0) * (high - low) if policy.squash_output else actions.clamp(low, high)
+        if epsilon > 0.0:
+            random = th.randint(int(action_space.n), actions.shape, device=device)  # type: ignore[attr-defined]
+            actions = th.where(th.rand(actions.shape, device=device) < epsilon, random, actions)
+        return actions
+
+    return act
+
+
+Episodes = Tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@th.no_grad()
+def _play_in_tensors(policy: TensorPolicy, env: Any, n_episodes: int, bar: Any) -> Episodes:
+    n_envs, device = env.num_envs, env.device
+    # SB3's division of the episodes. Environment i writes its k-th episode to row first[i] + k; what does not count goes to
+    # one row more, so that every step does the same work without asking which environments are done.
+    targets = th.tensor([(n_episodes + i) // n_envs for i in range(n_envs)], device=device)
+    first = targets.cumsum(0) - targets
+    played = th.zeros_like(targets)
+    episodes = th.zeros(n_episodes + 1, 4, dtype=th.float64, device=device)
+    # Asking whether all are done waits for the device: on a GPU it is done rarely.
+    check_every = 1 if device.type == "cpu" else 50
+    obs, step = env.reset_tensor(), 0
+    while True:
+        result = env.step_tensor(policy(obs).to(device))
+        obs, step = result.obs, step + 1
+        counts = (result.terminated | result.truncated) & (played < targets)
+        columns = (env.episode_returns, env.episode_lengths, result.truncated, th.full_like(env.episode_returns, step))
+        rows = th.where(counts, first + played, n_episodes)
+        episodes.index_copy_(0, rows, th.stack([column.double() for column in columns], dim=1))
+        played += counts
+        if step % check_every == 0:
+            total = int(played.sum())
+            bar.update(total - bar.n)
+            if total == n_episodes:
+                break
+    table = episodes[:-1].cpu().numpy()
+    table = table[np.argsort(table[:, 3], kind="stable")]
+    return table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(bool)
+
+
+def _play_in_numpy(model: Any, env: VecEnv, n_episodes: int, deterministic: bool, bar: Any) -> Episodes:
+    truncated: List[bool] = []
+
+    def note_ends(locals_: Dict[str, Any], globals_: Dict[str, Any]) -> None:
+        info = locals_["info"]
+        if locals_["done"] and ("episode" in info or not locals_["is_monitor_wrapped"]):
+            truncated.append(bool(info.get("TimeLimit.truncated", False)))
+            bar.update(1)
+
+    returns, lengths = evaluate_policy(
+        model, env, n_episodes, deterministic, callback=note_ends, return_episode_rewards=True, warn=False
+    )
+    return np.array(returns, dtype=np.float64), np.array(lengths, dtype=np.int64), np.array(truncated)
+
+
+@contextlib.contextmanager
+def _left_as_it_was(model: Any, env: VecEnv) -> Iterator[None]:
+    """Policy in evaluation mode and wrappers' running statistics frozen, both as before afterwards."""
+    policy = getattr(model, "policy", None)
+    modules = {module: module.training for module in policy.modules()} if isinstance(policy, th.nn.Module) else {}
+    wrappers: List[Tuple[Any, bool]] = []
+    wrapper: Any = env
+    while isinstance(wrapper, VecEnvWrapper):
+        if "training" in vars(wrapper):
+            wrappers.append((wrapper, vars(wrapper)["training"]))
+        wrapper = wrapper.venv
+    for wrapper, _ in wrappers:
+        wrapper.training = False
+    if isinstance(policy, BasePolicy):
+        policy.set_training_mode(False)
+    try:
+        yield
+    finally:
+        for owner, training in [*modules.items(), *wrappers]:
+            owner.training = training
+
+
+def _make_bar(n_episodes: int, show: bool) -> Any:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(total=n_episodes, unit="episode", disable=not show, leave=False)

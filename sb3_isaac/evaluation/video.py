@@ -1,0 +1,141 @@
+"""Videos of a policy at work: mp4 and gif, written by the ffmpeg that imageio-ffmpeg brings along. No display needed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Union
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_isaac.evaluation.measure import check_spaces
+
+GIF_FPS = 30
+"""Viewers slow down gifs that are faster than this; frames are left out to keep the speed of the motion."""
+
+# yuv420p is what every player understands. A gif has 256 colours: they are chosen from the first frames only, so that ffmpeg
+# need not hold the whole film in memory.
+_FFMPEG: Dict[str, Dict[str, Any]] = {
+    ".mp4": {"codec": "libx264", "pix_fmt_out": "yuv420p", "output_params": ["-preset", "veryfast"]},
+    ".gif": {
+        "codec": "gif",
+        "pix_fmt_out": "pal8",
+        "output_params": [
+            "-filter_complex",
+            f"fps={GIF_FPS},split[a][b];[a]trim=end_frame=20,palettegen[p];[b][p]paletteuse=dither=none",
+        ],
+    },
+}
+
+
+def check_video_path(path: str) -> None:
+    """Whether a video can be written there.
+
+    :raises ValueError: the name ends neither in .mp4 nor in .gif
+    :raises ImportError: imageio-ffmpeg is missing
+    :raises RuntimeError: it has found no ffmpeg
+    """
+    if os.path.splitext(path)[1].lower() not in _FFMPEG:
+        raise ValueError(f"Cannot write a video to {path!r}: the name must end in {' or '.join(_FFMPEG)}.")
+    try:
+        import imageio_ffmpeg  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            "Videos need imageio-ffmpeg, which comes with the extra 'plots': pip install imageio-ffmpeg."
+        ) from error
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "Writing videos needs ffmpeg, and none was found: install ffmpeg, or set IMAGEIO_FFMPEG_EXE to its path."
+        ) from error
+
+
+def write_video(paths: Union[str, Sequence[str]], frames: Iterable[np.ndarray], fps: int = 60) -> int:
+    """Encode frames as they come. Files that are already there are replaced only by complete new ones.
+
+    :param paths: one file or several, ending in .mp4 or .gif; folders are made where needed
+    :param frames: (height, width, 3) uint8, all of one size, height and width even
+    :param fps: frames per second
+    :return: the number of frames
+    :raises ValueError: no frame at all, or see :func:`check_video_path`
+    :raises RuntimeError: ffmpeg fails, for example without the codec
+    """
+    n_frames = 0
+    with contextlib.ExitStack() as stack:
+        encoders = [stack.enter_context(_encoder(path, fps)) for path in ([paths] if isinstance(paths, str) else paths)]
+        for frame in frames:
+            for encode in encoders:
+                encode(frame)
+            n_frames += 1
+    return n_frames
+
+
+@contextlib.contextmanager
+def _encoder(path: str, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that takes the frames of one file. The file appears when the block ends without an error."""
+    check_video_path(path)
+    import imageio_ffmpeg
+
+    root, suffix = os.path.splitext(path)
+    options, part = _FFMPEG[suffix.lower()], f"{root}.part{suffix}"
+    writers: List[Any] = []
+
+    def encode(frame: np.ndarray) -> None:
+        if not writers:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            more = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "error", **options}
+            writers.append(imageio_ffmpeg.write_frames(part, (frame.shape[1], frame.shape[0]), **more))
+            writers[0].send(None)
+        with _ffmpeg_errors(path, options["codec"]):
+            writers[0].send(frame)
+
+    try:
+        yield encode
+        if not writers:
+            raise ValueError(f"No frames to write to {path}.")
+        with _ffmpeg_errors(path, options["codec"]):
+            writers[0].close()
+            if os.path.getsize(part) == 0:
+                raise OSError("no output")
+        os.replace(part, path)
+    finally:
+        for writer in writers:
+            writer.close()
+        if os.path.isfile(part):
+            os.remove(part)
+
+
+@contextlib.contextmanager
+def _ffmpeg_errors(path: str, codec: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(
+            f"ffmpeg could not write {path} with the codec {codec} (its own message stands above): try the other format "
+            "(.mp4 or .gif), or another ffmpeg by setting IMAGEIO_FFMPEG_EXE to its path."
+        ) from error
+
+
+def play_frames(model: Any, env: VecEnv, n_frames: int, deterministic: bool = True) -> Iterator[np.ndarray]:
+    """Reset the environments, let the model act, and yield a picture of them after each step.
+
+    :param model: anything with SB3's ``predict``
+    :param env: made with ``render_mode="rgb_array"``
+    :param n_frames: how many steps, one picture each
+    :raises ValueError: the model was trained for other observations or actions
+    :raises RuntimeError: the environment does not render to arrays
+    """
+    check_spaces(model, env)
+    obs: Any = env.reset()
+    state, starts = None, np.ones(env.num_envs, dtype=bool)
+    for _ in range(n_frames):
+        actions, state = model.predict(obs, state=state, episode_start=starts, deterministic=deterministic)
+        obs, _, starts, _ = env.step(actions)
+        frame = env.render()
+        if not isinstance(frame, np.ndarray):
+            raise RuntimeError(
+                f"The environment returns no pictures: make it with render_mode='rgb_array', not {env.render_mode!r}."
+            )
+        yield frame

@@ -1,0 +1,275 @@
+"""PPO whose rollouts and updates stay on the device of the environment."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from typing import Any, ClassVar, List, Optional, Tuple
+
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
+from sb3_isaac.device.cuda_graph import check_compile
+from sb3_isaac.device.host import HostView, same_device
+from sb3_isaac.envs.tensor_path import check_tensor_path, supports_tensors
+from sb3_isaac.ppo.rollout import Rollout
+from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
+
+
+class PPO(stable_baselines3.PPO):
+    """SB3's PPO: the same arguments, files, callbacks, logs and results, with everything on one device.
+
+    With an :class:`~sb3_isaac.IsaacVecEnv` nothing crosses to the host in a rollout or an update except one read per
+    rollout and one per update. Plain MLP policies (``MlpPolicy`` with tanh, ReLU, ELU or LeakyReLU) are updated without
+    autograd. With any other environment it is SB3's class.
+
+    What differs on the tensor path: ``target_kl`` has to wait for the device at every minibatch; callbacks find arrays in
+    ``locals`` that are copied to the host when they are looked at (``device/host.py``) and are valid until the next step;
+    ``ep_info_buffer`` and ``monitor.csv`` are filled once per rollout.
+
+    All arguments of ``stable_baselines3.PPO`` are handed to it unchanged. These are added, by keyword only:
+
+    :param n_minibatches: minibatches per epoch; sets ``batch_size``
+    :param adaptive_lr_kl: the KL divergence of old and new policy that the learning rate is adapted to, before each
+        step; 0.008 to 0.02 are usual. ``learning_rate`` is then the first one. For Gaussian and Categorical MLP policies
+        the divergence is exact, for others SB3's estimate from the samples. Needs Adam.
+    :param adaptive_lr_factor: the learning rate is divided by this above twice ``adaptive_lr_kl`` and multiplied below half
+    :param adaptive_lr_min: lowest learning rate
+    :param adaptive_lr_max: highest learning rate
+    :param spread_time_limits: give the first episodes random ages, so that time-outs do not come all at once
+    :param compile: on a GPU, capture a step of the rollout and a minibatch of the update in CUDA graphs; on a CPU, compile
+        the loss with torch.compile. Needs torch 2; for MLP policies. The results are the same.
+    :raises ValueError: if an option is out of range
+    """
+
+    _never_saved: ClassVar[Tuple[str, ...]] = ("_rollout", "_update")
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        *args: Any,
+        n_minibatches: Optional[int] = None,
+        adaptive_lr_kl: Optional[float] = None,
+        adaptive_lr_factor: float = 1.5,
+        adaptive_lr_min: float = 1e-4,
+        adaptive_lr_max: float = 1e-2,
+        spread_time_limits: bool = False,
+        compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.n_minibatches = n_minibatches
+        self.adaptive_lr_kl = adaptive_lr_kl
+        self.adaptive_lr_factor = adaptive_lr_factor
+        self.adaptive_lr_min = adaptive_lr_min
+        self.adaptive_lr_max = adaptive_lr_max
+        self.adapted_lr: Optional[float] = None
+        """The learning rate that ``adaptive_lr_kl`` has come to; None before the first update."""
+        self.spread_time_limits = spread_time_limits
+        self.compile = compile
+        self._rollout: Optional[Rollout] = None
+        self._update: Optional[PPOUpdate] = None
+        if adaptive_lr_kl is not None and not adaptive_lr_kl > 0.0:
+            raise ValueError(f"adaptive_lr_kl must be greater than 0, or None for a fixed rate, got {adaptive_lr_kl!r}.")
+        if not (adaptive_lr_factor > 1.0 and 0.0 < adaptive_lr_min <= adaptive_lr_max):
+            raise ValueError(
+                "adaptive_lr_factor must be greater than 1 and 0 < adaptive_lr_min <= adaptive_lr_max, got "
+                f"{adaptive_lr_factor!r}, {adaptive_lr_min!r} and {adaptive_lr_max!r}."
+            )
+        arguments = inspect.signature(stable_baselines3.PPO).bind(policy, env, *args, **kwargs)
+        if n_minibatches is not None:
+            # For SB3, which wants to warn of a batch_size that does not divide the rollout
+            arguments.apply_defaults()
+            n_steps = arguments.arguments["n_steps"]
+            arguments.arguments["batch_size"] = _batch_size(n_minibatches, n_steps, getattr(env, "num_envs", 1))
+        super().__init__(**arguments.arguments)
+
+    def _setup_model(self) -> None:
+        asked_for = self.rollout_buffer_class
+        if self._tensor_env() and asked_for in (None, RolloutBuffer):
+            self.rollout_buffer_class = DeviceRolloutBuffer
+        if self.n_minibatches is not None:
+            self.batch_size = _batch_size(self.n_minibatches, self.n_steps, self.n_envs)
+        super()._setup_model()
+        self._rollout = self._update = None
+        # What is saved is SB3's own, so that stock SB3 loads it
+        if self.rollout_buffer_class is DeviceRolloutBuffer:
+            self.rollout_buffer_class = RolloutBuffer
+
+    def _tensor_env(self) -> bool:
+        env: Any = self.env
+        return env is not None and supports_tensors(env) and same_device(env.device, self.device)
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """As SB3's; the rollout buffer is replaced if the new env needs another kind."""
+        super().set_env(env, force_reset)
+        if self._tensor_env() and type(self.rollout_buffer) is RolloutBuffer:
+            self.rollout_buffer = DeviceRolloutBuffer(
+                self.n_steps,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                gamma=self.gamma,
+                gae_lambda=self.gae_lambda,
+                n_envs=self.n_envs,
+                **self.rollout_buffer_kwargs,
+            )
+
+    def _check_tensor_path(self) -> bool:
+        """Whether to train in tensors.
+
+        :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored
+        """
+        if not check_tensor_path(self.env):
+            for name in ("spread_time_limits", "compile"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out for other environments."
+                    )
+            return False
+        if not same_device(self.env.device, self.device):  # type: ignore[union-attr]
+            raise ValueError(
+                f"The environment is on {self.env.device} and the model on {self.device}: "  # type: ignore[union-attr]
+                "give both the same device."
+            )
+        if not isinstance(self.rollout_buffer, DeviceRolloutBuffer):
+            raise ValueError(
+                f"rollout_buffer_class={type(self.rollout_buffer).__name__} works in numpy: leave it out or use "
+                "DeviceRolloutBuffer here, or use stable_baselines3.PPO."
+            )
+        if self.compile:
+            check_compile(self.device)
+        return True
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
+        tensors = self._check_tensor_path()
+        before = self._last_obs
+        result = super()._setup_learn(*args, **kwargs)
+        if tensors and self.spread_time_limits and self._last_obs is not before:  # SB3 has reset the environments
+            self.env.spread_time_limits()  # type: ignore[union-attr]
+        return result
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """As SB3's, in tensors if ``env`` supports them."""
+        if not isinstance(rollout_buffer, DeviceRolloutBuffer) or not supports_tensors(env):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
+        start = time.perf_counter()
+        policy: Any = self.policy
+        policy.set_training_mode(False)
+        rollout = self._rollout
+        if rollout is None or not rollout.belongs_to(env, policy, rollout_buffer):
+            rollout = self._rollout = Rollout(env, policy, rollout_buffer, self.compile)
+        rollout.begin(self._last_obs, self._last_episode_starts)  # type: ignore[arg-type]
+        if self.use_sde:
+            policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+        n_steps = 0
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                policy.reset_noise(env.num_envs)
+            obs_tensor = rollout.obs
+            step = rollout.step()
+            self.num_timesteps += env.num_envs
+            # Callbacks look for these names in locals
+            actions, clipped_actions = HostView(step.actions), HostView(step.clipped_actions)
+            values: Optional[th.Tensor] = step.values
+            log_probs = step.log_probs
+            new_obs, rewards, dones = HostView(step.result.obs), HostView(step.result.reward), HostView(step.dones)
+            infos = env.make_infos(step.result)  # type: ignore[attr-defined]
+            callback.update_locals(locals())
+            if not callback.on_step():
+                self._end_rollout(rollout)
+                return False
+            n_steps += 1
+        values = self._end_rollout(rollout)
+        self.logger.record("time/rollout", time.perf_counter() - start)
+        if rollout.env_seconds > 0.0:  # not within a graph
+            self.logger.record("time/env", rollout.env_seconds)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _end_rollout(self, rollout: Rollout) -> Optional[th.Tensor]:
+        """Take over what the host learns of a rollout. Returns V (N, 1) of the last observations."""
+        end = rollout.finish(self.gamma)
+        self._last_obs, self._last_episode_starts = end.last_obs, end.last_dones
+        assert self.ep_info_buffer is not None
+        t = round(time.time() - getattr(rollout.env, "t_start", time.time()), 6)
+        kept = self.ep_info_buffer.maxlen or len(end.returns)
+        self.ep_info_buffer.extend(
+            {"r": round(float(r), 6), "l": int(n), "t": t} for r, n in zip(end.returns[-kept:], end.lengths[-kept:])
+        )
+        rollout.env.log_episodes(end.returns, end.lengths)
+        return end.values
+
+    def train(self) -> None:
+        """As SB3's, on the device."""
+        if not isinstance(self.rollout_buffer, DeviceRolloutBuffer) and self.adaptive_lr_kl is None:
+            super().train()
+            return
+        start = time.perf_counter()
+        policy: Any = self.policy
+        policy.set_training_mode(True)
+        self._update_learning_rate(policy.optimizer)
+        lr = float(policy.optimizer.param_groups[0]["lr"])
+        adaptive_lr = None
+        if self.adaptive_lr_kl is not None:
+            adaptive_lr = AdaptiveLR(self.adaptive_lr_kl, self.adaptive_lr_factor, self.adaptive_lr_min, self.adaptive_lr_max)
+            lr = lr if self.adapted_lr is None else self.adapted_lr
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_range_vf: Any = self.clip_range_vf
+        if clip_range_vf is not None:
+            clip_range_vf = clip_range_vf(self._current_progress_remaining)
+        if self._update is None or not self._update.belongs_to(policy) or self._update.compiled != self.compile:
+            self._update = PPOUpdate(policy, self.compile)
+        settings = Settings(
+            self.n_epochs,
+            self.batch_size,
+            clip_range,
+            clip_range_vf,
+            self.ent_coef,
+            self.vf_coef,
+            self.max_grad_norm,
+            self.normalize_advantage,
+            self.target_kl,
+            adaptive_lr,
+        )
+        log = self._update.run(self.rollout_buffer, settings, lr)
+        self._n_updates += log.epochs
+        if log.stopped_at is not None and self.verbose >= 1:
+            print(f"Early stopping at step {log.epochs - 1} due to reaching max kl: {log.stopped_at:.2f}")
+        if adaptive_lr is not None:
+            self.adapted_lr = log.learning_rate
+            update_learning_rate(policy.optimizer, log.learning_rate)
+            self.logger.record("train/learning_rate", log.learning_rate)
+        for key, value in log.losses.items():
+            self.logger.record(key, value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+        self.logger.record("time/update", time.perf_counter() - start)
+
+    def _excluded_save_params(self) -> List[str]:
+        return [*super()._excluded_save_params(), *self._never_saved]
+
+
+def _batch_size(n_minibatches: int, n_steps: int, n_envs: int) -> int:
+    """Rows of a minibatch.
+
+    :raises ValueError: if the rollout cannot be divided into so many equal minibatches
+    """
+    if n_minibatches < 1 or (n_steps * n_envs) % n_minibatches != 0:
+        raise ValueError(
+            f"n_minibatches={n_minibatches} does not divide the rollout of n_steps * n_envs = {n_steps} * {n_envs} "
+            "transitions."
+        )
+    return n_steps * n_envs // n_minibatches

@@ -1,0 +1,18 @@
+"""rl-zoo3 with our environments: importing this module is all that it takes.
+
+``python -m rl_zoo3.train --algo ppo --env IsaacGymCartpole-v0 --gym-packages sb3_isaac.zoo`` and rl_zoo3's other commands
+then use batched environments, our hyperparameter files and our algorithms for the environments of this package. Runs on
+other environments stay as they were.
+
+The hooks: ``ExperimentManager(...)`` makes an :class:`IsaacExperimentManager` where the environment is ours, and
+``default_vec_env_cls`` (rl_zoo3 >= 2.6) or the VecEnv classes of ``rl_zoo3.utils`` (older) a :class:`BatchedVecEnv`.
+"""
+
+from __future__ import annotations
+
+from sb3_isaac.zoo.hooks import install
+from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager, hyperparams_dir
+
+__all__ = ["ALGOS", "IsaacExperimentManager", "hyperparams_dir"]
+
+install()

@@ -1,0 +1,106 @@
+"""Trained agents from rl_zoo3's log folders, with the environment that they were trained in."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from typing import Any, Dict, NamedTuple, Optional
+
+import rl_zoo3.utils
+import torch as th
+import yaml
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import StoreDict, create_test_env, get_model_path, get_saved_hyperparams
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_isaac.envs.make import is_isaac_env_id
+from sb3_isaac.zoo.manager import ALGOS
+
+
+class TrainedAgent(NamedTuple):
+    """What :func:`load_agent` found."""
+
+    model: BaseAlgorithm
+    env: VecEnv
+    name: str
+    """Name of the model, for files made from it."""
+    path: str
+    """The model's zip file."""
+    folder: str
+    """The folder of its run."""
+
+
+def add_agent_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``rl_zoo3.enjoy`` that say which agent, and where it runs."""
+    algos = sorted(rl_zoo3.utils.ALGOS)
+    parser.add_argument("--algo", help="RL algorithm (default: ppo)", default="ppo", choices=algos, metavar="ALGO")
+    parser.add_argument("--env", help="environment id", type=EnvironmentName, required=True)
+    parser.add_argument("-f", "--folder", help="log folder (default: logs)", default="logs")
+    parser.add_argument("--exp-id", help="experiment id (default: 0: latest, -1: no exp folder)", default=0, type=int)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--load-best", action="store_true", help="load the best model instead of the last one")
+    which.add_argument("--load-checkpoint", type=int, metavar="STEPS", help="load the checkpoint of that many timesteps")
+    which.add_argument("--load-last-checkpoint", action="store_true", help="load the last checkpoint")
+    parser.add_argument("--n-envs", help="number of environments", type=int)
+    parser.add_argument("--stochastic", action="store_true", help="act as in training, not deterministically")
+    parser.add_argument("--seed", help="random generator seed (default: 0)", type=int, default=0)
+    parser.add_argument("--device", help="torch device: cpu, cuda, auto", default="auto")
+    parser.add_argument("--num-threads", help="threads of torch (-1: its default)", type=int, default=-1)
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment, as in training")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
+
+
+def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str] = None) -> TrainedAgent:
+    """Load the model that the flags name, and make the environment it was trained in, statistics of VecNormalize included.
+
+    :param args: parsed flags, see :func:`add_agent_arguments`
+    :param n_envs: number of environments where ``--n-envs`` was not given
+    :raises FileNotFoundError: no such model or log folder
+    :raises ValueError: a number of environments below 1
+    """
+    for package in args.gym_packages:
+        importlib.import_module(package)
+    if args.num_threads > 0:
+        th.set_num_threads(args.num_threads)
+    env_id = args.env.gym_id
+    n_envs = n_envs if args.n_envs is None else args.n_envs
+    if n_envs < 1:
+        raise ValueError(f"--n-envs must be at least 1, got {n_envs}.")
+    which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+    try:
+        name, path, folder = get_model_path(args.exp_id, args.folder, args.algo, args.env, *which)
+    except (AssertionError, ValueError) as error:
+        raise FileNotFoundError(f"{error}: train one first, or name another with --algo, --env, -f or --exp-id.") from error
+    set_random_seed(args.seed)
+    settings = os.path.join(folder, args.env)
+    hyperparams, settings_or_none = get_saved_hyperparams(settings, norm_reward=False, test_mode=True)
+    env_kwargs = {**_saved_env_kwargs(settings, hyperparams), **(args.env_kwargs or {})}
+    if render_mode is not None:
+        env_kwargs["render_mode"] = render_mode
+    if is_isaac_env_id(env_id):
+        env_kwargs.setdefault("device", args.device)
+    env = create_test_env(
+        env_id, n_envs, settings_or_none, args.seed, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs
+    )
+    algorithm = {**rl_zoo3.utils.ALGOS, **ALGOS}[args.algo]
+    # The replay buffer is not needed to act, nor are the schedules of training.
+    unused: Dict[str, Any] = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    if issubclass(algorithm, OffPolicyAlgorithm):
+        unused.update(buffer_size=1, optimize_memory_usage=False)
+    model = algorithm.load(path, custom_objects=unused, device=args.device, seed=args.seed)
+    return TrainedAgent(model, env, name, path, folder)
+
+
+def _saved_env_kwargs(settings: str, hyperparams: Dict[str, Any]) -> Dict[str, Any]:
+    """The environment's arguments of the training run: from its hyperparameter entry, then from its command line."""
+    env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
+    path = os.path.join(settings, "args.yml")
+    if os.path.isfile(path):
+        with open(path) as file:
+            # rl_zoo3 writes an OrderedDict with Python tags, and reads it back in the same way
+            env_kwargs.update(yaml.load(file, Loader=yaml.UnsafeLoader).get("env_kwargs") or {})
+    return env_kwargs

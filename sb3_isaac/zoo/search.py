@@ -1,0 +1,286 @@
+"""``-optimize`` with rl_zoo3 on our environments: what a trial is, and what a search leaves behind.
+
+zoo's flags mean what they mean in zoo. Different here: the search spaces (:mod:`sb3_isaac.zoo.spaces`); evaluations on many
+environments at once; one set of environments for all trials; a trial that runs out of memory, makes NaN or takes too long
+is pruned, its reason kept as user attribute ``reason``, and the search goes on; several workers can share a study, come and
+go (:mod:`sb3_isaac.zoo.studies`). And three settings, given with ``-params``, as zoo has no flags for them:
+
+``trial_timeout:60``
+    Seconds that a trial may take. Looked at at every step of the environments; an update is not interrupted.
+``"write_yaml:'FILE'"``
+    The best hyperparameters as an entry in FILE. Beside the report they are written in any case.
+``"n_envs:[128,512,2048]"``
+    A list: the search chooses among these.
+
+``sb3-isaac optimize`` has the flags ``--trial-timeout 60`` and ``--write-yaml FILE`` for the first two.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import gymnasium as gym
+import optuna
+import torch as th
+from gymnasium import spaces
+from optuna.exceptions import ExperimentalWarning, TrialPruned
+from optuna.study import MaxTrialsCallback
+from optuna.trial import TrialState
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_isaac import backends
+from sb3_isaac.backends import TorchCartpole
+from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
+from sb3_isaac.zoo.report import check_yaml, report
+from sb3_isaac.zoo.spaces import Regime, sample
+from sb3_isaac.zoo.studies import SeededByTrial, explained, fail_dead_trials, load_study, open_study, this_worker
+
+STEPS_PER_EVALUATION, MAX_EVALUATIONS = 10_000, 10
+"""A trial is evaluated once in so many timesteps, at most so many times, if ``--n-evaluations`` is not given."""
+
+SETTINGS = ("trial_timeout", "write_yaml")
+"""What ``-params`` may hold in a search, beside hyperparameters."""
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What torch says of it, in a RuntimeError."""
+
+
+def default_n_evaluations(n_timesteps: int) -> int:
+    """Evaluations of a trial, so that pruners have something to see: more often than zoo's once in 100,000 timesteps."""
+    return max(1, min(n_timesteps // STEPS_PER_EVALUATION, MAX_EVALUATIONS))
+
+
+def purpose_of(manager: Any) -> Dict[str, str]:
+    """What the trials of a study are about, and trials of other studies are not."""
+    return {"algo": manager.algo, "env": manager.env_name.gym_id}
+
+
+class Search:
+    """What one worker keeps during a search: its settings, and the environments that trials borrow.
+
+    :param manager: an :class:`~sb3_isaac.zoo.manager.IsaacExperimentManager`
+    :param entry: the hyperparameters that trials start from; the settings of this module are taken out of it
+    :raises ValueError: a setting that makes no sense, or a YAML file that an entry cannot be added to
+    """
+
+    def __init__(self, manager: Any, entry: Dict[str, Any]) -> None:
+        self.manager = manager
+        self.trial_timeout = entry.pop("trial_timeout", None)
+        if self.trial_timeout is not None and not (isinstance(self.trial_timeout, (int, float)) and self.trial_timeout > 0):
+            raise ValueError(f"trial_timeout must be a number of seconds above 0, got {self.trial_timeout!r}.")
+        self.write_yaml = entry.pop("write_yaml", None)
+        if self.write_yaml is not None:
+            check_yaml(Path(self.write_yaml), manager.env_name.gym_id)
+        n_envs = entry.get("n_envs", 1)
+        self.n_envs: Tuple[int, ...] = tuple(n_envs) if isinstance(n_envs, (list, tuple)) else (n_envs,)
+        if not self.n_envs or not all(isinstance(n, int) and n >= 1 for n in self.n_envs):
+            raise ValueError(f"n_envs must be a whole number of at least 1, or a list of such numbers, got {n_envs!r}.")
+        entry["n_envs"] = max(self.n_envs)
+        self.entry = copy.deepcopy(entry)
+        # Isaac Gym's one simulator cannot grow.
+        backends.reserve(max(*self.n_envs, manager.n_eval_envs))
+        self._free: Dict[Tuple[str, int], List[VecEnv]] = {}
+
+    def borrow(self, kind: str, env_fns: Sequence[Any], **kwargs: Any) -> VecEnv:
+        """In the place of a VecEnv class: environments that an earlier trial gave back, or new ones."""
+        free = self._free.setdefault((kind, len(env_fns)), [])
+        env: VecEnv = free.pop() if free else self.manager.vec_env_class(env_fns, **kwargs)
+        if self.manager.n_jobs != 1 and not isinstance(env.unwrapped.tensor_env, TorchCartpole):  # type: ignore[attr-defined]
+            raise RuntimeError("Isaac Gym has one simulator per process: start more workers on the study instead of --n-jobs.")
+        return env
+
+    def give_back(self, kind: str, env: VecEnv) -> None:
+        """Keep the environments, without their wrappers, for the next trial."""
+        self._free[kind, env.num_envs].append(env.unwrapped)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        for envs in self._free.values():
+            while envs:
+                envs.pop().close()
+
+    def sample(self, trial: optuna.Trial) -> Dict[str, Any]:
+        """The trial's complete hyperparameters, plain values only."""
+        manager = self.manager
+        action_space = gym.make(manager.env_name.gym_id, **manager.env_kwargs).action_space
+        regime = Regime(self.n_envs, manager.n_timesteps, isinstance(action_space, spaces.Box))
+        return sample(manager.algo, trial, regime, self.entry)
+
+
+class TrialCallback(BatchedEvalCallback):
+    """Evaluates between updates, at fractions of the trial, and ends it when it is pruned or its time is over.
+
+    Trials with other horizons are compared at the same number of timesteps, not of updates.
+    """
+
+    def __init__(self, eval_env: VecEnv, trial: optuna.Trial, manager: Any, deadline: float) -> None:
+        folder = manager.optimization_log_path
+        folder = folder and os.path.join(folder, f"trial_{trial.number}")
+        super().__init__(
+            eval_env,
+            n_eval_episodes=manager.n_eval_episodes,
+            eval_freq=1,
+            log_path=folder,
+            best_model_save_path=folder,
+            deterministic=manager.deterministic_eval,
+            verbose=0,
+        )
+        self.trial, self.deadline = trial, deadline
+        self.n_timesteps, self.n_evaluations = manager.n_timesteps, manager.n_evaluations
+        self.pruner = manager.pruner
+        self.evaluated = 0
+        self.reason: Optional[str] = None
+
+    def _on_rollout_start(self) -> None:
+        due = self.n_evaluations * self.model.num_timesteps // self.n_timesteps
+        if self.evaluated < due < self.n_evaluations:
+            score = self.evaluate(due)
+            if self.trial.should_prune():
+                self.reason = f"{self.pruner} pruner: mean return {score:.1f} after {self.model.num_timesteps} timesteps"
+
+    def _on_step(self) -> bool:
+        if time.perf_counter() > self.deadline:
+            self.reason = f"trial_timeout: stopped after {self.model.num_timesteps} timesteps"
+        return self.reason is None
+
+    def evaluate(self, step: int) -> float:
+        """Mean return of many episodes, reported to Optuna as the trial's value at ``step``."""
+        super()._on_step()
+        score = float(self.last_mean_reward)
+        if not math.isfinite(score):
+            raise FloatingPointError(f"the mean return is {score}")
+        self.trial.report(score, step)
+        self.evaluated = step
+        return score
+
+
+def run_trial(search: Search, trial: optuna.Trial) -> float:
+    """Train with hyperparameters from the search space. Returns the mean return at the end.
+
+    :raises optuna.TrialPruned: by the pruner; or the time is over, memory ran out, NaN came up, or the algorithm refused
+        the hyperparameters. User attribute ``reason`` tells.
+    """
+    start = time.perf_counter()
+    trial.set_user_attr("worker", this_worker())
+    hyperparams = search.sample(trial)
+    trial.set_user_attr("hyperparams", hyperparams)
+    try:
+        score, reason = train(search, trial, hyperparams, start + (search.trial_timeout or math.inf))
+    except (AssertionError, ValueError, ArithmeticError) as error:
+        score, reason = math.nan, f"{type(error).__name__}: {error}"
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        score, reason = math.nan, "out of memory: " + " ".join(str(error).split())[:200]
+    gc.collect()  # the model and its callbacks refer to each other; here the exception, which held them, is gone
+    if th.cuda.is_available():
+        th.cuda.empty_cache()
+    trial.set_user_attr("seconds", round(time.perf_counter() - start, 2))
+    if reason is not None:
+        trial.set_user_attr("reason", reason)
+        raise TrialPruned(reason)
+    return score
+
+
+def train(search: Search, trial: optuna.Trial, hyperparams: Dict[str, Any], deadline: float) -> Tuple[float, Optional[str]]:
+    """Train and evaluate. Returns the score, and why the trial was stopped early (None if it was not)."""
+    manager = copy.copy(search.manager)  # its settings become the trial's
+    manager.verbose = manager.verbose if manager.verbose >= 2 else 0
+    manager.normalize, manager.normalize_kwargs = False, {}
+    arguments, manager.env_wrapper, callbacks, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparams)
+    manager.vec_env_class = functools.partial(search.borrow, "train")
+    env = manager.create_envs(manager.n_envs, no_log=True)
+    manager.vec_env_class = functools.partial(search.borrow, "eval")
+    eval_env = manager.create_envs(manager.n_eval_envs, eval_env=True, no_log=True)
+    model = manager.algorithm_class(
+        env=env,
+        seed=None,  # as in zoo: a score that one seed alone reaches is not worth finding
+        verbose=manager.verbose,
+        device=manager.device,
+        **manager._preprocess_action_noise(arguments, {}, env),
+    )
+    callback = TrialCallback(eval_env, trial, manager, deadline)
+    model.learn(manager.n_timesteps, callback=[*callbacks, callback], log_interval=10**9)
+    score = math.nan if callback.reason else callback.evaluate(manager.n_evaluations)
+    search.give_back("train", env)
+    search.give_back("eval", eval_env)
+    return score, callback.reason
+
+
+def optimize(search: Search) -> None:
+    """Add trials to the study, then report: what rl_zoo3's ``hyperparameters_optimization`` does.
+
+    :raises sb3_isaac.zoo_studies.StorageError: see there
+    :raises ValueError: no trial was completed
+    """
+    manager = search.manager
+    if manager.storage is not None and manager.study_name is None:
+        print("No --study-name: Optuna chooses one, which other workers need to know.")
+    sampler = manager._create_sampler(manager.sampler)
+    if manager.sampler in ("tpe", "random"):
+        sampler = SeededByTrial(functools.partial(_make_sampler, manager), manager.seed)
+    pruner = manager._create_pruner(manager.pruner)
+    study = open_study(manager.storage, manager.study_name, sampler, pruner, purpose_of(manager))
+    if manager.verbose > 0:
+        print(f"Optimizing hyperparameters: study {study.study_name}, {manager.sampler} sampler, {manager.pruner} pruner")
+    with explained(manager.storage):
+        n_failed = fail_dead_trials(study)
+        if n_failed:
+            print(f"Gave up {n_failed} unfinished trials of workers that are gone.")
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collection after each trial need not look at it, and takes no time
+        try:
+            _add_trials(search, study)
+        except KeyboardInterrupt:
+            print("Interrupted: the study keeps its finished trials.")
+        finally:
+            gc.unfreeze()
+            search.close()
+        study.sampler = manager._create_sampler(manager.sampler)  # the study is saved, and the search is not part of it
+        report(search, study)
+
+
+def _make_sampler(manager: Any, seed: int) -> Any:
+    manager = copy.copy(manager)
+    manager.seed = seed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # said once is enough
+        return manager._create_sampler(manager.sampler)
+
+
+def _add_trials(search: Search, study: Any) -> None:
+    manager = search.manager
+    options: Dict[str, Any] = {"n_jobs": manager.n_jobs, "show_progress_bar": manager.show_progress}
+    if manager.max_total_trials is None:
+        study.optimize(manager.objective, n_trials=manager.n_trials, **options)
+        return
+    # Running trials count too, or each worker would add one too many.
+    counted = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED]
+    if len(study.get_trials(deepcopy=False, states=counted)) < manager.max_total_trials:
+        study.optimize(manager.objective, callbacks=[MaxTrialsCallback(manager.max_total_trials, states=counted)], **options)
+
+
+def load_trial(storage: str, study_name: str, number: Optional[int], purpose: Dict[str, str], convert: bool) -> Dict[str, Any]:
+    """Hyperparameters of a trial (None: the best), for ``--trial-id``.
+
+    :param convert: complete hyperparameters; otherwise what was drawn from the search space
+    :raises sb3_isaac.zoo_studies.StorageError: no such study, or its storage cannot be used
+    :raises ValueError: no such trial, or it is not about this algorithm and environment
+    """
+    study = load_study(storage, study_name)
+    with explained(storage):
+        trials = study.get_trials(deepcopy=False)
+        trial = study.best_trial if number is None else next((trial for trial in trials if trial.number == number), None)
+    if trial is None:
+        raise ValueError(f"Study {study_name!r} has no trial {number}: choose one from 0 to {len(trials) - 1}.")
+    if study.user_attrs.get("purpose") != purpose or "hyperparams" not in trial.user_attrs:
+        raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {purpose['algo']} on {purpose['env']}.")
+    found = trial.user_attrs["hyperparams"] if convert else trial.params
+    return dict(found)

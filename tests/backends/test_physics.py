@@ -1,0 +1,181 @@
+"""The embedded simulator against PhysX itself and against a log of real Isaac Gym. tests/data/README.md has the origins."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_isaac.backends import torch_cartpole
+from sb3_isaac.backends.cartpole import CartpoleTask, reward_and_termination
+from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, integrate
+
+DATA = os.path.join(os.path.dirname(os.path.dirname(__file__)), "data")
+TORCH_2 = int(th.__version__.split(".")[0]) >= 2
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(os.path.join(DATA, "golden.npz")) as file:
+        return {name: th.as_tensor(file[name]) for name in file.files if name != "meta"}
+
+
+@pytest.fixture(scope="module")
+def trace():
+    with np.load(os.path.join(DATA, "real_isaacgym_ppo_trace.npz")) as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_one_step_from_anywhere(golden):
+    """2000 states over the whole range, in PhysX 5.3.1."""
+    error = (integrate(golden["state"], golden["force"]) - golden["next_state"]).abs().amax(0)
+    assert (error <= 5e-6).all(), error
+
+
+def test_one_step_along_trajectories(golden):
+    state, force, expected = (golden[f"traj_{name}"].flatten(0, 1) for name in ("state", "force", "next"))
+    error = (integrate(state, force) - expected).abs().amax(0)
+    assert (error <= 5e-6).all(), error
+
+
+def test_rolling_between_resets(golden):
+    """The ten trajectories pushed at random, from one reset to the next without a correction."""
+    state, force, expected, reset = (golden[f"traj_{name}"][10:] for name in ("state", "force", "next", "reset"))
+    now, worst = state[:, 0], 0.0
+    for t in range(force.shape[1]):
+        reached = integrate(now, force[:, t])
+        worst = max(worst, float((reached - expected[:, t]).abs().max()))
+        if t + 1 < force.shape[1]:
+            now = th.where(reset[:, t, None], state[:, t + 1], reached)
+    assert worst <= 1e-4
+    assert reset.sum() > 70
+
+
+def roll_trace(trace, integrate=integrate):
+    """Mean rewards of the logged run, with the simulator rolling forward by itself between resets."""
+    dt, substeps = (json.loads(str(trace["meta"]))[name] for name in ("dt", "substeps"))
+    force, reset, state = (th.as_tensor(trace[name]) for name in ("force", "reset", "state"))
+    assert dt == pytest.approx(1 / 60) and force.shape == (128, 128)
+    now, means = state[0], []
+    for t in range(128):
+        reached = integrate(now, force[t], dt, substeps)
+        reward, _, _ = reward_and_termination(reached, th.zeros(128, dtype=th.int64), 3.0, 500)
+        means.append(float(reward.double().mean()))
+        if t < 127:
+            now = th.where(reset[t, :, None], state[t + 1], reached)
+    return np.abs(np.array(means) - trace["real_mean_reward"])
+
+
+def test_real_isaac_gym(trace):
+    """Every mean reward that real Isaac Gym logged over 128 steps of 128 environments, within 1e-5."""
+    error = roll_trace(trace)
+    assert np.isnan(error).sum() == 1  # where the log restarts its sum
+    assert np.nanmax(error) <= 1e-5
+    assert np.sqrt(np.nanmean(error**2)) <= 3e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("POLE_INERTIA", 1 / 12), ("ANGULAR_DAMPING", 0.0), ("MAX_POLE_SPEED", 80.0), ("POLE_COM", 0.5)]
+)
+def test_the_log_tells_wrong_physics_from_right(trace, monkeypatch, name, value):
+    monkeypatch.setattr(torch_cartpole, name, value)
+    monkeypatch.setattr(torch_cartpole, "POLE_MOMENT", torch_cartpole.POLE_COM)
+    monkeypatch.setattr(torch_cartpole, "JOINT_INERTIA", torch_cartpole.POLE_INERTIA + torch_cartpole.POLE_COM**2)
+    assert np.nanmax(roll_trace(trace)) > 1e-3
+
+
+def test_signs():
+    """A positive force pushes the cart to its positive side and raises both velocities; the angle is not wrapped."""
+    x, v, angle, w = integrate(th.zeros(1, 4), th.tensor([100.0]))[0].tolist()
+    assert x > 0 and v > 0 and angle > 0 and w > 0
+    falling = integrate(th.tensor([[0.0, 0.0, 0.1, 0.0]]), th.zeros(1))[0].tolist()
+    assert falling[3] > 0.0  # gravity pulls the pole further down
+    assert integrate(th.tensor([[0.0, 0.0, 10.0, 8.0]]), th.zeros(1))[0, 2] > 10.0
+
+
+def test_mirror_image():
+    generator = th.Generator().manual_seed(0)
+    state = (th.rand(200, 4, generator=generator) - 0.5) * th.tensor([7.9, 30.0, 6.0, 18.0])
+    force = (th.rand(200, generator=generator) - 0.5) * 800
+    assert th.equal(integrate(-state, -force), -integrate(state, force))
+
+
+def test_speed_limits_share_one_factor():
+    """A pole beyond 8 rad/s slows the cart, too; nothing is clamped at the end of a step."""
+    h = 1e-9
+    v, w = integrate(th.tensor([[0.0, 10.0, 0.0, 16.0]]), th.zeros(1), dt=h, substeps=1)[0, [1, 3]].tolist()
+    assert (v, w) == (pytest.approx(5.0, abs=1e-4), pytest.approx(8.0, abs=1e-4))
+    v, w = integrate(th.tensor([[0.0, 200.0, 0.0, 1.0]]), th.zeros(1), dt=h, substeps=1)[0, [1, 3]].tolist()
+    assert (v, w) == (pytest.approx(100.0, abs=1e-3), pytest.approx(0.5, abs=1e-4))
+    assert integrate(th.tensor([[0.0, 0.0, 0.0, 8.0]]), th.tensor([400.0]))[0, 3] > 8.0
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_the_rail_ends_at_four_metres(side):
+    """The cart stops dead there and the pole takes the reaction; a force away from the end frees it."""
+    h, v, angle, w, force = 0.0083, 5.0, 0.3, 1.0, 400.0
+    before = th.tensor([[side * 3.99, side * v, side * angle, side * w]])
+    after = integrate(before, th.tensor([side * force]), dt=h, substeps=1)[0].double() * side
+    ml, inertia = 0.47, 0.20072 + 0.47**2
+    torque = ml * 9.81 * math.sin(angle) - 0.5 * 0.20072 * w
+    expected_w = w + (h * torque - ml * math.cos(angle) * v) / inertia
+    assert after[:2].tolist() == [4.0, 0.0]
+    assert float(after[3]) == pytest.approx(expected_w, rel=1e-5)
+    assert float(after[2]) == pytest.approx(angle + h * expected_w, rel=1e-5)
+    still = integrate(th.tensor([[side * 4.0, 0.0, 0.0, 0.0]]), th.tensor([side * 400.0]))[0]
+    assert still.tolist() == [side * 4.0, 0.0, 0.0, 0.0]
+    away = integrate(th.tensor([[side * 4.0, 0.0, 0.0, 0.0]]), th.tensor([-side * 400.0]))[0]
+    assert abs(away[0]) < 4.0 and away[1] * side < 0
+
+
+def test_every_environment_goes_its_own_way():
+    """A batch gives exactly what each environment gives alone."""
+    generator = th.Generator().manual_seed(1)
+    state = (th.rand(64, 4, generator=generator) - 0.5) * th.tensor([6.0, 20.0, 3.0, 16.0])
+    force = (th.rand(64, generator=generator) - 0.5) * 800
+    batch = integrate(state, force)
+    for n in (1, 7, 33):
+        assert th.equal(integrate(state[:n].clone(), force[:n].clone()), batch[:n])
+
+
+def test_substeps():
+    """Two control steps of one substep are one control step of two."""
+    state, force = th.tensor([[0.1, 1.0, 0.2, -3.0]]), th.tensor([123.0])
+    twice = integrate(integrate(state, force, 0.0083, 1), force, 0.0083, 1)
+    assert th.allclose(twice, integrate(state, force, 0.0166, 2), atol=1e-6)
+
+
+def test_a_balancing_controller_reaches_the_time_limit():
+    """The textbook feedback keeps the pole up for the whole episode, with nearly the highest return."""
+    env = TorchCartpole(32, seed=0)
+    gain = th.tensor([0.54, 0.45, -1.88, -0.51])
+    obs, returns = env.reset(), th.zeros(32)
+    for step in range(1, 500):
+        result = env.step((obs @ gain).unsqueeze(-1))
+        obs, returns = result.obs, returns + result.reward
+        assert not result.terminated.any()
+        assert result.truncated.all() == (step == 499)
+    assert returns.min() > 475 and returns.max() <= 499
+
+
+@pytest.mark.skipif(not TORCH_2, reason="torch.compile came with torch 2")
+def test_compiles_into_one_graph():
+    """No graph break: what fullgraph=True refuses would be a host synchronisation or Python on the data."""
+    generator = th.Generator().manual_seed(0)
+    state, force = th.rand(8, 4, generator=generator) - 0.5, th.rand(8, generator=generator)
+    compiled = th.compile(integrate, fullgraph=True, backend="eager")
+    assert th.allclose(compiled(state, force, 0.0166, 2), integrate(state, force, 0.0166, 2), rtol=0.0, atol=1e-6)
+    task, width = CartpoleTask(), th.tensor([0.2, 0.5, 0.2, 0.5])
+    step = th.compile(advance, fullgraph=True, backend="eager")
+    uniform, actions = th.rand(8, 4, generator=generator), th.rand(8, 1, generator=generator)
+    arguments = [state, 2 + 71 * th.arange(8), actions, uniform, width]
+    plain = [tensor.clone() for tensor in arguments]
+    result, applied = step(*arguments, task)
+    expected, expected_force = advance(*plain, task)
+    for x, y in zip([*result, applied, *arguments[:2]], [*expected, expected_force, *plain[:2]]):
+        assert x.dtype == y.dtype and th.allclose(x.double(), y.double(), rtol=0.0, atol=3e-6)
+    assert expected.truncated.any()

@@ -1,0 +1,162 @@
+"""Pictures: the right signs, legible text, no display needed."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Dict
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+
+import sb3_isaac
+from sb3_isaac.backends.torch_cartpole import integrate
+
+pygame = pytest.importorskip("pygame", reason="pictures need the extra 'plots'")
+from sb3_isaac.envs import cartpole_renderer  # noqa: E402
+from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer, tile_size  # noqa: E402
+
+
+def state(n_envs: int = 1, x: float = 0.0, angle: float = 0.0, force: float = 0.0, step: int = 7) -> Dict[str, Any]:
+    return {
+        "dof_state": np.tile(np.array([x, 0.0, angle, 0.0], dtype=np.float32), (n_envs, 1)),
+        "force": np.full(n_envs, force, dtype=np.float32),
+        "progress": np.full(n_envs, step),
+        "max_effort": 400.0,
+        "reset_dist": 3.0,
+    }
+
+
+def returns(n_envs: int = 1, value: float = 12.5) -> Dict[str, Any]:
+    return {"returns": np.full(n_envs, value), "lengths": np.full(n_envs, 7)}
+
+
+def columns(image: np.ndarray, color: Any) -> np.ndarray:
+    """The x of all pixels that are nearly of this colour."""
+    near = np.abs(image.astype(int) - np.array(color)).sum(axis=-1) < 30
+    return near.nonzero()[1]
+
+
+def draw(**kwargs: Any) -> np.ndarray:
+    (image,) = CartpoleRenderer(1).images(state(**kwargs), returns())
+    return image
+
+
+def test_upright_pole_stands_over_its_cart() -> None:
+    image = draw()
+    middle = (image.shape[1] - 1) / 2
+    for color in (cartpole_renderer.POLE, cartpole_renderer.CART):
+        assert columns(image, color).size > 100
+        assert columns(image, color).mean() == pytest.approx(middle, abs=1.5)
+    assert columns(image, cartpole_renderer.ARROW).size == 0
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_signs(side: int) -> None:
+    """Physics decides: a push to the positive side moves the cart there and leaves the pole's tip behind."""
+    start, force = th.zeros(1, 4), th.full((1,), side * 400.0)
+    after = start
+    for _ in range(3):
+        after = integrate(after, force)
+    x, _, angle, _ = after[0].tolist()
+    assert x * side > 0 and angle * side > 0
+    before, image = draw(), draw(x=x, angle=angle, force=side * 400.0)
+    cart = columns(image, cartpole_renderer.CART).mean()
+    assert (cart - columns(before, cartpole_renderer.CART).mean()) * side > 2, "the cart has moved to the side of the force"
+    assert (columns(image, cartpole_renderer.ARROW).mean() - cart) * side > 20, "the arrow points to the side of the force"
+    assert (columns(image, cartpole_renderer.POLE).mean() - cart) * side < -2, "the tip stays behind"
+
+
+def test_angle_is_true_to_scale() -> None:
+    image = draw(angle=0.5)
+    y, x = (np.abs(image.astype(int) - np.array(cartpole_renderer.POLE)).sum(axis=-1) < 30).nonzero()
+    slope = np.polyfit(y, x, 1)[0]
+    assert np.arctan(slope) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_larger_force_has_a_longer_arrow() -> None:
+    sizes = [columns(draw(force=force), cartpole_renderer.ARROW).size for force in (0.0, 4.0, 100.0, 400.0)]
+    assert sizes[0] == 0
+    assert sizes == sorted(set(sizes))
+
+
+def test_text_shows_step_and_return() -> None:
+    renderer = CartpoleRenderer(1)
+    strip = [renderer.images(state(step=s), returns(value=r))[0][-50:] for s, r in ((7, 12.5), (8, 12.5), (7, 13.5))]
+    left, right = np.s_[:, :320], np.s_[:, 320:]
+    assert (strip[0][left] != strip[1][left]).any() and (strip[0][right] == strip[1][right]).all()
+    assert (strip[0][left] == strip[2][left]).all() and (strip[0][right] != strip[2][right]).any()
+    for n_envs in (1, 16):  # legible in the smallest pictures too: digits at least 9 pixels high
+        image = CartpoleRenderer(16).images(state(n_envs), returns(n_envs))[0]
+        dark = (np.abs(image.astype(int) - np.array(cartpole_renderer.TEXT)).sum(axis=-1) < 60)[-image.shape[0] // 5 :]
+        assert np.ptp(dark.any(axis=1).nonzero()[0]) >= 9
+
+
+def test_edges_are_smooth() -> None:
+    colors = np.unique(draw(angle=0.3).reshape(-1, 3), axis=0)
+    assert len(colors) > 50  # eight without antialiasing
+
+
+def test_after_a_reset_nothing_is_left_of_the_old_episode() -> None:
+    image = draw(force=400.0, step=0)
+    assert columns(image, cartpole_renderer.ARROW).size == 0
+    (expected,) = CartpoleRenderer(1).images(state(step=0), returns(value=0.0))
+    assert (image == expected).all()
+
+
+@pytest.mark.parametrize("n_envs, n_tiles, grid", [(1, 1, (320, 640)), (3, 3, (480, 960)), (40, 16, (640, 1280))])
+def test_sizes(n_envs: int, n_tiles: int, grid: Any) -> None:
+    renderer = CartpoleRenderer(16)
+    images = renderer.images(state(n_envs), returns(n_envs))
+    width, height = tile_size(n_tiles)
+    assert [(image.shape, image.dtype) for image in images] == [((height, width, 3), np.dtype(np.uint8))] * n_tiles
+    frame = renderer.grid(state(n_envs), returns(n_envs))
+    assert frame.shape == (*grid, 3)
+    assert grid[0] % 2 == grid[1] % 2 == 0, "video codecs want even sizes"
+
+
+def test_vec_env_and_single_env_render() -> None:
+    env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", 4, device="cpu", seed=0, render_mode="rgb_array")
+    env.reset()
+    first = env.render()
+    assert first is not None and first.shape == (480, 960, 3)
+    kept = first.copy()
+    env.step(np.ones((4, 1), dtype=np.float32))
+    second = env.render()
+    assert (first == kept).all() and (first != second).any()
+    env.close()
+    single = gym.make("IsaacGymCartpoleDiscrete-v0", render_mode="rgb_array", device="cpu")
+    single.reset(seed=0)
+    single.step(2)
+    assert np.asarray(single.render()).shape == (320, 640, 3)
+    single.close()
+
+
+def test_window_without_display_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", 2, device="cpu", render_mode="human")
+    env.reset()
+    with pytest.raises(RuntimeError, match="Cannot open a window .*use render_mode='rgb_array'"):
+        env.render()
+    env.close()
+
+
+def test_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    renderer = CartpoleRenderer(4)
+    renderer.show(state(4), returns(4), fps=1000)
+    shown = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    assert (shown == renderer.grid(state(4), returns(4))).all()
+    pygame.event.post(pygame.event.Event(pygame.QUIT))
+    with pytest.raises(KeyboardInterrupt):  # closing the window stops the program
+        renderer.show(state(4), returns(4), fps=1000)
+    assert pygame.display.get_surface() is None
+    renderer.close()
+
+
+def test_without_pygame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(ImportError, match=r"extra 'plots': pip install pygame"):
+        CartpoleRenderer(1)

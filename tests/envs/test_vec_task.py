@@ -1,0 +1,397 @@
+"""IsaacGymEnvs tasks in SB3. The classes below behave as IsaacGymEnvs' do (isaacgymenvs/tasks/base/vec_task.py)."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+from gymnasium import spaces
+
+import sb3_isaac
+from sb3_isaac.backends.torch_cartpole import integrate
+from sb3_isaac.envs.vec_task import VecTaskEnv, wrap_vec_task
+
+N = 32
+
+
+class OldBox:
+    """A Box of gym 0.23, which is not gymnasium's."""
+
+    def __init__(self, low, high, shape):
+        self.low, self.high = np.full(shape, low, np.float32), np.full(shape, high, np.float32)
+
+
+class Gym:
+    """The simulator behind the task: its own state, and a copy that a refresh fills."""
+
+    def __init__(self, n):
+        self.state, self.cache, self.force = th.zeros(n, 4), th.zeros(2 * n, 2), th.zeros(n)
+        self.setters = 0
+
+    def set_dof_state_tensor_indexed(self, states, env_ids):
+        self.setters += 1
+        assert self.setters == 1, "a setter was called twice between two simulates"
+        self.state[env_ids.long()] = states.view(-1, 4)[env_ids.long()]
+
+    def simulate(self):
+        self.state = integrate(self.state, self.force)
+        self.setters = 0
+
+    def refresh_dof_state_tensor(self):
+        self.cache.copy_(self.state.view(-1, 2))
+
+
+class VecTask:
+    """The base class: step in the order of the real one, reset_idx without effect, late resets."""
+
+    def __init__(self, num_envs=N, clip_obs=5.0, clip_actions=1.0, max_episode_length=40, rl_device="cpu"):
+        self.num_envs, self.num_obs, self.num_actions, self.num_agents = num_envs, 4, 1, 1
+        self.device, self.rl_device = "cpu", rl_device
+        self.clip_obs, self.clip_actions, self.max_episode_length = clip_obs, clip_actions, max_episode_length
+        self.observation_space, self.action_space = OldBox(-np.inf, np.inf, (4,)), OldBox(-1.0, 1.0, (1,))
+        self.dr_randomizations = {}
+        self.obs_buf, self.rew_buf = th.zeros(num_envs, 4), th.zeros(num_envs)
+        self.reset_buf = th.ones(num_envs, dtype=th.long)
+        self.progress_buf = th.zeros(num_envs, dtype=th.long)
+        self.extras, self.obs_dict = {}, {}
+        self.gym = Gym(num_envs)
+        self.dof_state = self.gym.cache
+
+    def reset_idx(self, env_idx):
+        pass
+
+    def step(self, actions):
+        self.pre_physics_step(th.clamp(actions, -self.clip_actions, self.clip_actions))
+        self.gym.simulate()
+        self.post_physics_step()
+        self.extras["time_outs"] = (self.progress_buf >= self.max_episode_length - 1) & (self.reset_buf != 0)
+        if self.dr_randomizations.get("observations"):
+            self.obs_buf = self.dr_randomizations["observations"]["noise_lambda"](self.obs_buf)
+        self.obs_dict["obs"] = th.clamp(self.obs_buf, -self.clip_obs, self.clip_obs).to(self.rl_device)
+        return self.obs_dict, self.rew_buf.to(self.rl_device), self.reset_buf.to(self.rl_device), self.extras
+
+
+class LateCartpole(VecTask):
+    """A task that resets late and offers no way to do it at once."""
+
+    def _reset_some(self, env_ids):
+        width = th.tensor([0.2, 0.5, 0.2, 0.5])
+        self.dof_state.view(-1, 4)[env_ids] = (th.rand(len(env_ids), 4) - 0.5) * width
+        self.gym.set_dof_state_tensor_indexed(self.dof_state, env_ids)
+        self.reset_buf[env_ids] = 0
+        self.progress_buf[env_ids] = 0
+
+    def _observe(self):
+        self.gym.refresh_dof_state_tensor()
+        self.obs_buf[:] = self.dof_state.view(-1, 4)
+
+    def pre_physics_step(self, actions):
+        self.gym.force = actions[:, 0] * 400.0
+
+    def post_physics_step(self):
+        self.progress_buf += 1
+        env_ids = self.reset_buf.nonzero().squeeze(-1)
+        if len(env_ids) > 0:
+            self._reset_some(env_ids)
+        self._observe()
+        x, v, angle, w = self.obs_buf.unbind(-1)
+        self.failed = (x.abs() > 3) | (angle.abs() > th.pi / 2)
+        self.rew_buf[:] = th.where(self.failed, -2.0 * th.ones(()), 1 - angle**2 - 0.01 * v.abs() - 0.005 * w.abs())
+        self.reset_buf[:] = (self.failed | (self.progress_buf >= self.max_episode_length - 1)).long()
+
+
+class Cartpole(LateCartpole):
+    """As IsaacGymEnvs' cartpole: with the two methods that most tasks have."""
+
+    def reset_idx(self, env_ids):
+        self._reset_some(env_ids)
+
+    def compute_observations(self, env_ids=None):
+        self._observe()
+
+
+class TwoArguments(Cartpole):
+    """As IsaacGymEnvs' AllegroHand: reset_idx wants the goals, too."""
+
+    def reset_idx(self, env_ids, goal_env_ids):
+        self._reset_some(env_ids)
+
+
+class LeavesAMark(Cartpole):
+    """As IsaacGymEnvs' Anymal, whose reset_idx sets reset_buf."""
+
+    def reset_idx(self, env_ids):
+        self._reset_some(env_ids)
+        self.reset_buf[env_ids] = 1
+
+
+def random_actions(generator, n=N):
+    return (th.rand(n, 1, generator=generator) * 2 - 1).sign()
+
+
+def drive(env, steps=120, seed=0):
+    """Step with random pushes; yields (obs before, actions, result)."""
+    generator = th.Generator().manual_seed(seed)
+    env.seed(seed)
+    obs = env.reset().clone()
+    for _ in range(steps):
+        actions = random_actions(generator, env.n_envs)
+        result = env.step(actions)
+        yield obs, actions, result
+        obs = result.obs.clone()
+
+
+@pytest.mark.parametrize("make_task", [Cartpole, LeavesAMark])
+def test_every_transition_happened(make_task):
+    """The physics leads from each observation, with its action, to the true next one: no late reset in between."""
+    env = VecTaskEnv(make_task(clip_obs=1000.0))
+    assert env.valid is None
+    ended = starts = 0
+    for obs, actions, result in drive(env):
+        assert th.allclose(result.final_obs, integrate(obs, actions[:, 0] * 400.0), atol=1e-6)
+        done = result.terminated | result.truncated
+        failed = (result.final_obs[:, 0].abs() > 3) | (result.final_obs[:, 2].abs() > th.pi / 2)
+        assert (result.terminated | ~failed | result.truncated).all() and (failed | ~result.terminated).all()
+        assert th.equal(result.reward == -2.0, failed)
+        assert th.equal(result.obs[~done], result.final_obs[~done])
+        assert (result.obs[done].abs() <= th.tensor([0.1, 0.25, 0.1, 0.25])).all()
+        assert (env.progress[done] == 0).all()
+        ended += int(done.sum())
+        starts += int((env.progress == 1).sum())
+    assert ended > 100 and starts > 100
+
+
+def test_unwrapped_the_transition_is_spurious():
+    """What the wrapper is for: driven directly, the step after the end leads from a dead state to a new start."""
+    task = Cartpole(clip_obs=1000.0)
+    generator = th.Generator().manual_seed(0)
+    spurious, obs = 0, None
+    for _ in range(120):
+        actions = random_actions(generator)
+        new_obs = task.step(actions)[0]["obs"].clone()
+        if obs is not None:
+            spurious += int(((new_obs - integrate(obs, actions[:, 0] * 400.0)).abs().amax(-1) > 1e-3).sum())
+        obs = new_obs
+    assert spurious > 100
+
+
+def test_time_limit_and_failure():
+    """Truncated after max_episode_length - 1 steps. time_outs cannot tell a failure in that step; ``failed`` can."""
+    for failed, truncated_on_failure in ((None, True), (lambda task: task.failed, False)):
+        env = VecTaskEnv(Cartpole(max_episode_length=10), failed=failed)
+        env.reset()
+        for step in range(1, 10):
+            result = env.step(th.zeros(N, 1))
+            assert not result.terminated.any()
+            assert result.truncated.all() == (step == 9)
+        env.progress.fill_(8)
+        env.task.gym.state[:] = th.tensor([2.99, 50.0, 0.0, 0.0])
+        result = env.step(th.zeros(N, 1))
+        assert result.truncated.all() == truncated_on_failure and result.terminated.all() != truncated_on_failure
+        assert not (result.truncated & result.terminated).any()
+
+
+def test_terminate_in_extras():
+    """IsaacGymEnvs' AMP tasks say which environments failed."""
+
+    class Amp(Cartpole):
+        def post_physics_step(self):
+            super().post_physics_step()
+            self.extras["terminate"] = self.failed.long()
+
+    env = VecTaskEnv(Amp(max_episode_length=10))
+    env.reset()
+    env.progress.fill_(8)
+    env.task.gym.state[:] = th.tensor([2.99, 50.0, 0.0, 0.0])
+    assert env.step(th.zeros(N, 1)).terminated.all()
+
+
+def test_tasks_without_time_outs():
+    class Old(Cartpole):
+        def step(self, actions):
+            obs, reward, done, extras = super().step(actions)
+            return obs, reward, done, {}
+
+    env = VecTaskEnv(Old(max_episode_length=5))
+    env.reset()
+    assert [bool(env.step(th.zeros(N, 1)).truncated.all()) for _ in range(5)] == [False, False, False, True, False]
+
+
+def test_results_are_not_overwritten_by_the_reset():
+    env = VecTaskEnv(Cartpole(max_episode_length=3))
+    env.reset()
+    env.step(th.ones(N, 1))
+    result = env.step(th.ones(N, 1))
+    assert result.truncated.all()
+    assert (result.final_obs[:, 1] > 1.0).all() and (result.obs[:, 1] < 0.3).all()
+    reward = result.reward.clone()
+    env.step(th.ones(N, 1))
+    assert th.equal(result.reward, reward)
+
+
+def test_reset_right_after_a_reset():
+    """The simulator's setters may be called once between two simulates (the task's simulator here insists on it)."""
+    env = VecTaskEnv(Cartpole(max_episode_length=3, clip_obs=1000.0))
+    for _ in range(3):
+        obs = env.reset()
+        assert (obs.abs() <= th.tensor([0.1, 0.25, 0.1, 0.25])).all() and not env.progress.any()
+    env.step(th.zeros(N, 1))
+    assert env.step(th.zeros(N, 1)).truncated.all()
+    obs = env.reset().clone()
+    assert th.allclose(env.step(th.ones(N, 1)).final_obs, integrate(obs, th.full((N,), 400.0)), atol=1e-6)
+
+
+def test_late_resets_are_marked(caplog):
+    """A task that cannot be reset at once keeps its late resets; ``valid`` tells the transitions that did not happen."""
+    with caplog.at_level(logging.WARNING):
+        env = VecTaskEnv(LateCartpole(clip_obs=1000.0))
+    assert "LateCartpole has no reset_idx" in caplog.text
+    was_done, invalid = th.zeros(N, dtype=th.bool), 0
+    for obs, actions, result in drive(env):
+        assert th.equal(env.valid, ~was_done)
+        right = (result.final_obs - integrate(obs, actions[:, 0] * 400.0)).abs().amax(-1) < 1e-5
+        assert right[env.valid].all()
+        assert (result.reward[~env.valid] == 0.0).all()
+        invalid += int((~env.valid).sum())
+        was_done = result.terminated | result.truncated
+    assert invalid > 100
+
+
+def test_methods_with_other_arguments():
+    """Two required arguments: late, unless the user says how to call it."""
+    assert VecTaskEnv(TwoArguments()).valid is not None
+    nobody = th.zeros(0, dtype=th.long)
+    env = VecTaskEnv(TwoArguments(clip_obs=1000.0), reset=lambda task, env_ids: task.reset_idx(env_ids, nobody))
+    assert env.valid is None
+    for obs, actions, result in drive(env, steps=60):
+        assert th.allclose(result.final_obs, integrate(obs, actions[:, 0] * 400.0), atol=1e-6)
+
+
+def test_clip_settings_and_spaces():
+    env = wrap_vec_task(Cartpole(clip_obs=0.05, clip_actions=0.5))
+    assert isinstance(env, sb3_isaac.IsaacVecEnv)
+    assert isinstance(env.observation_space, spaces.Box) and isinstance(env.action_space, spaces.Box)
+    assert env.observation_space.shape == (4,) and env.observation_space.high[0] == np.float32(0.05)
+    assert (env.action_space.low, env.action_space.high) == (-0.5, 0.5) and env.action_space.dtype == np.float32
+    assert np.abs(env.reset()).max() <= 0.05 + 1e-7
+    assert np.isinf(wrap_vec_task(Cartpole(clip_obs=np.inf)).observation_space.high).all()
+    # an action beyond the space is clipped as the task's own action is
+    one, huge = (VecTaskEnv(Cartpole(clip_obs=1000.0, clip_actions=100.0)) for _ in range(2))
+    for tensor_env in (one, huge):
+        tensor_env.seed(0)
+        tensor_env.reset()
+    assert th.equal(one.step(th.ones(N, 1)).obs, huge.step(th.full((N, 1), 50.0)).obs)
+
+
+def test_observation_noise_reaches_new_starts():
+    task = Cartpole(max_episode_length=3, clip_obs=1000.0)
+    task.dr_randomizations["observations"] = {"noise_lambda": lambda obs: obs + 10.0}
+    env = VecTaskEnv(task)
+    assert (env.reset() > 9.0).all()
+    env.step(th.zeros(N, 1))
+    result = env.step(th.zeros(N, 1))
+    assert result.truncated.all() and (result.obs > 9.0).all() and (result.obs < 11.0).all()
+
+
+def test_seeds():
+    def run(seed):
+        return [result.obs.clone() for _, _, result in drive(VecTaskEnv(Cartpole()), steps=30, seed=seed)]
+
+    assert all(th.equal(a, b) for a, b in zip(run(3), run(3)))
+    assert not th.equal(run(3)[0], run(4)[0])
+
+
+def test_what_cannot_be_wrapped():
+    task = Cartpole()
+    task.num_agents = 2
+    with pytest.raises(ValueError, match="2 agents"):
+        wrap_vec_task(task)
+    task = Cartpole()
+    task.observation_space = {"obs": task.observation_space}
+    with pytest.raises(ValueError, match="only a Box is supported"):
+        wrap_vec_task(task)
+    env = VecTaskEnv(Cartpole())
+    for call in (env.get_state, lambda: env.set_state({})):
+        with pytest.raises(NotImplementedError, match="Cartpole cannot tell its whole state"):
+            call()
+
+
+def test_with_stock_sb3():
+    env = wrap_vec_task(Cartpole())
+    model = stable_baselines3.PPO("MlpPolicy", env, n_steps=64, batch_size=512, n_epochs=1, seed=0, device="cpu")
+    model.learn(2 * 64 * N)
+    assert len(model.ep_info_buffer) == 100
+    assert all(1 < episode["l"] <= 39 for episode in model.ep_info_buffer)
+
+
+@pytest.mark.parametrize("make_task", [Cartpole, LateCartpole])
+@pytest.mark.parametrize("algorithm", ["PPO", "DDPG"])
+def test_with_our_algorithms(algorithm, make_task):
+    env = wrap_vec_task(make_task())
+    settings = {"PPO": {"n_steps": 16, "batch_size": 128}, "DDPG": {"learning_starts": 64, "buffer_size": 5_000}}[algorithm]
+    model = getattr(sb3_isaac, algorithm)("MlpPolicy", env, seed=0, device="cpu", **settings)
+    model.learn(48 * N)
+    actions, _ = model.predict(env.reset(), deterministic=True)
+    assert actions.shape == (N, 1) and model.num_timesteps >= 48 * N
+
+
+def transitions_are_real(obs, actions, next_obs):
+    return (next_obs - integrate(obs, actions[:, 0].clamp(-1, 1) * 400.0)).abs().amax(-1) < 1e-5
+
+
+def test_late_resets_stay_out_of_ppos_rollout():
+    """Every (obs, action) that PPO learns from was followed by a real step; the one before stands in for the others."""
+    env = wrap_vec_task(LateCartpole(clip_obs=1000.0))
+    model = sb3_isaac.PPO("MlpPolicy", env, n_steps=64, batch_size=512, n_epochs=1, seed=0, device="cpu")
+    seen = []
+    step_tensor = env.step_tensor
+
+    def noting(actions):
+        obs = env.obs_tensor.clone()
+        result = step_tensor(actions)
+        seen.append((obs, actions.clone(), result.final_obs.clone(), env.valid.clone()))
+        return result
+
+    env.step_tensor = noting
+    model.learn(64 * N)
+    tensors = model.rollout_buffer.tensors
+    obs, actions, next_obs, valid = (th.stack(column) for column in zip(*seen))
+    assert (~valid).sum() > 30
+    real = transitions_are_real(obs.flatten(0, 1), actions.flatten(0, 1), next_obs.flatten(0, 1)).view(64, N)
+    assert real[valid].all() and not real[~valid].all()
+    learned = {tuple(row.tolist()) for row in tensors.observations.flatten(0, 1)}
+    assert learned == {tuple(row.tolist()) for row in obs[valid]}
+    rows, columns = (~valid).nonzero().unbind(-1)
+    later = rows > 0
+    for tensor in tensors[:2] + tensors[4:]:
+        assert th.equal(tensor[rows[later], columns[later]], tensor[rows[later] - 1, columns[later]])
+    lengths = [episode["l"] for episode in model.ep_info_buffer]
+    assert max(lengths) <= 39
+
+
+def test_late_resets_stay_out_of_replay():
+    env = wrap_vec_task(LateCartpole(clip_obs=1000.0))
+    model = sb3_isaac.DDPG("MlpPolicy", env, seed=0, device="cpu", learning_starts=100 * N, buffer_size=100 * N)
+    model.learn(60 * N)
+    buffer = model.replay_buffer
+    columns = (buffer.observations, buffer.actions, buffer.next_observations)
+    obs, actions, next_obs = (column[:60].flatten(0, 1) for column in columns)
+    assert transitions_are_real(obs, actions, next_obs).all()
+    assert (buffer.dones[:60] != 0).sum() > 30
+
+
+def test_leaving_out_the_first_row():
+    """There the transition after it stands in; a rollout of one step has none and stays as it is."""
+    for n_steps, expected in ((3, [[1, 10], [1, 11], [1, 12]]), (1, [[0, 10]])):
+        buffer = sb3_isaac.DeviceRolloutBuffer(n_steps, spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,)), "cpu", n_envs=2)
+        number = th.arange(n_steps, dtype=th.float32).unsqueeze(1) + th.tensor([0.0, 10.0])
+        for tensor in buffer.tensors:
+            tensor.copy_(number.view(n_steps, 2, *[1] * (tensor.dim() - 2)))
+        valid = th.ones(n_steps, 2, dtype=th.bool)
+        valid[0, 0] = valid[-1, 0] = False
+        buffer.leave_out(valid)
+        for tensor in buffer.tensors:
+            assert tensor.view(n_steps, 2).tolist() == expected

@@ -1,0 +1,359 @@
+"""Videos, learning curves, the commands that make them, and rl_zoo3's own scripts on our logs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Iterator, List, Tuple
+
+import numpy as np
+import pytest
+import torch as th
+import yaml
+from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import ResultsWriter
+
+import sb3_isaac
+
+pytest.importorskip("pygame", reason="pictures need the extra 'plots'")
+imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="videos need the extra 'plots'")
+pytest.importorskip("matplotlib", reason="plots need the extra 'plots'").use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+import sb3_isaac.zoo  # noqa: E402
+from sb3_isaac.cli.commands import evaluate_main, record_video_main, video_main  # noqa: E402
+from sb3_isaac.evaluation import curves, video  # noqa: E402
+from sb3_isaac.evaluation.callbacks import RewardLog  # noqa: E402
+from sb3_isaac.evaluation.video import play_frames, write_video  # noqa: E402
+
+ENV_ID = "IsaacGymCartpole-v0"
+DATA = Path(__file__).parents[1] / "data"
+
+
+def balancing_model(env: Any) -> PPO:
+    """A linear controller that balances the pole, as a PPO model."""
+    model = PPO("MlpPolicy", env, policy_kwargs={"net_arch": []}, device="cpu", seed=0, n_steps=8, batch_size=8)
+    with th.no_grad():
+        model.policy.action_net.weight.copy_(th.tensor([[0.02, 0.06, -0.5, -0.1]]))
+        model.policy.action_net.bias.zero_()
+    return model
+
+
+def make_runs(folder: Path, n_runs: int, algo: str = "ppo", env_id: str = ENV_ID) -> List[Path]:
+    """Folders as rl_zoo3 leaves them: model, settings, 300 training episodes and 5 evaluations each."""
+    env = sb3_isaac.make_vec_env(env_id, 2, device="cpu")
+    model = balancing_model(env) if env_id == ENV_ID else PPO("MlpPolicy", env, device="cpu")
+    runs = [folder / algo / f"{env_id}_{i + 1}" for i in range(n_runs)]
+    for i, run in enumerate(runs):
+        (run / env_id).mkdir(parents=True)
+        model.save(run / f"{env_id}.zip")
+        (run / env_id / "config.yml").write_text("n_envs: 2\nnormalize: false\n")
+        arguments = yaml.dump({"env": env_id, "env_kwargs": {"max_episode_length": 100}})
+        (run / env_id / "args.yml").write_text(arguments)
+        writer = ResultsWriter(str(run / "0"), header={"t_start": 1000.0, "env_id": env_id})
+        for k in range(300):
+            writer.write_row({"r": k + 10.0 * i, "l": 10 + k, "t": 0.1 * (k + 1)})
+        writer.close()
+        results = 100.0 * np.arange(5)[:, None] + i + np.zeros((5, 8))
+        rows = "".join(f"{100 * k},{100 * k + 99},{k / 50},2\n" for k in range(50))
+        (run / "reward_rate.csv").write_text("window_first_step,window_last_step,mean_reward,n_envs\n" + rows)
+        np.savez(run / "evaluations.npz", timesteps=1000 * np.arange(1, 6), results=results, ep_lengths=results.astype(int))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    make_runs(folder, 3)
+    return folder
+
+
+def read_video(path: Path) -> Tuple[Tuple[int, int], List[np.ndarray]]:
+    frames = imageio_ffmpeg.read_frames(str(path))
+    width, height = next(frames)["size"]
+    return (height, width), [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames]
+
+
+def squares(n: int = 30) -> Iterator[np.ndarray]:
+    for i in range(n):
+        frame = np.full((64, 96, 3), 240, dtype=np.uint8)
+        frame[20:40, 2 * i : 2 * i + 20] = (30, 60, 200)
+        yield frame
+
+
+# -- videos ----------------------------------------------------------------------------------------------------------
+
+
+def test_mp4_and_gif_hold_the_frames(tmp_path: Path) -> None:
+    paths = [tmp_path / "new" / name for name in ("a.mp4", "a.gif")]
+    assert write_video([str(path) for path in paths], squares(), fps=60) == 30
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["a.gif", "a.mp4"]
+    (size, movie), (gif_size, gif) = read_video(paths[0]), read_video(paths[1])
+    assert size == gif_size == (64, 96)
+    assert len(movie) == 30 and len(gif) == 15, "a gif has every second frame, so that it plays at the same speed"
+    for frame, original in zip(movie, squares()):
+        assert np.abs(frame.astype(int) - original).mean() < 6
+    assert np.abs(gif[7].astype(int) - list(squares())[14]).mean() < 6
+
+
+def test_a_grid_of_16_is_fast(tmp_path: Path) -> None:
+    env = sb3_isaac.make_vec_env(ENV_ID, 16, device="cpu", seed=0, render_mode="rgb_array")
+    model = balancing_model(env)
+    start = time.process_time()  # of drawing: ffmpeg encodes in a process of its own, as fast as the frames come
+    write_video(str(tmp_path / "grid.mp4"), play_frames(model, env, 30))
+    assert time.process_time() - start < 30 * 10 / 300
+    size, frames = read_video(tmp_path / "grid.mp4")
+    assert size == (640, 1280) and len(frames) == 30
+    assert np.abs(frames[0].astype(int) - frames[29]).max() > 100, "it moves"
+
+
+def test_missing_codec_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(video._FFMPEG, ".mp4", {**video._FFMPEG[".mp4"], "codec": "no_such_codec"})
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"an older video")
+    with pytest.raises(RuntimeError, match="could not write .*a.mp4 with the codec no_such_codec .*try the other format"):
+        write_video(str(path), squares())
+    assert path.read_bytes() == b"an older video"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_interrupted_video_keeps_the_old_file(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[np.ndarray]:
+        yield from squares(3)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"an older video")
+    with pytest.raises(KeyboardInterrupt):
+        write_video(str(path), interrupted())
+    assert path.read_bytes() == b"an older video"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.gif"]
+
+
+def test_video_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.mp4 or \.gif"):
+        write_video("a.avi", squares())
+    with pytest.raises(ValueError, match="No frames"):
+        write_video(str(tmp_path / "a.mp4"), [])
+    env = sb3_isaac.make_vec_env(ENV_ID, 2, device="cpu")
+    with pytest.raises(ValueError, match="trained for actions Box"):
+        discrete = sb3_isaac.make_vec_env("IsaacGymCartpoleDiscrete-v0", 2, device="cpu", render_mode="rgb_array")
+        next(play_frames(balancing_model(env), discrete, 1))
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="make it with render_mode='rgb_array', not None"):
+        next(play_frames(balancing_model(env), env, 1))
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("No ffmpeg exe")))
+    with pytest.raises(RuntimeError, match="install ffmpeg, or set IMAGEIO_FFMPEG_EXE"):
+        video.check_video_path("a.mp4")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ImportError, match="extra 'plots': pip install imageio-ffmpeg"):
+        video.check_video_path("a.mp4")
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_a_table(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--env", ENV_ID, "-f", str(logs), "--exp-id", "2", "--device", "cpu"]
+    assert evaluate_main([*flags, "--n-episodes", "30"]) == 0
+    table = {line[:26].strip(): line[26:] for line in capsys.readouterr().out.splitlines()}
+    assert table["model"].endswith(f"{ENV_ID}_2/{ENV_ID}.zip") and table["environment"] == f"{ENV_ID}, 30 at once"
+    assert (table["episodes"], table["failures"], table["time-outs"]) == ("30", "0", "30")
+    assert table["mean length"] == "99.0 steps", "max_episode_length is that of the training run"
+    assert 98 < float(table["mean return"].split()[0]) < 99
+    low, high = (float(number) for number in table["95% interval of the mean"].split(" to "))
+    assert 98 < low < high < 99
+    assert evaluate_main([*flags, "-n", "4", "--n-envs", "2", "--env-kwargs", "max_episode_length:50", "--stochastic"]) == 0
+    out = capsys.readouterr().out
+    assert "2 at once" in out and "stochastic" in out
+
+
+def test_video_writes_both_formats_beside_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = make_runs(tmp_path, 1)
+    flags = ["--env", ENV_ID, "-f", str(tmp_path), "--device", "cpu", "--n-envs", "4"]
+    assert video_main([*flags, "-n", "12"]) == 0
+    written = sorted(path.name for path in (run / "videos").iterdir())
+    assert written == [f"final-model-ppo-{ENV_ID}.gif", f"final-model-ppo-{ENV_ID}.mp4"]
+    assert capsys.readouterr().out.count("Wrote ") == 2
+    size, frames = read_video(run / "videos" / written[1])
+    assert size == (480, 960) and len(frames) == 12
+    assert video_main([*flags, "-n", "4", "-o", str(tmp_path / "own.gif")]) == 0
+    assert (tmp_path / "own.gif").is_file()
+    for command in (["-n", "0"], ["-o", "movie.avi"]):
+        with pytest.raises(ValueError, match="at least 1|must end in"):
+            video_main([*flags, *command])
+
+
+@pytest.mark.parametrize("main", [evaluate_main, video_main])
+def test_missing_models(main: Any, logs: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere/ppo folder was not found: train one first, or name another"):
+        main(["--env", ENV_ID, "-f", "nowhere"])
+    with pytest.raises(FileNotFoundError, match="No model found for ppo"):
+        main(["--env", ENV_ID, "-f", str(logs), "--load-best"])
+    with pytest.raises(FileNotFoundError, match="No model found for ppo"):
+        main(["--env", "IsaacGymCartpoleDiscrete-v0", "-f", str(logs)])
+    with pytest.raises(ValueError, match="--n-envs must be at least 1"):
+        main(["--env", ENV_ID, "-f", str(logs), "--n-envs", "0"])
+
+
+def test_model_of_the_other_action_space(logs: Path) -> None:
+    with pytest.raises(ValueError, match=r"trained for actions Box.* has Discrete\(3\)"):
+        evaluate_main(["--env", ENV_ID, "-f", str(logs), "--env-kwargs", "discrete:True", "--device", "cpu"])
+
+
+def test_zoos_record_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("moviepy", reason="rl_zoo3.record_video needs moviepy")
+    (run,) = make_runs(tmp_path, 1)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert record_video_main(["--env", ENV_ID, "-f", str(tmp_path), "--n-envs", "4", "-n", "10"]) == 0
+    (path,) = (run / "videos").iterdir()
+    size, frames = read_video(path)
+    assert size == (480, 960) and len(frames) >= 10
+
+
+# -- curves ----------------------------------------------------------------------------------------------------------
+
+
+def test_band_is_the_mean_over_seeds_with_its_interval(logs: Path) -> None:
+    runs = curves.find_runs(str(logs), "ppo", ENV_ID)
+    assert [Path(run).name for run in runs] == [f"{ENV_ID}_{i}" for i in (1, 2, 3)]
+    band = curves.band([curves.evaluation_curve(run) for run in runs])
+    assert band.n_runs == 3 and band.x[0] == 1000 and band.x[-1] == 5000
+    np.testing.assert_allclose(band.mean, 0.1 * (band.x - 1000) + 1.0)  # the seeds add 0, 1 and 2
+    np.testing.assert_allclose(band.low, band.mean - 1.0)
+    np.testing.assert_allclose(band.high, band.mean + 1.0)
+
+
+def test_training_curves(logs: Path) -> None:
+    (run, *_) = curves.find_runs(str(logs), "ppo", ENV_ID)
+    x, y = curves.training_curve(run, "steps", window=100)
+    lengths = 10 + np.arange(300)
+    np.testing.assert_allclose(y, np.arange(300)[99:] - 49.5)
+    np.testing.assert_allclose(x, np.cumsum(lengths)[99:])
+    seconds, _ = curves.training_curve(run, "seconds", window=100)
+    np.testing.assert_allclose(seconds, 0.1 * np.arange(100, 301), atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm, wrapped", [("PPO", False), ("PPO", True), ("DDPG", False)])
+def test_reward_log(algorithm: str, wrapped: bool, tmp_path: Path) -> None:
+    env: Any = sb3_isaac.make_vec_env(ENV_ID, 4, device="cpu", seed=0, max_episode_length=12, monitor_dir=str(tmp_path))
+    rewards: List[np.ndarray] = []
+    step = env.tensor_env.step
+
+    def remember(actions: th.Tensor) -> Any:
+        result = step(actions)
+        rewards.append(result.reward.clone().numpy())
+        return result
+
+    env.tensor_env.step = remember
+    if wrapped:
+        env = sb3_isaac.VecNormalize(env)
+    options = {"n_steps": 20, "batch_size": 80} if algorithm == "PPO" else {"learning_starts": 4000}
+    model = getattr(sb3_isaac, algorithm)("MlpPolicy", env, device="cpu", seed=0, **options)
+    model.learn(4 * 60, callback=RewardLog(window=20))
+    assert len(rewards) == 60
+    x, y = curves.reward_rate_curve(str(tmp_path / "reward_rate.csv"))
+    np.testing.assert_allclose(y, np.array(rewards).reshape(3, -1).mean(axis=1), atol=2e-6)
+    assert list(x) == [4 * 10, 4 * 30, 4 * 50]
+
+
+def test_reward_log_elsewhere() -> None:
+    env = sb3_isaac.make_vec_env(ENV_ID, 2, device="cpu")
+    balancing_model(env).learn(32, callback=RewardLog(window=2))  # no monitor file, nothing to write
+    model = PPO("MlpPolicy", "CartPole-v1", device="cpu", n_steps=8, batch_size=8)
+    with pytest.raises(ValueError, match="RewardLog needs an IsaacVecEnv, not DummyVecEnv"):
+        model.learn(8, callback=RewardLog())
+
+
+def test_reference_curves() -> None:
+    x, y = curves.reward_rate_curve(str(DATA / "seed_curve_ppo.csv"))
+    assert x[0] == 50 * 128 and y[0] == 0.61275
+    x, y = curves.reward_rate_curve(str(DATA / "seed_curve_dqn.csv"))
+    assert x[0] == 150 * 128 and y[0] == 0.24185, "the first window has no value"
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["-x", "seconds"], ["--curve", "train"], ["--reference", str(DATA / "seed_curve_ppo.csv")]]
+)
+def test_plot(flags: List[str], logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: List[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    path = tmp_path / "new" / "curve.png"
+    path.parent.mkdir()
+    path.write_bytes(b"an older plot")
+    assert curves.main(["-e", ENV_ID, "-f", str(logs), "-o", str(path), *flags]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG") and [entry.name for entry in path.parent.iterdir()] == ["curve.png"]
+    (axes,) = drawn[0].axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["PPO (3 seeds)"] + (["Isaac Gym: seed_curve_ppo"] if "--reference" in flags else [])
+    assert len(axes.lines) == 4 + ("--reference" in flags) and len(axes.collections) == 1
+    assert axes.get_xlabel() == ("seconds" if "seconds" in flags else "environment steps")
+
+
+def test_plot_mistakes(logs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.png"
+    output.write_bytes(b"an older plot")
+    flags = ["-e", ENV_ID, "-f", str(logs), "-o", str(output)]
+    (bare,) = make_runs(tmp_path, 1, "dqn", "IsaacGymCartpoleDiscrete-v0")
+    (bare / "evaluations.npz").unlink()
+    (bare / "0.monitor.csv").unlink()
+    (bare / "reward_rate.csv").unlink()
+    bad_csv = tmp_path / "bad.csv"
+    bad_csv.write_text("step,reward\n1,2\n")
+    discrete = ["-e", "IsaacGymCartpoleDiscrete-v0", "-f", str(tmp_path), "-a", "dqn", "-o", str(output)]
+    for wrong, error, message in (
+        ([*flags, "-a", "ddpg"], FileNotFoundError, "No run of ddpg on"),
+        (["-e", ENV_ID, "-f", "nowhere", "-o", str(output)], FileNotFoundError, "No run of ppo on"),
+        (discrete, FileNotFoundError, "has no evaluations.npz"),
+        ([*discrete, "--curve", "train"], FileNotFoundError, "has no monitor file"),
+        ([*flags, "--reference", str(bad_csv)], ValueError, "no curve of rewards"),
+        ([*flags, "--reference", "nowhere.csv"], FileNotFoundError, "There is no nowhere.csv"),
+        ([*discrete, "--curve", "reward-rate"], FileNotFoundError, "reward_rate.csv: train with RewardLog"),
+        ([*flags, "--curve", "eval", "-x", "seconds"], ValueError, "has no times"),
+        ([*flags, "--curve", "train", "--reference", str(bad_csv)], ValueError, "use --curve reward-rate"),
+        ([*flags, "-l", "one", "two"], ValueError, "as many --labels"),
+        ([*flags, "-w", "-3"], ValueError, "--window must be at least 1"),
+        ([*flags[:4], "-o", str(tmp_path / "a.nope")], ValueError, "nope"),
+    ):
+        with pytest.raises(error, match=message):
+            curves.main(wrong)
+    pyplot.close("all")
+    assert output.read_bytes() == b"an older plot"
+
+
+def test_plot_without_display_or_matplotlib(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with pytest.raises(RuntimeError, match="no display to show the plot on: write it to a file with --output"):
+        curves.main(["-e", ENV_ID, "-f", str(logs)])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="extra 'plots': pip install matplotlib"):
+        curves.main(["-e", ENV_ID, "-f", str(logs), "-o", "a.png"])
+
+
+def test_runs_that_cannot_be_averaged() -> None:
+    early, late = (np.array([0.0, 10.0]), np.zeros(2)), (np.array([20.0, 30.0]), np.zeros(2))
+    with pytest.raises(ValueError, match="no timesteps in common"):
+        curves.band([early, late])
+
+
+def test_zoos_plots_read_our_logs(logs: Path, tmp_path: Path) -> None:
+    """In a process of their own: they change matplotlib's settings. One process for all three: importing them is slow."""
+    pytest.importorskip("rliable", reason="rl_zoo3's plots need the extra 'plots'")
+    code = f"""
+import sys, matplotlib
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from rl_zoo3.plots import all_plots, plot_from_file, plot_train
+for x_axis in ("steps", "time"):
+    sys.argv = ["plot_train", "-a", "ppo", "-e", {ENV_ID!r}, "-f", {str(logs)!r}, "-x", x_axis]
+    plot_train()
+    assert len(plt.gca().lines) == (3 if x_axis == "steps" else 6), plt.gca().lines
+sys.argv = ["all_plots", "-a", "ppo", "-e", {ENV_ID!r}, "-f", {str(logs)!r}, "-o", {str(tmp_path / "post")!r}]
+all_plots()
+sys.argv = ["plot_from_file", "-i", {str(tmp_path / "post")!r}, "-b"]
+plot_from_file()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "401 +/- 0" in done.stdout and (tmp_path / "post.pkl").is_file()

@@ -1,0 +1,115 @@
+"""Models and replay buffers of DQN and DDPG as files: to stock SB3 and back, and training that goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+
+from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
+from tests import stock_process
+from tests.off_policy.off_policy_helpers import (
+    ALGOS,
+    STOCK,
+    assert_close,
+    assert_same,
+    feed,
+    make_env,
+    make_model,
+    parameters,
+    random_samples,
+    sb3_options,
+    start,
+)
+
+both = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
+
+
+def test_saved_models_load_in_stock_sb3_without_this_package(tmp_path):
+    for name in ("dqn", "ddpg"):
+        extra = dict(per_env_epsilon=(1.0, 0.01), double_q=True) if name == "dqn" else dict(per_env_noise=(1.0, 0.1))
+        kwargs = dict(storage_device="cpu")
+        model = make_model(name, n_steps=3, replay_buffer_kwargs=kwargs, reward_scale=0.1, **extra)
+        model.learn(400)
+        stock_process.save(model, tmp_path, name)
+    stock_process.check(tmp_path)
+
+
+@both
+def test_stock_models_load_here_and_train_on(algo, tmp_path):
+    stock = make_model(algo, cls=STOCK[algo])
+    stock.learn(160)
+    stock.save(tmp_path / "stock.zip")
+    stock.save_replay_buffer(tmp_path / "stock.pkl")
+    ours = ALGOS[algo].load(tmp_path / "stock.zip", make_env(algo), device="cpu")
+    assert_same(parameters(ours), parameters(stock))
+    ours.load_replay_buffer(tmp_path / "stock.pkl")
+    assert type(ours.replay_buffer) is DeviceReplayBuffer and ours.replay_buffer.pos == 20
+    assert np.allclose(ours.replay_buffer.rewards[:20].numpy(), stock.replay_buffer.rewards[:20])
+    assert ours.num_timesteps == 160
+    ours.learn(160, reset_num_timesteps=False)
+    assert ours.num_timesteps == 320 and ours._fast is not None and ours.replay_buffer.pos == 40
+
+
+@both
+def test_training_goes_on_from_files(algo, tmp_path):
+    """As if it had not been interrupted, but for the reset that SB3 makes too."""
+    first = make_model(algo, n_steps=3)
+    first.learn(400)
+    first.save(tmp_path / "model")
+    first.save_replay_buffer(tmp_path / "buffer")
+    loaded = ALGOS[algo].load(tmp_path / "model", make_env(algo), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.n_steps == 3 and type(loaded.replay_buffer) is DeviceReplayBuffer
+    first.set_env(first.get_env())  # SB3 resets the env at the next learn(), as after load()
+    for model in (first, loaded):
+        model.set_random_seed(5)
+        model.learn(400, reset_num_timesteps=False)
+    assert_same(parameters(first), parameters(loaded))
+    assert first.num_timesteps == loaded.num_timesteps == 800
+
+
+@both
+def test_models_load_without_an_environment(algo, tmp_path):
+    model = make_model(algo, n_steps=3)
+    model.learn(400)
+    model.save(tmp_path / "model")
+    loaded = ALGOS[algo].load(tmp_path / "model", device="cpu")
+    obs = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    loaded.set_env(make_env(algo))
+    loaded.learn(400, reset_num_timesteps=False)
+    assert type(loaded.replay_buffer) is DeviceReplayBuffer and loaded.replay_buffer.n_steps == 3
+    loaded.save(tmp_path / "again")
+    assert ALGOS[algo].load(tmp_path / "again", device="cpu").num_timesteps == loaded.num_timesteps
+
+
+@both
+def test_parameters_can_be_exchanged_in_the_middle(algo):
+    """set_parameters replaces the optimizer's state, to which the flat Adam has to be bound anew."""
+    samples = random_samples(algo, 8 * 16)
+    ours, stock = start(make_model(algo)), start(make_model(algo, cls=STOCK[algo]))
+    for model in (ours, stock):
+        feed(model, samples, 16)
+        model.train(4, 16)
+    saved = ours.get_parameters()
+    other = make_model(algo, seed=3)
+    ours.set_parameters(other.get_parameters())
+    ours.set_parameters({key: value for key, value in stock.get_parameters().items()})
+    for model in (ours, stock):
+        model.train(4, 16)
+    assert_close(parameters(ours), parameters(stock))
+    assert saved.keys() == stock.get_parameters().keys()
+
+
+@both
+def test_the_saved_observation_is_the_present_one(algo, tmp_path):
+    model = make_model(algo)
+    model.learn(80)
+    model.save(tmp_path / "model")
+    data, _, _ = stable_baselines3.common.save_util.load_from_zip_file(tmp_path / "model.zip", device="cpu")
+    assert isinstance(data["_last_obs"], np.ndarray)
+    assert np.array_equal(data["_last_obs"], model.env.obs_tensor.numpy())
+    assert not any(isinstance(value, th.Tensor) for value in data.values())
+    assert sb3_options(algo)["batch_size"] == data["batch_size"]

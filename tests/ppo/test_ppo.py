@@ -1,0 +1,281 @@
+"""sb3_isaac.PPO as a drop-in for SB3's: rollouts, callbacks, extra options, and that it learns."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import VecMonitor
+from torch import nn
+
+from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
+from sb3_isaac.device.host import HostView, to_host
+from sb3_isaac.envs.vec_normalize import VecNormalize
+from sb3_isaac.ppo import rollout, update
+from sb3_isaac.ppo.ppo import PPO
+from tests.ppo.ppo_helpers import CONTINUOUS, DISCRETE, make, make_env, parameters
+from tests.sync_guard import SyncGuard
+
+FIELDS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
+
+
+class OwnExtractor(FlattenExtractor):
+    """Not SB3's, so the general path has to be taken."""
+
+
+# -- rollouts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("extractor", [FlattenExtractor, OwnExtractor])
+def test_rollout_equals_sb3(env_id: str, normalize: bool, extractor: type) -> None:
+    """Two rollouts with failures and time-outs fill the buffer as SB3's collect_rollouts does with the same actions."""
+    buffers: List[Dict[str, np.ndarray]] = []
+    for cls in (stable_baselines3.PPO, PPO):
+        env = make_env(env_id, max_episode_length=9, reset_dist=0.6)
+        if normalize:
+            env = VecNormalize(env, gamma=0.9)
+        model = make(cls, env, gamma=0.9, gae_lambda=0.8, policy_kwargs={"features_extractor_class": extractor})
+        model.train = lambda: None
+        th.manual_seed(0)
+        model.learn(2 * 8 * 16)
+        assert isinstance(model.rollout_buffer, DeviceRolloutBuffer) == (cls is PPO)
+        buffers.append({name: np.asarray(getattr(model.rollout_buffer, name), dtype=np.float64) for name in FIELDS})
+        buffers[-1].update(last_obs=model._last_obs, last_starts=model._last_episode_starts)
+        buffers[-1]["episodes"] = np.array([[e["r"], e["l"]] for e in model.ep_info_buffer])
+    for name, expected in buffers[0].items():
+        assert np.allclose(buffers[1][name], expected, atol=2e-5), name
+    starts, lengths = buffers[0]["episode_starts"], buffers[0]["episodes"][:, 1]
+    assert starts[1:].sum() > 8 and (lengths == 8).any() and (lengths < 8).any()
+
+
+def test_time_limits_bootstrap_with_the_final_observation() -> None:
+    """Not with the first observation of the next episode, and failures not at all."""
+    env = make_env(max_episode_length=6, reset_dist=0.5)
+    model = make(env=env, gamma=0.9)
+    model.train = lambda: None
+    seen: List[Any] = []
+    step_tensor = env.step_tensor
+
+    def spy(actions: th.Tensor) -> Any:
+        result = step_tensor(actions)
+        seen.append([x.clone() for x in result])
+        return result
+
+    env.step_tensor = spy
+    model.learn(8 * 16)
+    obs, reward, terminated, truncated, final_obs = (th.stack(column) for column in zip(*seen))
+    assert terminated.any() and truncated.any()
+    with th.no_grad():
+        right, wrong = (model.policy.predict_values(x.flatten(0, 1)).view(16, 8) for x in (final_obs, obs))
+    stored = model.rollout_buffer.tensors.rewards
+    assert th.allclose(stored, reward + 0.9 * right * truncated, atol=1e-6)
+    assert not th.allclose(stored[truncated], (reward + 0.9 * wrong)[truncated], atol=1e-3)
+    assert not th.allclose(right[terminated], th.zeros(1), atol=1e-3)
+
+
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+@pytest.mark.parametrize(
+    "options", [{}, {"adaptive_lr_kl": 0.01}, {"policy_kwargs": {"features_extractor_class": OwnExtractor}}]
+)
+def test_one_host_read_per_rollout_and_per_update(env_id: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(env=VecNormalize(make_env(env_id, max_episode_length=9)), **options)
+    model.learn(8 * 16)  # the first of everything may look at what it likes
+    reads: List[int] = []
+
+    def counted(tensor: th.Tensor) -> np.ndarray:
+        reads.append(tensor.numel())
+        return to_host(tensor)
+
+    def refused(*args: Any) -> Any:
+        raise AssertionError("the host waits for the device")
+
+    for module in (rollout, update):
+        monkeypatch.setattr(module, "to_host", counted)
+    # SB3's multinomial, in the general path, is one kernel on a GPU
+    with SyncGuard():
+        for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
+            monkeypatch.setattr(th.Tensor, name, refused)
+        model.learn(8 * 16, reset_num_timesteps=False)
+        monkeypatch.undo()
+    assert len(reads) == 2 and reads[0] == 3 * 16 * 8 + 8 * 4
+
+
+def test_same_seed_same_result() -> None:
+    results = []
+    for _ in range(2):
+        model = make(env=VecNormalize(make_env(seed=None)), seed=7, adaptive_lr_kl=0.01, spread_time_limits=True)
+        model.learn(3 * 8 * 16)
+        results.append((parameters(model), model.rollout_buffer.tensors.observations, model._last_obs))
+    assert all(np.array_equal(one, other) for one, other in zip(*results))
+    model = make(env=VecNormalize(make_env(seed=None)), seed=8, adaptive_lr_kl=0.01, spread_time_limits=True)
+    model.learn(3 * 8 * 16)
+    assert not np.array_equal(parameters(model), results[0][0])
+
+
+# -- callbacks and logs ----------------------------------------------------------------------------------------------
+
+
+class Spy(BaseCallback):
+    """Looks at ``locals`` as callbacks written for SB3 do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.episodes, self.rewards = 0, 0, 0.0
+
+    def _on_step(self) -> bool:
+        n = self.training_env.num_envs
+        infos, dones = self.locals["infos"], self.locals["dones"]
+        self.steps += n
+        assert self.num_timesteps == self.steps == self.model.num_timesteps
+        assert len(infos) == len(dones) == n and self.locals["new_obs"].shape == (n, 4)
+        assert np.sum(dones) == sum("episode" in info for info in infos)
+        assert [i for i, done in enumerate(dones) if done] == np.flatnonzero(dones).tolist()
+        assert np.abs(self.locals["clipped_actions"]).max() <= 1.0 and self.locals["actions"][0].shape == (1,)
+        self.episodes += int(np.sum(dones))
+        self.rewards += float(self.locals["rewards"].sum())
+        return True
+
+
+def test_callbacks_see_what_sb3_shows_them(tmp_path: Path) -> None:
+    spy = Spy()
+    model = make(env=make_env(max_episode_length=9, monitor_dir=str(tmp_path)), tensorboard_log=None)
+    model.learn(3 * 8 * 16, callback=spy)
+    assert spy.steps == 3 * 8 * 16 and spy.episodes == len(model.ep_info_buffer) > 8
+    lines = (tmp_path / "0.monitor.csv").read_text().splitlines()
+    assert len(lines) - 2 == spy.episodes
+    logged = model.logger.name_to_value
+    assert logged["train/n_updates"] == 6 and logged["time/update"] > 0.0
+
+    model = make(env=make_env(max_episode_length=9), n_steps=64)
+    model.learn(10**6, callback=StopTrainingOnMaxEpisodes(max_episodes=2))
+    assert model.num_timesteps == 2 * 8 * 8 and len(model.ep_info_buffer) == 2 * 8
+    # Training goes on where it was stopped, in the middle of a rollout
+    before = model._last_obs
+    assert np.array_equal(before, model.env.obs_tensor.numpy())
+    dones = model._last_episode_starts
+    assert dones.any()
+    model.learn(8, reset_num_timesteps=False)
+    assert np.array_equal(model.rollout_buffer.observations[0], before)
+    assert np.array_equal(model.rollout_buffer.episode_starts[0], dones)
+
+
+def test_host_view_is_an_array() -> None:
+    tensor = th.arange(6.0).view(3, 2)
+    view, array = HostView(tensor), tensor.numpy()
+    assert np.array_equal(view, array) and np.array_equal(view + view, 2 * array) and (view > 2.0).sum() == 3
+    assert view.shape == (3, 2) and len(view) == 3 and view[1, 1] == 3.0 and [float(row[0]) for row in view] == [0.0, 2.0, 4.0]
+    assert np.asarray(view, dtype=np.int64).dtype == np.int64 and np.max(view) == 5.0 and "HostView" in repr(view)
+    kept = np.array(view)
+    tensor.zero_()
+    assert kept[2, 1] == 5.0 and np.asarray(view)[2, 1] == 0.0
+    with pytest.raises(AttributeError):
+        view.no_such_method()
+
+
+# -- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_n_minibatches() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # SB3 must not warn of a batch size that is not used
+        model = PPO("MlpPolicy", make_env(n_envs=6), 3e-4, 10, n_minibatches=4, device="cpu", n_epochs=1)
+    assert model.batch_size == 15 and model.n_steps == 10
+    model.learn(60)
+    assert model.policy.optimizer.state_dict()["state"][0]["step"] == 4
+    for wrong in (0, 7):
+        with pytest.raises(ValueError, match=f"n_minibatches={wrong} does not divide"):
+            make(n_minibatches=wrong)
+
+
+def test_options_out_of_range() -> None:
+    for options in ({"adaptive_lr_kl": 0.0}, {"adaptive_lr_factor": 1.0}, {"adaptive_lr_min": 0.1}):
+        with pytest.raises(ValueError, match="adaptive_lr"):
+            make(**options)
+    with pytest.raises(TypeError):
+        make(no_such_option=1)
+
+
+def test_spread_time_limits() -> None:
+    class Ages(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            ages.append(self.training_env.tensor_env.progress.clone())  # type: ignore[attr-defined]
+
+        def _on_step(self) -> bool:
+            return True
+
+    for spread in (False, True):
+        ages: List[th.Tensor] = []
+        model = make(env=make_env(n_envs=64), n_steps=2, spread_time_limits=spread, gamma=0.9)
+        model.learn(64 * 2 * 2, callback=Ages())
+        assert (len(ages[0].unique()) > 30) == spread
+        assert (ages[1] > ages[0]).float().mean() > 0.9  # and not again at the next rollout
+        assert int(ages[0].max()) < 499
+
+
+def test_what_has_no_tensor_path_is_named() -> None:
+    with pytest.raises(ValueError, match="VecMonitor has no tensor path.*leave it out"):
+        make(env=VecMonitor(make_env())).learn(10)
+    with pytest.raises(ValueError, match="rollout_buffer_class=OwnBuffer works in numpy"):
+        make(rollout_buffer_class=type("OwnBuffer", (RolloutBuffer,), {})).learn(10)
+    elsewhere = make()
+    elsewhere.device = th.device("meta")
+    with pytest.raises(ValueError, match="environment is on cpu and the model on meta"):
+        elsewhere.learn(10)
+    for option in ("spread_time_limits", "compile"):
+        model = make(env=sb3_make_vec_env("CartPole-v1", 2), **{option: True})
+        with pytest.raises(ValueError, match=f"{option} needs an IsaacVecEnv"):
+            model.learn(10)
+
+
+def test_other_environments_train_as_with_sb3() -> None:
+    results = []
+    for cls in (stable_baselines3.PPO, PPO):
+        model = make(cls, sb3_make_vec_env("CartPole-v1", 4, seed=0), seed=0)
+        model.learn(200)
+        assert type(model.rollout_buffer) is RolloutBuffer
+        results.append(parameters(model))
+    assert th.equal(*results)
+    # The options that do not need tensors work there too
+    model = make(env=sb3_make_vec_env("CartPole-v1", 4, seed=0), n_minibatches=2, adaptive_lr_kl=1e3)
+    model.learn(200)
+    assert model.batch_size == 32 and model.adapted_lr > 3e-4
+
+
+# -- learning --------------------------------------------------------------------------------------------------------
+
+
+def mean_return(model: Any, normalize: VecNormalize) -> float:
+    """Mean return of one episode in each of 64 environments, without exploration noise."""
+    env = make_env(n_envs=64, seed=1000)
+    obs, returns, running = env.reset_tensor(), th.zeros(64), th.ones(64, dtype=th.bool)
+    for _ in range(499):
+        action, _ = model.predict(normalize.normalize_obs_tensor(obs).numpy(), deterministic=True)
+        obs, reward, terminated, truncated, _ = env.step_tensor(th.as_tensor(action))
+        returns += reward * running
+        running &= ~(terminated | truncated)
+    return float(returns.mean())
+
+
+def test_it_solves_the_task() -> None:
+    env = VecNormalize(make_env(n_envs=128, seed=0), norm_reward=False)
+    model = PPO(
+        "MlpPolicy", env, learning_rate=1.55e-3, adaptive_lr_kl=0.01, n_steps=16, n_minibatches=1, n_epochs=8,
+        max_grad_norm=5.0,
+        policy_kwargs={"activation_fn": nn.ELU, "net_arch": [64, 32], "log_std_init": -0.5}, seed=0, device="cpu",
+    )  # fmt: skip
+    assert isinstance(model.action_space, spaces.Box)
+    assert mean_return(model, env) < 200.0
+    model.learn(25 * 128 * 16)
+    assert mean_return(model, env) >= 475.0

@@ -1,0 +1,290 @@
+"""PPO's update without autograd against SB3's own train(), its statistics, the adaptive learning rate."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Dict, List
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+
+import sb3_isaac
+from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
+from sb3_isaac.device import step_graph
+from sb3_isaac.ppo import loss, update
+from sb3_isaac.ppo.fast_policy import FastActorCritic, why_not_fast
+from sb3_isaac.ppo.loss import APPROX_KL, KL, Objective
+from sb3_isaac.ppo.ppo import PPO
+from sb3_isaac.ppo.update import AdaptiveLR
+
+CONTINUOUS, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
+N_ENVS, N_STEPS = 16, 16
+
+
+class OwnExtractor(FlattenExtractor):
+    """Not SB3's, so the general path has to be taken."""
+
+
+def make(cls: Any, env_id: str, **kwargs: Any) -> Any:
+    env = sb3_isaac.make_vec_env(env_id, N_ENVS, device="cpu", seed=1, max_episode_length=12)
+    settings: Dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 64, "n_epochs": 3, "learning_rate": 1e-3, **kwargs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a batch size that does not divide the rollout
+        return cls("MlpPolicy", env, seed=3, device="cpu", **settings)
+
+
+def learn(model: Any, rollouts: int) -> Any:
+    """Train with random numbers that do not depend on what was made before."""
+    th.manual_seed(5)
+    return model.learn(rollouts * model.n_steps * N_ENVS)
+
+
+def difference(one: Any, other: Any) -> float:
+    pairs = zip(one.policy.parameters(), other.policy.parameters())
+    return max(float((p - q).detach().abs().max()) for p, q in pairs)
+
+
+CASES: Dict[str, Dict[str, Any]] = {
+    "tanh": {},
+    "elu": {"policy_kwargs": {"activation_fn": nn.ELU, "net_arch": [32, 16]}, "ent_coef": 0.01},
+    "relu": {"policy_kwargs": {"activation_fn": nn.ReLU, "net_arch": {"pi": [16], "vf": [24, 8]}}, "max_grad_norm": 0.05},
+    "clip_range_vf": {"clip_range_vf": 0.05, "ent_coef": 0.01},
+    "target_kl": {"target_kl": 0.002},
+    "schedules": {
+        "learning_rate": lambda p: 1e-3 * p,
+        "clip_range": lambda p: 0.05 + 0.05 * p,
+        "clip_range_vf": lambda p: 0.05 + 0.1 * p,
+    },
+    "truncated_minibatch": {"batch_size": 100, "normalize_advantage": False, "vf_coef": 0.1},
+    "own_extractor": {"policy_kwargs": {"features_extractor_class": OwnExtractor}, "clip_range_vf": 0.05, "ent_coef": 0.01},
+    "sgd": {"policy_kwargs": {"optimizer_class": th.optim.SGD}, "target_kl": 0.1},
+    "gsde": {"use_sde": True, "sde_sample_freq": 4, "policy_kwargs": {"squash_output": True}},
+}
+AUTOGRAD = ("own_extractor", "sgd", "gsde")
+
+
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+@pytest.mark.parametrize("case", CASES)
+def test_training_equals_sb3(case: str, env_id: str) -> None:
+    """Three rollouts and updates: the same random numbers give the same parameters, losses and episodes as SB3's code."""
+    if case == "gsde" and env_id == DISCRETE:
+        with pytest.raises(ValueError, match="continuous"):
+            make(PPO, env_id, **CASES[case])
+        return
+    # SB3's PPO with our buffer, which draws the minibatches: SB3's own draws them in numpy
+    theirs = make(stable_baselines3.PPO, env_id, rollout_buffer_class=DeviceRolloutBuffer, **CASES[case])
+    ours = make(PPO, env_id, **CASES[case])
+    before = [p.detach().clone() for p in ours.policy.parameters()]
+    for model in (theirs, ours):
+        learn(model, 3)
+    assert (ours._update._fast is None) == (case in AUTOGRAD)
+    assert difference(ours, theirs) < 2e-6
+    assert max(float((p - q).detach().abs().max()) for p, q in zip(before, ours.policy.parameters())) > 1e-4
+    assert ours._n_updates == theirs._n_updates
+    if case == "target_kl":
+        assert ours._n_updates < 9
+    logged, expected = ours.logger.name_to_value, theirs.logger.name_to_value
+    for key in expected:
+        assert logged[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-5), key
+    assert set(logged) - set(expected) == {"time/update"}
+    states = [model.policy.optimizer.state_dict()["state"] for model in (ours, theirs)]
+    for key, state in states[1].items():
+        for name in state:
+            if state[name] is not None:
+                assert th.allclose(th.as_tensor(states[0][key][name]), th.as_tensor(state[name]), rtol=1e-3, atol=1e-6)
+    assert [episode["l"] for episode in ours.ep_info_buffer] == [episode["l"] for episode in theirs.ep_info_buffer]
+
+
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+def test_update_equals_sb3_with_its_own_buffer(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SB3 with numpy buffers and numpy's permutations, ours on the same data with the same permutations."""
+    theirs, ours = make(stable_baselines3.PPO, env_id), make(PPO, env_id)
+    assert type(theirs.rollout_buffer) is RolloutBuffer
+    rng = np.random.default_rng(0)
+    orders: List[np.ndarray] = [rng.permutation(N_ENVS * N_STEPS) for _ in range(3)]
+    in_numpy, in_torch = iter(orders), iter(orders)
+    monkeypatch.setattr(np.random, "permutation", lambda n: next(in_numpy))
+    monkeypatch.setattr(th, "randperm", lambda n, **kwargs: th.from_numpy(next(in_torch)))
+    for model in (theirs, ours):
+        learn(model, 1)
+    assert difference(ours, theirs) < 2e-6
+
+
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+def test_pieces_of_minibatches_add_up(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"clip_range_vf": 0.05, "ent_coef": 0.01, "adaptive_lr_kl": 0.01}
+    whole, pieces = make(PPO, env_id, **options), make(PPO, env_id, **options)
+    learn(whole, 1)
+    monkeypatch.setattr("sb3_isaac.ppo.update.CPU_ROWS", 24)
+    learn(pieces, 1)
+    assert pieces._update._fast.max_rows == 24
+    assert difference(whole, pieces) < 2e-6
+    assert whole.logger.name_to_value["train/loss"] == pytest.approx(pieces.logger.name_to_value["train/loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+def test_exact_kl_divergence(env_id: str) -> None:
+    model = make(PPO, env_id)
+    model.learn(N_ENVS * N_STEPS)
+    policy, objective = model.policy, Objective(0.2, None, 0.0, 0.5, True)
+    with th.no_grad():
+        model._update._pack(model.rollout_buffer, FastActorCritic(policy, 20), with_old=True)
+    rows, old_log_std = model._update._rows[:50], model._update._old_log_std
+    obs, fast = rows[:, :4], FastActorCritic(policy, 20)
+    with th.no_grad():
+        old = policy.get_distribution(obs).distribution
+        old = type(old)(**_parameters(old))
+        assert float(fast.gradients(rows, objective, old_log_std)[KL]) == pytest.approx(0.0, abs=1e-5)
+        for p in policy.parameters():
+            p.add_(0.05 * th.randn_like(p))
+        expected = float(th.distributions.kl_divergence(old, policy.get_distribution(obs).distribution).sum())
+        assert expected > 0.1
+        assert float(fast.gradients(rows, objective, old_log_std)[KL]) == pytest.approx(expected, rel=1e-3)
+        without = fast.gradients(rows[:, :9], objective)
+        assert float(without[KL]) == float(without[APPROX_KL])
+
+
+def _parameters(distribution: Any) -> Dict[str, th.Tensor]:
+    if isinstance(distribution, th.distributions.Normal):
+        return {"loc": distribution.loc.clone(), "scale": distribution.scale.clone()}
+    return {"logits": distribution.logits.clone()}
+
+
+def test_learning_rate_follows_the_divergence() -> None:
+    rule = AdaptiveLR(target=0.01, factor=1.5, lowest=1e-4, highest=1e-2)
+    lr = th.tensor(1e-3)
+    for kl, expected in [
+        (0.0, 1e-3),  # the policy has not moved: no change
+        (0.0201, 1e-3 / 1.5),
+        (0.0199, 1e-3 / 1.5),
+        (0.0051, 1e-3 / 1.5),
+        (0.0049, 1e-3),
+        *[(0.001, 1e-2)] * 1,
+    ]:
+        for _ in range(20 if kl == 0.001 else 1):
+            rule.adapt_(lr, th.tensor(kl))
+        assert float(lr) == pytest.approx(expected, rel=1e-5)
+    for _ in range(50):
+        rule.adapt_(lr, th.tensor(1.0))
+    assert float(lr) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("extractor", [FlattenExtractor, OwnExtractor])
+def test_adaptive_learning_rate_in_training(extractor: type) -> None:
+    """A rate that moves the policy too far comes down, one too low goes up; it is logged, given to the optimizer and kept."""
+    for target, expected in ((1e-7, 1e-4), (1e3, 1e-2)):
+        model = make(PPO, CONTINUOUS, adaptive_lr_kl=target, policy_kwargs={"features_extractor_class": extractor})
+        learn(model, 2)
+        assert model.adapted_lr == pytest.approx(expected)
+        assert model.logger.name_to_value["train/learning_rate"] == model.adapted_lr
+        assert model.policy.optimizer.param_groups[0]["lr"] == model.adapted_lr
+    with pytest.raises(ValueError, match="adaptive_lr_kl needs torch.optim.Adam"):
+        make(PPO, CONTINUOUS, adaptive_lr_kl=0.01, policy_kwargs={"optimizer_class": th.optim.SGD}).learn(N_ENVS * N_STEPS)
+
+
+def test_nan_is_reported() -> None:
+    model = make(PPO, CONTINUOUS, learning_rate=1e30, max_grad_norm=float("inf"))
+    with pytest.raises(FloatingPointError, match="loss is NaN"):
+        model.learn(N_ENVS * N_STEPS)
+    model = make(PPO, CONTINUOUS)
+    with th.no_grad():
+        model.policy.log_std.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="became NaN"):
+        model.learn(N_ENVS * N_STEPS)
+
+
+def test_policies_with_more_than_an_mlp_are_recognised() -> None:
+    def policy(**kwargs: Any) -> ActorCriticPolicy:
+        return make(PPO, CONTINUOUS, policy_kwargs=kwargs).policy
+
+    assert why_not_fast(policy()) is None
+    assert why_not_fast(policy(activation_fn=nn.LeakyReLU, net_arch=[])) is None
+    assert "networks" in str(why_not_fast(policy(activation_fn=nn.GELU)))
+    assert "extractor" in str(why_not_fast(policy(features_extractor_class=OwnExtractor)))
+    frozen, hooked, replaced = policy(), policy(), policy()
+    next(frozen.mlp_extractor.parameters()).requires_grad_(False)
+    assert "frozen" in str(why_not_fast(frozen))
+    hooked.mlp_extractor.policy_net.register_forward_hook(lambda *args: None)
+    assert "hooks" in str(why_not_fast(hooked))
+    replaced.evaluate_actions = lambda *args: None  # type: ignore[method-assign]
+    assert "replaced" in str(why_not_fast(replaced))
+    own = type("OwnPolicy", (ActorCriticPolicy,), {})
+    env = sb3_isaac.make_vec_env(CONTINUOUS, 2, device="cpu")
+    assert "OwnPolicy" in str(why_not_fast(PPO(own, env, n_steps=4, batch_size=8, device="cpu").policy))
+
+
+def test_compiled_update_equals_eager() -> None:
+    # A clip range that falls to 0 would leave it to rounding which rows are clipped
+    options = {
+        "clip_range_vf": 0.05,
+        "ent_coef": 0.01,
+        "n_steps": 4,
+        "n_minibatches": 1,
+        "clip_range": lambda p: 0.1 + 0.1 * p,
+    }
+    options["clip_range"] = lambda p: 0.1 + 0.1 * p
+    if not hasattr(th, "compile"):
+        with pytest.raises(RuntimeError, match="compile=True needs torch 2"):
+            make(PPO, CONTINUOUS, compile=True, **options).learn(10)
+        return
+    eager, compiled = make(PPO, CONTINUOUS, **options), make(PPO, CONTINUOUS, compile=True, **options)
+    simulators = [model.env.tensor_env for model in (eager, compiled)]
+    compile_simulator, simulators[1].compile = simulators[1].compile, lambda: None
+    for model in (eager, compiled):
+        learn(model, 3)
+    assert compiled._update._fast._gaussian_gradients is not loss.gaussian_gradients
+    assert difference(eager, compiled) < 2e-6
+    # The simulator, too, rounds in its own way when it is compiled: each step starts from the same state, and what is
+    # compared is the physics, since rounding may decide whether a pole counts as fallen
+    compile_simulator()
+    for _ in range(15):
+        simulators[1].set_state(simulators[0].get_state())
+        eager_step, compiled_step = (simulator.step(th.ones(N_ENVS, 1)) for simulator in simulators)
+        assert th.allclose(eager_step.final_obs, compiled_step.final_obs, atol=1e-4)
+
+
+class StandInGraph:
+    """What replaying a CUDA graph does, for machines without one: the function again, its result where it was."""
+
+    def __init__(self, function: Any, generators: Any = ()) -> None:
+        self.function = function
+        self.result = th.zeros(6) if "_fast_gradients" in str(function.__code__.co_names) else None
+        self.replays = 0
+
+    def __call__(self) -> Any:
+        self.replays += 1
+        result = self.function()
+        return result if self.result is None else self.result.copy_(result)
+
+
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+def test_captured_path_equals_eager(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code around CUDA graphs (tests/test_gpu.py has the graphs): inputs, counters on the device, what voids them."""
+    options = {"clip_range": lambda p: 0.1 + 0.1 * p, "batch_size": 100, "adaptive_lr_kl": 1e3, "adaptive_lr_max": 2e-3}
+    eager, captured = make(PPO, env_id, **options), make(PPO, env_id, **options)
+    for model in (eager, captured):
+        learn(model, 1)
+    for module in (step_graph, update):
+        monkeypatch.setattr(module, "CudaGraph", StandInGraph)
+    captured._rollout._may_capture = captured._update._captures = True
+    captured._update.adam.steps = th.tensor(captured._update.adam.steps)
+    for model in (eager, captured):
+        learn(model, 4)
+    assert captured._rollout._graph._graph.replays == 3 * N_STEPS
+    assert {n: graphs.apply.replays for n, graphs in captured._update._captured.items()} == {100: 3 * 3 * 2, 56: 3 * 3}
+    assert difference(eager, captured) < 1e-4 and captured.adapted_lr == pytest.approx(eager.adapted_lr)
+    steps = [model.policy.optimizer.state_dict()["state"][0]["step"] for model in (eager, captured)]
+    assert float(steps[0]) == float(steps[1]) == 5 * 3 * 3
+    # Another loss, and a network that needs autograd, make the graphs void
+    captured.vf_coef = 0.1
+    learn(captured, 1)
+    assert not captured._update._captured
+    captured.policy.mlp_extractor.policy_net.register_forward_hook(lambda *args: None)
+    learn(captured, 2)
+    assert captured._rollout._graph is None and not captured._update._captured
