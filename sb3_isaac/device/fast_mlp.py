@@ -99,6 +99,22 @@ def parse_layers(modules: Iterable[nn.Module]) -> Optional[List[Tuple[nn.Linear,
     return layers or None
 
 
+def why_not_plain(root: nn.Module, nets: Iterable[Iterable[nn.Module]]) -> Optional[str]:
+    """What :class:`FastMLP` would not see of ``nets``, which are the networks of ``root``; None: it can stand in for them."""
+    if any(parse_layers(net) is None for net in nets):
+        return "its networks are not Linear layers with tanh, ReLU, ELU or LeakyReLU"
+    if not all(p.requires_grad and p.dtype == th.float32 and not p._backward_hooks for p in root.parameters()):
+        return "some parameters are frozen, hooked or not float32"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name, None) for module in root.modules() for name in hooks):
+        return "its modules have hooks"
+    if any(
+        callable(value) and hasattr(type(module), name) for module in root.modules() for name, value in vars(module).items()
+    ):
+        return "its methods were replaced"
+    return None
+
+
 class FastMLP:
     """Forward and backward passes of Linear layers and activations, on buffers that are allocated once.
 

@@ -32,6 +32,11 @@ def share_storage(parameters: Iterable[nn.Parameter]) -> th.Tensor:
     return flat
 
 
+def optimizer_settings(optimizer: th.optim.Optimizer) -> List[Any]:
+    """Everything but the learning rate and the parameters, which a graph of a step keeps as it was."""
+    return [value for group in optimizer.param_groups for key, value in group.items() if key not in ("params", "lr")]
+
+
 def clip_and_step_(
     flat: th.Tensor,
     grad: th.Tensor,

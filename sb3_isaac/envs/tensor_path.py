@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Tuple, Type
+from typing import Any, List, Mapping, Optional, Tuple, Type
 
+import torch as th
 from stable_baselines3.common import vec_env as sb3
 
+from sb3_isaac.device.host import same_device
+
+TensorVecEnv = Any  # until the Protocol is here
 FORWARDED = (
-    "device", "tensor_env", "dones", "episode_returns", "episode_lengths", "valid",
+    "device", "tensor_env", "dones", "episode_returns", "episode_lengths",
     "make_infos", "log_episodes", "spread_time_limits",
 )  # fmt: skip
 """What a wrapper on the tensor path offers unchanged from the environment inside, next to its own ``reset_tensor``,
@@ -43,23 +47,64 @@ def supports_tensors(env: Any) -> bool:
     return bool(getattr(env, "tensor_path", False))
 
 
-def check_tensor_path(env: Any) -> bool:
-    """Whether an algorithm should train on ``env`` in tensors. It should call this before it starts.
+def wrapper_without_tensors(env: Any) -> Optional[str]:
+    """Which wrapper keeps an IsaacVecEnv inside ``env`` from being stepped in tensors, and what to do about it.
 
-    :param env: a VecEnv, wrapped or not
-    :return: True: use ``reset_tensor`` and ``step_tensor``. False: no IsaacVecEnv inside, behave as SB3.
-    :raises ValueError: if a wrapper would force an IsaacVecEnv onto SB3's slow path; the message says what to do
+    :return: None if there is no IsaacVecEnv inside, or nothing is in the way
     """
     inner = env.unwrapped if isinstance(env, sb3.VecEnv) else env
     if supports_tensors(env) or not supports_tensors(inner):
-        return supports_tensors(env)
+        return None
     while getattr(type(env), "tensor_path", False):
         env = env.venv
     way_out = next((text for wrapper, text in WAYS_OUT if isinstance(env, wrapper)), OWN_WRAPPER)
-    raise ValueError(
+    return (
         f"{type(env).__name__} has no tensor path and would slow training down many times: {way_out}. "
         "With the algorithms of stable_baselines3 itself it works as it is."
     )
+
+
+def why_not_tensors(env: Any, device: th.device) -> Optional[str]:
+    """What keeps an algorithm on ``device`` from training on ``env`` in tensors; None: nothing does.
+
+    :param env: a VecEnv, wrapped or not, or None
+    """
+    if not supports_tensors(env):
+        return wrapper_without_tensors(env) or "The environment is no IsaacVecEnv (sb3_isaac.make_vec_env)."
+    if not same_device(env.device, device):
+        return f"The environment is on {env.device} and the model on {device}: give both the same device."
+    return None
+
+
+def check_tensors(env: Any, why_not: Optional[str], options: Mapping[str, bool]) -> bool:
+    """Whether an algorithm trains in tensors, asked before it starts, when what cannot work has to be said.
+
+    :param why_not: from :func:`why_not_tensors`, or what else keeps the algorithm from it
+    :param options: those that exist in tensors only, and whether they are in use
+    :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or one of ``options`` be ignored
+    """
+    if why_not is None:
+        return True
+    if supports_tensors(env.unwrapped if isinstance(env, sb3.VecEnv) else env):
+        raise ValueError(why_not)
+    used = [name for name, in_use in options.items() if in_use]
+    if used:
+        raise ValueError(f"{', '.join(used)} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out elsewhere.")
+    return False
+
+
+def layers(env: Any) -> List[Any]:
+    """The wrappers, the VecEnv and the simulator: what a step of ``env`` changes."""
+    found = [env]
+    while isinstance(found[-1], sb3.VecEnvWrapper):
+        found.append(found[-1].venv)
+    return [*found, env.tensor_env]
+
+
+def generators(env: Any) -> List[th.Generator]:
+    """The random generators that a step of ``env`` draws from, besides torch's default."""
+    generator = getattr(env.tensor_env, "generator", None)
+    return [] if generator is None else [generator]
 
 
 def forward_tensor_path(wrapper: sb3.VecEnvWrapper) -> None:

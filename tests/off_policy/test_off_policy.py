@@ -97,7 +97,7 @@ def test_samples_are_normalized_with_the_present_statistics(algo):
 def test_stacked_frames(algo):
     model = make_model(algo, VecFrameStack(make_env(algo, max_episode_length=20), 3), n_steps=2)
     model.learn(400)
-    assert model.replay_buffer.obs_shape == (12,) and model._fast is not None
+    assert model.replay_buffer.obs_shape == (12,) and model._run.fast is not None
     stored = model.replay_buffer
     assert th.equal(stored.observations[:40, :, 4:], stored.next_observations[:40, :, :8])
 
@@ -119,7 +119,7 @@ def test_time_limits_bootstrap_and_failures_do_not(algo):
             targets = model._targets(samples)[:, 0]
     else:
         caught = []
-        model._fast.critic_step = lambda obs, actions, targets, lr, loss: caught.append(targets[:, 0])
+        model._run.fast.critic_step = lambda obs, actions, targets, lr, loss: caught.append(targets[:, 0])
         model._update(samples, 1)
         targets = caught[0]
     g = 0.99
@@ -175,7 +175,7 @@ def test_compile(algo, monkeypatch):
             model.learn(100)
         return
     model.learn(100)
-    assert calls == [0] and model._run._graph is None  # the simulator; there is no graph on a CPU
+    assert calls == [0] and not model._run.rollout.graphed_step.enabled  # the simulator; there is no graph on a CPU
 
 
 def test_other_environments_train_as_with_sb3(algo):

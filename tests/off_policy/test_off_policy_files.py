@@ -49,7 +49,7 @@ def test_stock_models_load_here_and_train_on(algo, tmp_path):
     assert np.allclose(ours.replay_buffer.rewards[:20].numpy(), stock.replay_buffer.rewards[:20])
     assert ours.num_timesteps == 160
     ours.learn(160, reset_num_timesteps=False)
-    assert ours.num_timesteps == 320 and ours._fast is not None and ours.replay_buffer.pos == 40
+    assert ours.num_timesteps == 320 and ours._run.fast is not None and ours.replay_buffer.pos == 40
 
 
 @both

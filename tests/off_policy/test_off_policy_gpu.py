@@ -56,7 +56,7 @@ def test_update_equals_sb3(algo, compile):
         for _ in range(4):
             model.train(3, 24)
     if compile:
-        assert len(models[0]._updates._graphs) == 1
+        assert len(models[0]._run.updates.graphed_update.graphs) == 1
     assert_close(parameters(models[0]), parameters(models[1]), atol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_graphs_change_nothing(algo, normalized):
         models.append(make(algo, normalized=normalized, compile=compile, train_freq=2, gradient_steps=2))
         first = th.cat([p.flatten() for p in parameters(models[-1]).values()])
         models[-1].learn(64 * 24)
-    assert models[1]._run._graph is not None
+    assert models[1]._run.rollout.graphed_step.graphs
     assert models[0].replay_buffer.pos == models[1].replay_buffer.pos
     mine, theirs = (model.replay_buffer._storage for model in models)
     # The first steps, before rounding differences of graph and eager kernels grow

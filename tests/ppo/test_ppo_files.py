@@ -61,7 +61,7 @@ def test_parameters_and_environments_can_be_exchanged(tmp_path: Path) -> None:
     for model in (one, other):
         th.manual_seed(0)
         model.learn(8 * 16)
-    assert one._rollout.env is new_env
+    assert one._run.rollout.env is new_env
     assert th.equal(parameters(one), parameters(other))  # so Adam's state went along
 
     one.save(tmp_path / "model.zip")

@@ -60,7 +60,7 @@ def test_training_equals_sb3(env_id: str, options: Any) -> None:
 @pytest.mark.parametrize("options", [{}, {"normalize": True, "adaptive_lr_kl": 0.01, "clip_range": lambda p: 0.1 + 0.1 * p}])
 def test_graphs_change_nothing(env_id: str, options: Any) -> None:
     eager, graphs = learn(make(env_id=env_id, **options), 5), learn(make(env_id=env_id, compile=True, **options), 5)
-    assert graphs._rollout._graph is not None and set(graphs._update._captured) == {400, 224}
+    assert graphs._run.rollout.graphed_step.graphs and len(graphs._run.update.gradients.graphs) == 2
     # Rounding differences of compiled kernels grow: a pole falls, and minibatches feed on each other
     buffers = [model.rollout_buffer.tensors for model in (eager, graphs)]
     assert th.allclose(buffers[0].observations, buffers[1].observations, atol=1e-2)
