@@ -35,8 +35,6 @@ class RolloutTensors(NamedTuple):
     """(n_steps, N), after compute_returns_and_advantage"""
     returns: th.Tensor
     """(n_steps, N), after compute_returns_and_advantage"""
-    distributions: th.Tensor | None = None
-    """(n_steps, N, columns), what the actions were drawn from, see :meth:`DeviceRolloutBuffer.keep_distributions`"""
 
 
 class StepColumn:
@@ -120,9 +118,9 @@ class DeviceRolloutBuffer(RolloutBuffer):
         values, log_probs, advantages, returns = (scalar.squeeze(2) for scalar in scalars)
         rewards, episode_starts = th.zeros(2, n_steps, n, device=self.device)
         obs = obs.view(n_steps, n, *self.obs_shape)
-        self.tensors = RolloutTensors(
-            obs, actions, rewards, episode_starts, values, log_probs, advantages, returns, distributions
-        )
+        self.tensors = RolloutTensors(obs, actions, rewards, episode_starts, values, log_probs, advantages, returns)
+        self.distributions = distributions
+        """(n_steps, N, columns), see :meth:`keep_distributions`"""
         # SB3 counts transitions env by env, the rows are step by step: row of SB3's i-th transition
         self._row_of = th.arange(n_steps * n, device=self.device).view(n_steps, n).t().reshape(-1)
         columns = [obs, actions, rewards, values, log_probs] + [distributions] * (n_columns > 0)
@@ -131,7 +129,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
     def __getstate__(self) -> dict[str, Any]:
         """Numpy arrays and the name of the device, so that it loads without a GPU."""
         state = {**self.__dict__, "device": str(self.device), "generator": save_generator(self.generator)}
-        for name in ("rows", "_columns", "_row_of"):
+        for name in ("rows", "distributions", "_columns", "_row_of"):
             del state[name]
         state["tensors"] = {name: tensor.cpu().numpy() for name, tensor in self.tensors._asdict().items()}
         return state
@@ -140,13 +138,13 @@ class DeviceRolloutBuffer(RolloutBuffer):
         """Back to the device it came from, or to the nearest one that this machine has. Old pickles hold tensors."""
         state = {name: value for name, value in state.items() if name not in ("_scalars", "_place")}
         saved = state.pop("tensors")
-        saved = saved if isinstance(saved, dict) else {name: x for name, x in saved._asdict().items() if x is not None}
+        saved = saved if isinstance(saved, dict) else saved._asdict()
         state["device"] = existing_device(state["device"])
         if not isinstance(state["generator"], th.Generator):
             state["generator"] = restore_generator(state["generator"], state["device"])
         self.__dict__.update(state)
         self.obs_dim = int(np.prod(self.obs_shape))
-        self._allocate(saved["distributions"].shape[2] if "distributions" in saved else 0)
+        self._allocate(0)
         for name, value in saved.items():
             getattr(self.tensors, name).copy_(th.as_tensor(value))
 
@@ -155,7 +153,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
 
         :param n_columns: numbers for each transition, 0 for none
         """
-        if n_columns != self.tensors.distributions.shape[2]:
+        if n_columns != self.distributions.shape[2]:
             self._allocate(n_columns)
 
     def reset(self) -> None:
