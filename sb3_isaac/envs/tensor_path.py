@@ -7,7 +7,7 @@ from typing import Any, List, Tuple, Type
 from stable_baselines3.common import vec_env as sb3
 
 FORWARDED = (
-    "device", "tensor_env", "dones", "episode_returns", "episode_lengths", "valid",
+    "device", "tensor_env", "dones", "episode_returns", "episode_lengths",
     "make_infos", "log_episodes", "spread_time_limits",
 )  # fmt: skip
 """What a wrapper on the tensor path offers unchanged from the environment inside, next to its own ``reset_tensor``,

@@ -82,7 +82,7 @@ class TensorRun:
         else:  # also once before a capture, which initialises CUDA's libraries
             step = self._step(random)
             self._warm = self._warm or not random
-        buffer.add_row(step.row, self.env.valid)
+        buffer.add_row(step.row)
         self.log.note_episodes(step.episodes)
         return step
 

@@ -88,8 +88,6 @@ class Rollout:
         tensors = buffer.tensors
         self._obs, self._actions = _Column(tensors.observations), _Column(tensors.actions)
         self._rewards = _Column(tensors.rewards)
-        valid = None if env.valid is None else th.ones(n_steps, n, dtype=th.bool, device=device)
-        self._valid = None if valid is None else _Column(valid)
         self._values, self._log_probs = _Column(tensors.values), _Column(tensors.log_probs)
         space = policy.action_space
         self._low = self._high = None
@@ -160,8 +158,6 @@ class Rollout:
             self._values.put(step, values)
             self._log_probs.put(step, log_probs)
             self._rewards.put(step, result.reward)
-            if self._valid is not None:
-                self._valid.put(step, self.env.valid)
             self._final_obs.put(step, result.final_obs)
             self._truncated.put(step, result.truncated)
             self._returns.put(step, self.env.episode_returns)
@@ -212,8 +208,6 @@ class Rollout:
             values = self._predict_values(self.obs)
             tensors.episode_starts[1:].copy_(dones[:-1])
             self.buffer.compute_returns_and_advantage(values, dones[-1])
-            if self._valid is not None:
-                self.buffer.leave_out(self._valid.storage)
         self.buffer.pos, self.buffer.full = self.buffer.buffer_size, True
         return values.unsqueeze(1)
 
