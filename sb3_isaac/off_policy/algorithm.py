@@ -15,8 +15,7 @@ from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
 from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS, STANDARD_BUFFERS, use_device_buffer
 from sb3_isaac.device.cuda_graph import CudaGraph, check_compile
 from sb3_isaac.device.host import HostView, same_device
-from sb3_isaac.envs import tensor_path
-from sb3_isaac.envs.tensor_path import supports_tensors
+from sb3_isaac.envs.tensor_path import supports_tensors, wrapper_without_tensors
 from sb3_isaac.off_policy.rollout import TensorRun
 
 CHUNK = 8192
@@ -54,7 +53,10 @@ def check_tensor_path(model: Any, extras: Dict[str, bool]) -> bool:
     :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or one of ``extras`` be ignored
     :raises RuntimeError: if ``compile`` is asked for and torch is too old
     """
-    if tensor_path.check_tensor_path(model.env):
+    in_the_way = wrapper_without_tensors(model.env)
+    if in_the_way is not None:
+        raise ValueError(in_the_way)
+    if supports_tensors(model.env):
         why = _obstacle(model)
         if why is not None:
             raise ValueError(f"Training cannot run in tensors, because {why}.")

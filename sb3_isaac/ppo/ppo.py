@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.host import HostView, same_device
-from sb3_isaac.envs.tensor_path import check_tensor_path, supports_tensors
+from sb3_isaac.envs.tensor_path import supports_tensors, wrapper_without_tensors
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
 
@@ -125,7 +125,10 @@ class PPO(stable_baselines3.PPO):
 
         :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored
         """
-        if not check_tensor_path(self.env):
+        in_the_way = wrapper_without_tensors(self.env)
+        if in_the_way is not None:
+            raise ValueError(in_the_way)
+        if not supports_tensors(self.env):
             for name in ("spread_time_limits", "compile"):
                 if getattr(self, name):
                     raise ValueError(
