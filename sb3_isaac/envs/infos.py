@@ -86,17 +86,3 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
     def copy(self) -> List[Dict[str, Any]]:
         """A shallow copy, as of a list."""
         return self._as_list().copy()
-
-
-def note_episodes(env: Any, ep_info_buffer: Any, returns: np.ndarray, lengths: np.ndarray) -> None:
-    """Put finished episodes where SB3 does, an algorithm's ``ep_info_buffer`` and the monitor file.
-
-    :param env: a VecEnv with a tensor path
-    :param ep_info_buffer: the algorithm's deque
-    :param returns: (episodes,), in the order in which they ended
-    :param lengths: (episodes,)
-    """
-    t = round(time.time() - env.t_start, 6)
-    kept = ep_info_buffer.maxlen or len(returns)
-    ep_info_buffer.extend({"r": round(float(r), 6), "l": int(n), "t": t} for r, n in zip(returns[-kept:], lengths[-kept:]))
-    env.log_episodes(returns, lengths)

@@ -70,9 +70,6 @@ class IsaacVecEnv(VecEnv):
         self.dones = th.zeros(self.num_envs, dtype=th.bool, device=self.device)
         self.episode_returns = th.zeros(self.num_envs, device=self.device)
         self.episode_lengths = th.zeros(self.num_envs, dtype=th.int64, device=self.device)
-        self.valid = tensor_env.valid
-        """(N,) bool, which transitions of the last step happened, updated in place; None if all do. Only of IsaacGymEnvs tasks
-        that cannot be reset within the step, see :class:`~sb3_isaac.envs.vec_task.VecTaskEnv`."""
         self._actions: Optional[th.Tensor] = None
         self._renderer: Optional[Any] = None
 
@@ -98,7 +95,7 @@ class IsaacVecEnv(VecEnv):
         result = self.tensor_env.step(actions)
         # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
         self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
-        self.episode_lengths.masked_fill_(self.dones, 0).add_(1 if self.valid is None else self.valid)
+        self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
         th.logical_or(result.terminated, result.truncated, out=self.dones)
         self.obs_tensor = result.obs
         return result

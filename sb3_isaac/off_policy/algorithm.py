@@ -16,8 +16,7 @@ from sb3_isaac.buffers.sb3_buffer import NOT_FOR_STOCK, SB3_HAS_N_STEPS, STANDAR
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.device.host import HostView
-from sb3_isaac.envs.infos import note_episodes
-from sb3_isaac.envs.tensor_path import TensorVecEnv, check_tensors, why_not_tensors
+from sb3_isaac.envs.tensor_path import TensorVecEnv, check_tensors, note_episodes, why_not_tensors
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import TrainingLog
 from sb3_isaac.off_policy.update import Updates
@@ -374,7 +373,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             swapped["replay_buffer_kwargs"] = {key: kwargs[key] for key in kwargs if key not in NOT_FOR_STOCK}
             swapped["n_steps"] = kwargs.get("n_steps", self.n_steps)
         # Where the agent goes on, unless the model has got another env or will reset this one
-        if self._run is not None and self._run.rollout.env is self.env and self._last_obs is not None:
+        if self._run is not None and self._run.rollout.env is self.tensor_vec_env and self._last_obs is not None:
             swapped["_last_obs"] = self._run.rollout.last_obs()
         before = {name: getattr(self, name) for name in swapped}
         self.__dict__.update(swapped)

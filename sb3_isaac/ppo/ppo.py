@@ -16,8 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.host import HostView
-from sb3_isaac.envs.infos import note_episodes
-from sb3_isaac.envs.tensor_path import check_tensors, supports_tensors, why_not_tensors
+from sb3_isaac.envs.tensor_path import check_tensors, note_episodes, supports_tensors, why_not_tensors
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
 

@@ -23,7 +23,7 @@ from sb3_isaac import IsaacVecEnv, VecFrameStack, VecNormalize
 from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.device.cuda_graph import CudaGraph
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
-from sb3_isaac.envs.tensor_path import check_tensor_path, supports_tensors
+from sb3_isaac.envs.tensor_path import supports_tensors, wrapper_without_tensors
 from tests.conftest import N_ENVS, SyncGuard, parameters, some_actions
 from tests.envs.conftest import CLOSE, assert_same_statistics, compare_steps, short_env
 
@@ -281,7 +281,7 @@ def test_on_other_environments_it_is_sb3s(make: Any, tmp_path: Path) -> None:
         flat += [env.returns, env.get_original_obs(), env.get_original_reward()]
         env.save(str(tmp_path / cls.__module__))
         results.append(flat)
-        assert not supports_tensors(env) and check_tensor_path(env) is False
+        assert not supports_tensors(env) and wrapper_without_tensors(env) is None
     np.testing.assert_equal(*results)
     ours = VecNormalize(sb3.DummyVecEnv([make] * 3))
     ours.reset()

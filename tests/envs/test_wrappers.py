@@ -12,7 +12,7 @@ import stable_baselines3.common.vec_env as sb3
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
 from sb3_isaac import DDPG, PPO, VecFrameStack, VecNormalize
-from sb3_isaac.envs.tensor_path import check_tensor_path, supports_tensors
+from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, supports_tensors, wrapper_without_tensors
 from tests.conftest import N_ENVS, some_actions
 from tests.envs.conftest import CLOSE, assert_same_statistics, compare_steps, short_env
 
@@ -73,20 +73,30 @@ class SomebodysWrapper(VecEnvWrapper):
     ],
 )
 @pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
-def test_slow_wrappers_are_refused(wrap: Any, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_wrapper_is_named(wrap: Any, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     env = short_env(render_mode="rgb_array")
     slow = wrap(env)
     for wrapped in (slow, VecNormalize(slow), VecFrameStack(VecNormalize(slow), 2)):
-        with pytest.raises(ValueError, match=way_out) as error:
-            check_tensor_path(wrapped)
-        assert str(error.value).startswith(type(slow).__name__)
+        sentence = wrapper_without_tensors(wrapped)
+        assert sentence is not None and way_out in sentence
+        assert sentence.startswith(f"{type(slow).__name__} has no tensor path")
 
 
-def test_what_is_not_refused() -> None:
-    assert check_tensor_path(short_env()) and check_tensor_path(VecFrameStack(VecNormalize(short_env()), 2))
+def test_no_wrapper_is_in_the_way() -> None:
     dummy = sb3.DummyVecEnv([lambda: gym.make("CartPole-v1")])
-    assert not check_tensor_path(dummy) and not check_tensor_path(sb3.VecMonitor(dummy)) and not check_tensor_path(None)
+    for env in (short_env(), VecFrameStack(VecNormalize(short_env()), 2), dummy, sb3.VecMonitor(dummy), None):
+        assert wrapper_without_tensors(env) is None
+
+
+def test_wrappers_have_what_the_environment_inside_has() -> None:
+    inside = short_env()
+    for env in (VecNormalize(inside), VecFrameStack(VecNormalize(inside), 2)):
+        # As attributes: VecEnvWrapper.__getattr__ is slow, and refuses what more than one of the layers inside has
+        assert {*TensorVecEnv.__annotations__, *FORWARDED} <= set(vars(env))
+        for name in FORWARDED:
+            mine, its = getattr(env, name), getattr(inside, name)
+            assert mine is its or mine == its, name  # bound methods are equal and not the same
 
 
 @pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
