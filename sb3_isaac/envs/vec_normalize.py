@@ -98,7 +98,7 @@ class VecNormalize(SB3VecNormalize):
                 live = LiveRunningMeanStd(moments, shape)
                 live.assign(self.__dict__[name])
                 self.__dict__[name] = live
-        # What a step assigns anew are attributes of the wrapper itself: there StepGraph looks for such tensors.
+        # What a step assigns anew are attributes of the wrapper itself: there CudaGraph looks for such tensors.
         self._original_reward = th.zeros(self.num_envs, device=self.device)
         self._original_final_obs = venv.obs_tensor
         self._state = state
