@@ -28,8 +28,8 @@ def state(n_envs: int = 1, x: float = 0.0, angle: float = 0.0, force: float = 0.
     }
 
 
-def returns(n_envs: int = 1, value: float = 12.5) -> Dict[str, Any]:
-    return {"returns": np.full(n_envs, value), "lengths": np.full(n_envs, 7)}
+def returns(n_envs: int = 1, value: float = 12.5) -> np.ndarray:
+    return np.full(n_envs, value)
 
 
 def columns(image: np.ndarray, color: Any) -> np.ndarray:

@@ -98,7 +98,7 @@ def test_statistics_take_in_the_reset_and_not_the_final_observation() -> None:
     every = np.concatenate(seen).astype(np.float64)
     np.testing.assert_allclose(env.obs_rms.mean, every.mean(0), atol=1e-6)
     np.testing.assert_allclose(env.obs_rms.var, every.var(0), atol=1e-5)  # SB3's first 1e-4 observations fade
-    assert not np.array_equal(env._original_final_obs.numpy(), seen[-1])
+    assert not np.array_equal(env.get_original_final_obs_tensor().numpy(), seen[-1])
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,11 +170,11 @@ def test_sync_envs_normalization() -> None:
     train.reset_tensor()
     for action in some_actions(train, 30):
         train.step_tensor(th.from_numpy(action))
-    address = evaluation._moments.mean.data_ptr()  # type: ignore[union-attr]
+    address = evaluation._state.moments.mean.data_ptr()  # type: ignore[union-attr]
     for other in (evaluation, stock):
         sb3.sync_envs_normalization(train, other)
         assert other.obs_rms.count == train.obs_rms.count > 1 and other.ret_rms.var == train.ret_rms.var
-    assert type(stock.obs_rms) is RunningMeanStd and evaluation._moments.mean.data_ptr() == address  # type: ignore[union-attr]
+    assert type(stock.obs_rms) is RunningMeanStd and evaluation._state.moments.mean.data_ptr() == address  # type: ignore[union-attr]
     obs = th.randn(5, 4)
     assert th.equal(evaluation.normalize_obs_tensor(obs), train.normalize_obs_tensor(obs))
     before = evaluation.obs_rms.mean
@@ -185,7 +185,7 @@ def test_sync_envs_normalization() -> None:
 
 def test_tensors_keep_their_addresses() -> None:
     env = VecNormalize(short_env())
-    held = [*vars(env._moments).values(), env._batch, env.dones, env.episode_returns, env.episode_lengths]
+    held = [*vars(env._state.moments).values(), env._state.batch, env.dones, env.episode_returns, env.episode_lengths]
     addresses = [tensor.data_ptr() for tensor in held]
     env.reset_tensor()
     for action in some_actions(env, 5):
@@ -193,7 +193,7 @@ def test_tensors_keep_their_addresses() -> None:
         env.step(action)
     env.obs_rms, env.epsilon, env.returns = RunningMeanStd(shape=(4,)), 1e-3, np.zeros(N_ENVS)
     env.reset()
-    held = [*vars(env._moments).values(), env._batch, env.dones, env.episode_returns, env.episode_lengths]
+    held = [*vars(env._state.moments).values(), env._state.batch, env.dones, env.episode_returns, env.episode_lengths]
     assert [tensor.data_ptr() for tensor in held] == addresses
     assert env.dones is env.venv.dones and env.episode_returns is env.venv.episode_returns
 
