@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import numpy as np
 import pytest
@@ -182,9 +182,11 @@ def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
 
 def test_a_manager_without_our_algorithms_trains_with_stock_sb3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("plain.yml").write_text(f"{CONTINUOUS}: {{n_timesteps: 1000, policy: MlpPolicy}}\n")
+    options: Dict[str, Any] = {"config": "plain.yml", "eval_freq": -1, "device": "cpu"}
     models = []
     for algorithms in (manager.ALGOS, {}):
-        experiment = manager.ExperimentManager(argparse.Namespace(), "ppo", CONTINUOUS, "logs", eval_freq=-1, verbose=0)
+        experiment = manager.ExperimentManager(argparse.Namespace(), "ppo", CONTINUOUS, "logs", **options)
         experiment.algorithms = algorithms
         models.append(experiment.setup_experiment()[0])
     assert [type(model) for model in models] == [PPO, stable_baselines3.PPO]
