@@ -11,7 +11,8 @@ from typing import Dict, List, Set
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.conftest import REPOSITORY
+
 PACKAGE = REPOSITORY / "sb3_isaac"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

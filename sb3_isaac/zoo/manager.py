@@ -62,6 +62,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     """
 
     default_vec_env_cls = BatchedVecEnv
+    algorithms = ALGOS
+    """Algorithms that stand in for rl_zoo3's of the same names; ``{}`` trains with stock SB3."""
     # rl_zoo3's attributes that are looked at here; it is not typed
     env_kwargs: Dict[str, Any]
     eval_env_kwargs: Dict[str, Any]
@@ -97,7 +99,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # rl_zoo3 takes the number 0 for none
 
     def _searches(self) -> bool:
-        return self.optimize_hyperparameters and self.algo in ALGOS
+        return self.optimize_hyperparameters and self.algo in self.algorithms
 
     # -- hyperparameters ---------------------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     @property
     def algorithm_class(self) -> Type[BaseAlgorithm]:
         """Ours where there is one, else rl_zoo3's."""
-        return ALGOS.get(self.algo) or rl_zoo3.utils.ALGOS[self.algo]
+        return self.algorithms.get(self.algo) or rl_zoo3.utils.ALGOS[self.algo]
 
     def _preprocess_hyperparams(
         self, hyperparams: Dict[str, Any]
@@ -187,7 +189,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def setup_experiment(self) -> Optional[Tuple[BaseAlgorithm, Dict[str, Any]]]:
-        with _replaced(ALGOS={**rl_zoo3.utils.ALGOS, **ALGOS}):
+        with _replaced(ALGOS={**rl_zoo3.utils.ALGOS, **self.algorithms}):
             result: Optional[Tuple[BaseAlgorithm, Dict[str, Any]]] = super().setup_experiment()
             return result
 
@@ -212,7 +214,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> Dict[str, Any]:
         number = None if trial_id is None else int(trial_id)
         found: Dict[str, Any]
-        if self.algo not in ALGOS:
+        if self.algo not in self.algorithms:
             found = super().load_trial(storage, study_name, number, convert)
             return found
         found = search.load_trial(storage, study_name, number, search.purpose_of(self), convert)

@@ -8,12 +8,13 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_isaac.off_policy.exploration import epsilon_greedy, spread
-from tests.off_policy.off_policy_helpers import assert_close, feed, make_env, make_model, parameters, random_samples, start
+from tests.conftest import DISCRETE, make_env
+from tests.off_policy.conftest import assert_close, feed, make_model, random_samples, start
 
 
 def test_epsilon_tosses_a_coin_for_each_environment():
     """SB3 tosses one for all: then every step is either all greedy or all random."""
-    model = start(make_model("dqn", make_env("dqn", 2048)))
+    model = start(make_model("dqn", make_env(DISCRETE, 2048)))
     model.exploration_rate = 0.6
     with th.no_grad():
         model.q_net.q_net[-1].weight.zero_()
@@ -26,13 +27,13 @@ def test_epsilon_tosses_a_coin_for_each_environment():
 
 
 def test_random_actions_before_learning_starts():
-    model = start(make_model("dqn", make_env("dqn", 3000)))
+    model = start(make_model("dqn", make_env(DISCRETE, 3000)))
     actions, _ = model._act(model.env.obs_tensor, True)
     assert np.bincount(actions.numpy(), minlength=3) == pytest.approx([1000] * 3, abs=120)
 
 
 def test_per_env_epsilon():
-    model = start(make_model("dqn", make_env("dqn", 6), per_env_epsilon=[1.0, 1e-5]))
+    model = start(make_model("dqn", make_env(DISCRETE, 6), per_env_epsilon=[1.0, 1e-5]))
     assert th.allclose(model._epsilon, 10.0 ** -th.arange(6.0))
     with th.no_grad():
         model.q_net.q_net[-1].weight.zero_()
@@ -112,7 +113,7 @@ def test_double_q(activation):
         loss.backward()
         th.nn.utils.clip_grad_norm_(reference.q_net.parameters(), reference.max_grad_norm)
         optimizer.step()
-    assert_close(parameters(model), parameters(reference))
+    assert_close(model, reference)
 
 
 def test_max_grad_norm_limits_the_gradient():
@@ -126,7 +127,7 @@ def test_max_grad_norm_limits_the_gradient():
 
 def test_it_learns():
     model = make_model(
-        "dqn", make_env("dqn", 64), learning_rate=3e-3, n_steps=10, buffer_size=20_000, batch_size=128, train_freq=2,
+        "dqn", make_env(DISCRETE, 64), learning_rate=3e-3, n_steps=10, buffer_size=20_000, batch_size=128, train_freq=2,
         gradient_steps=2, learning_starts=1280, target_update_interval=64, tau=0.03, per_env_epsilon=(1.0, 0.01),
         reward_scale=0.1, policy_kwargs=dict(net_arch=[64, 64]),
     )  # fmt: skip

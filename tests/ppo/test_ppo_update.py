@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Dict, List
 
 import numpy as np
@@ -14,40 +13,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-import sb3_isaac
-from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
+from sb3_isaac import PPO, DeviceRolloutBuffer
 from sb3_isaac.device import step_graph
 from sb3_isaac.ppo import loss, update
 from sb3_isaac.ppo.fast_policy import FastActorCritic, why_not_fast
 from sb3_isaac.ppo.loss import APPROX_KL, KL, Objective
-from sb3_isaac.ppo.ppo import PPO
 from sb3_isaac.ppo.update import AdaptiveLR
+from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env, parameters
+from tests.ppo.conftest import OwnExtractor, learn, make_model
 
-CONTINUOUS, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 N_ENVS, N_STEPS = 16, 16
 
 
-class OwnExtractor(FlattenExtractor):
-    """Not SB3's, so the general path has to be taken."""
-
-
 def make(cls: Any, env_id: str, **kwargs: Any) -> Any:
-    env = sb3_isaac.make_vec_env(env_id, N_ENVS, device="cpu", seed=1, max_episode_length=12)
-    settings: Dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 64, "n_epochs": 3, "learning_rate": 1e-3, **kwargs}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a batch size that does not divide the rollout
-        return cls("MlpPolicy", env, seed=3, device="cpu", **settings)
-
-
-def learn(model: Any, rollouts: int) -> Any:
-    """Train with random numbers that do not depend on what was made before."""
-    th.manual_seed(5)
-    return model.learn(rollouts * model.n_steps * N_ENVS)
-
-
-def difference(one: Any, other: Any) -> float:
-    pairs = zip(one.policy.parameters(), other.policy.parameters())
-    return max(float((p - q).detach().abs().max()) for p, q in pairs)
+    env = make_env(env_id, N_ENVS, max_episode_length=12)
+    return make_model(cls, env, **{"n_epochs": 3, "learning_rate": 1e-3, **kwargs})
 
 
 CASES: Dict[str, Dict[str, Any]] = {
@@ -80,12 +60,12 @@ def test_training_equals_sb3(case: str, env_id: str) -> None:
     # SB3's PPO with our buffer, which draws the minibatches: SB3's own draws them in numpy
     theirs = make(stable_baselines3.PPO, env_id, rollout_buffer_class=DeviceRolloutBuffer, **CASES[case])
     ours = make(PPO, env_id, **CASES[case])
-    before = [p.detach().clone() for p in ours.policy.parameters()]
+    before = parameters(ours)
     for model in (theirs, ours):
         learn(model, 3)
     assert (ours._update._fast is None) == (case in AUTOGRAD)
     assert difference(ours, theirs) < 2e-6
-    assert max(float((p - q).detach().abs().max()) for p, q in zip(before, ours.policy.parameters())) > 1e-4
+    assert float((parameters(ours) - before).abs().max()) > 1e-4
     assert ours._n_updates == theirs._n_updates
     if case == "target_kl":
         assert ours._n_updates < 9
@@ -215,7 +195,7 @@ def test_policies_with_more_than_an_mlp_are_recognised() -> None:
     replaced.evaluate_actions = lambda *args: None  # type: ignore[method-assign]
     assert "replaced" in str(why_not_fast(replaced))
     own = type("OwnPolicy", (ActorCriticPolicy,), {})
-    env = sb3_isaac.make_vec_env(CONTINUOUS, 2, device="cpu")
+    env = make_env(n_envs=2)
     assert "OwnPolicy" in str(why_not_fast(PPO(own, env, n_steps=4, batch_size=8, device="cpu").policy))
 
 
@@ -228,7 +208,6 @@ def test_compiled_update_equals_eager() -> None:
         "n_minibatches": 1,
         "clip_range": lambda p: 0.1 + 0.1 * p,
     }
-    options["clip_range"] = lambda p: 0.1 + 0.1 * p
     if not hasattr(th, "compile"):
         with pytest.raises(RuntimeError, match="compile=True needs torch 2"):
             make(PPO, CONTINUOUS, compile=True, **options).learn(10)
@@ -265,7 +244,7 @@ class StandInGraph:
 
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
 def test_captured_path_equals_eager(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code around CUDA graphs (tests/test_gpu.py has the graphs): inputs, counters on the device, what voids them."""
+    """The code around CUDA graphs (test_ppo_gpu.py has the graphs): inputs, counters on the device, what voids them."""
     options = {"clip_range": lambda p: 0.1 + 0.1 * p, "batch_size": 100, "adaptive_lr_kl": 1e3, "adaptive_lr_max": 2e-3}
     eager, captured = make(PPO, env_id, **options), make(PPO, env_id, **options)
     for model in (eager, captured):
