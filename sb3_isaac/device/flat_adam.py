@@ -42,23 +42,28 @@ def clip_and_step_(
     grad: th.Tensor,
     exp_avg: th.Tensor,
     exp_avg_sq: th.Tensor,
-    steps: th.Tensor,
+    steps: Union[float, th.Tensor],
     lr: Union[float, th.Tensor],
     betas: Tuple[float, float],
     eps: float,
     max_norm: Optional[float],
 ) -> None:
-    """One step of Adam that a graph can replay: in place, with the step count () on the device.
+    """Clip the gradient to a norm as :func:`torch.nn.utils.clip_grad_norm_` and do one step of Adam, all in place.
 
+    :param steps: how many steps this makes: a number, or () on the device, which a graph can count
+    :param lr: learning rate, likewise
     :param max_norm: the largest norm of the gradient, which is scaled down to it; None: any
     """
-    if max_norm is not None:
-        grad.mul_((max_norm / (th.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0))
-    steps.add_(1)
+    if max_norm is not None and math.isfinite(max_norm):
+        grad.mul_((max_norm / (th.linalg.vector_norm(grad) + 1e-6)).clamp_(max=1.0))
     exp_avg.lerp_(grad, 1.0 - betas[0])
     exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1.0 - betas[1])
-    denominator = (exp_avg_sq / (1.0 - betas[1] ** steps)).sqrt() + eps
-    flat.sub_(lr / (1.0 - betas[0] ** steps) * exp_avg / denominator)
+    denominator = exp_avg_sq.sqrt().div_((1.0 - betas[1] ** steps) ** 0.5).add_(eps)
+    step_size = lr / (1.0 - betas[0] ** steps)
+    if isinstance(step_size, th.Tensor):
+        flat.sub_(exp_avg.div(denominator).mul_(step_size))
+    else:
+        flat.addcdiv_(exp_avg, denominator, value=-step_size)
 
 
 class FlatAdam:
@@ -142,52 +147,21 @@ class FlatAdam:
             parameter.grad = grad
         return False
 
-    def clip_grad_norm_(self, max_norm: Optional[float]) -> th.Tensor:
-        """As :func:`torch.nn.utils.clip_grad_norm_`, over all parameters. Returns the norm before clipping."""
-        norm: th.Tensor = th.linalg.vector_norm(self.grad)
-        if max_norm is not None and math.isfinite(max_norm):
-            self.grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
-        return norm
+    def clip_and_step(self, max_norm: Optional[float], lr: Union[float, th.Tensor, None] = None) -> None:
+        """One update of all parameters from their gradients, see :func:`clip_and_step_`.
 
-    def step(self, lr: Union[float, th.Tensor, None] = None) -> None:
-        """One update of all parameters from their gradients.
-
-        :param lr: learning rate (a number, or a tensor on the device); default: the optimizer's
+        :param lr: learning rate; default: the optimizer's
         """
         group = self.optimizer.param_groups[0]
-        beta1, beta2 = group["betas"]
         lr = group["lr"] if lr is None else lr
-        if isinstance(self.steps, th.Tensor):
-            self._step_on_device(lr, None)
-            return
-        self.exp_avg.lerp_(self.grad, 1.0 - beta1)
-        self.exp_avg_sq.mul_(beta2).addcmul_(self.grad, self.grad, value=1.0 - beta2)
         self.steps += 1
-        bias1, bias2 = 1.0 - beta1**self.steps, 1.0 - beta2**self.steps
-        denominator = self.exp_avg_sq.sqrt().div_(math.sqrt(bias2)).add_(group["eps"])
-        if isinstance(lr, th.Tensor):
-            self.flat.sub_(self.exp_avg / denominator * (lr / bias1))
-        else:
-            self.flat.addcdiv_(self.exp_avg, denominator, value=-lr / bias1)
-
-    def clip_and_step(self, max_norm: Optional[float], lr: Union[float, th.Tensor, None] = None) -> None:
-        """:meth:`clip_grad_norm_` and :meth:`step` in one, which on a GPU can be compiled."""
-        if isinstance(self.steps, th.Tensor):
-            lr = self.optimizer.param_groups[0]["lr"] if lr is None else lr
-            self._step_on_device(lr, max_norm if max_norm is not None and math.isfinite(max_norm) else None)
-        else:
-            self.clip_grad_norm_(max_norm)
-            self.step(lr)
+        tensors = self.flat, self.grad, self.exp_avg, self.exp_avg_sq
+        self._clip_and_step(*tensors, self.steps, lr, tuple(group["betas"]), group["eps"], max_norm)
 
     def compile(self) -> None:
         """Make one or two kernels of a step on a GPU; elsewhere compiling does not pay."""
         if isinstance(self.steps, th.Tensor):
             self._clip_and_step = th.compile(clip_and_step_, dynamic=False)
-
-    def _step_on_device(self, lr: Union[float, th.Tensor], max_norm: Optional[float]) -> None:
-        group = self.optimizer.param_groups[0]
-        tensors = self.flat, self.grad, self.exp_avg, self.exp_avg_sq, self.steps
-        self._clip_and_step(*tensors, lr, tuple(group["betas"]), group["eps"], max_norm)
 
     def sync(self, steps: Optional[float] = None) -> None:
         """Write the step count into the torch optimizer's state. To be called after a series of updates.

@@ -89,8 +89,8 @@ def test_flat_adam_equals_torch_adam_and_survives_load_state_dict() -> None:
                 assert flat.refresh() == (k == 5)
                 flat.grad.zero_()
                 loss.backward()
-                flat.clip_grad_norm_(0.5)
-                flat.step()
+                with th.no_grad():
+                    flat.clip_and_step(0.5)
             else:
                 opt.zero_grad()
                 loss.backward()
@@ -123,5 +123,6 @@ def test_the_step_that_graphs_replay_is_adams() -> None:
         nn.utils.clip_grad_norm_([theirs], 0.5)
         optimizer.step()
         with th.no_grad():
+            steps += 1
             clip_and_step_(ours, grad, exp_avg, exp_avg_sq, steps, lr, (0.9, 0.999), 1e-5, 0.5)
     assert float(steps) == 5.0 and th.allclose(ours, theirs, atol=1e-6)
