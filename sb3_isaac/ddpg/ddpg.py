@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
-from sb3_isaac.ddpg.fast_policy import FastTD3Policy, why_not_fast
+from sb3_isaac.ddpg.fast_policy import FastTD3Policy
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm
 from sb3_isaac.off_policy.exploration import DeviceNoise, spread
 from sb3_isaac.off_policy.update import chunks
@@ -65,13 +65,13 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         return [self.actor.optimizer, self.critic.optimizer]
 
     def _make_fast_policy(self) -> Optional[FastTD3Policy]:
-        if why_not_fast(self.policy) is not None:
+        if FastTD3Policy.why_not(self.policy) is not None:
             return None
         return FastTD3Policy(self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile)
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
-    def _make_exploration(self, captured: bool) -> Optional[DeviceNoise]:
+    def _make_exploration(self, captures: bool) -> Optional[DeviceNoise]:
         if self.action_noise is None and self.per_env_noise is None:
             return None
         scale = None

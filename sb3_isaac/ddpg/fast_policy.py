@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.td3.policies import Actor, TD3Policy
+from torch import nn
 
+from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 
-def why_not_fast(policy: Any) -> Optional[str]:
-    """What makes ``policy`` more than SB3's plain MLP actor and critics; None: :class:`FastTD3Policy` can stand in for it."""
-    nets = (policy.actor, policy.actor_target, policy.critic, policy.critic_target)
-    if any(type(net.features_extractor) is not FlattenExtractor for net in nets):
-        return "it has its own features extractor"
-    if not all(FlatAdam.supports(optimizer) for optimizer in (policy.actor.optimizer, policy.critic.optimizer)):
-        return "its optimizers are not plain Adam"
-    plain = all(parse_layers(net) is not None for net in (policy.actor.mu, *policy.critic.q_networks))
-    return None if plain else "its networks are not plain"
-
-
 class FastTD3Policy:
     """Actor, critics and their targets of a ``TD3Policy``, which DDPG's is, without autograd.
 
-    :param policy: one for which :func:`why_not_fast` has no reason
+    :param policy: one for which :meth:`why_not` has no reason
     :param n_envs: the most observations to act on
     :param batch_size: of the minibatches
     :param compiled: compile the optimizers' steps on a GPU
@@ -56,6 +51,17 @@ class FastTD3Policy:
         width = self._critics[0].layers[0][0].in_features
         self._input = self._targets[0].new_empty(self._chunk, width)
         self._next_input = self._targets[0].new_empty(self._chunk, width)
+
+    @staticmethod
+    def why_not(policy: Any) -> Optional[str]:
+        """What makes ``policy`` more than SB3's plain MLP actor and critics; None: this class can stand in for it."""
+        if not isinstance(policy.observation_space, spaces.Box) or is_image_space(policy.observation_space):
+            return f"the observations are {policy.observation_space}"
+        nets: List[nn.Module] = [net.mu for net in (policy.actor, policy.actor_target) if type(net) is Actor]
+        nets += [net for c in (policy.critic, policy.critic_target) if type(c) is ContinuousCritic for net in c.q_networks]
+        optimizers = [(net.optimizer, net) for net in (policy.actor, policy.critic)]
+        own = (TD3Policy, Actor, ContinuousCritic, FlattenExtractor)
+        return why_not_fast(policy, own, [[net] for net in nets], optimizers=optimizers)
 
     def _join(self, obs: th.Tensor, actions: th.Tensor, out: th.Tensor) -> th.Tensor:
         return th.cat((obs, actions), 1, out=out[: len(obs)])
@@ -113,7 +119,7 @@ class FastTD3Policy:
         self._actor_adam.refresh()
         self._critic_adam.refresh()
 
-    def sync(self) -> None:
-        """Give the optimizers the number of their steps."""
-        self._actor_adam.sync()
-        self._critic_adam.sync()
+    def sync(self, n_critic_steps: int, n_actor_steps: int) -> None:
+        """Give the optimizers the number of their steps, of which so many are new."""
+        self._critic_adam.sync(n_critic_steps)
+        self._actor_adam.sync(n_actor_steps)

@@ -9,7 +9,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
-from sb3_isaac.dqn.fast_policy import FastDQNPolicy, why_not_fast
+from sb3_isaac.dqn.fast_policy import FastDQNPolicy
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm, TensorRun
 from sb3_isaac.off_policy.exploration import EpsilonGreedy, spread
 from sb3_isaac.off_policy.update import chunks
@@ -60,22 +60,23 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         return [self.policy.optimizer]
 
     def _make_fast_policy(self) -> Optional[FastDQNPolicy]:
-        if why_not_fast(self.policy) is not None:
+        if FastDQNPolicy.why_not(self.policy) is not None:
             return None
         return FastDQNPolicy(self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile)
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
-    def _make_exploration(self, captured: bool) -> EpsilonGreedy:
+    def _make_exploration(self, captures: bool) -> EpsilonGreedy:
         n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
         if self.per_env_epsilon is None:
-            return EpsilonGreedy(n_actions, self.exploration_rate, self.device, on_device=captured)
+            return EpsilonGreedy(n_actions, self.exploration_rate, self.device, on_device=captures)
         epsilon = spread("per_env_epsilon", self.per_env_epsilon, self.n_envs, self.device, most=1.0)
         exploration = EpsilonGreedy(n_actions, epsilon, self.device)
         self.exploration_rate = exploration.mean
         return exploration
 
     def _look_again(self, run: TensorRun) -> None:
+        super()._look_again(run)
         if self.per_env_epsilon is None:
             run.exploration.set(self.exploration_rate)
 
@@ -103,7 +104,8 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         if run is not None:
             if self.per_env_epsilon is not None:
                 self.exploration_rate = run.exploration.mean
-            self._look_again(run)
+            else:
+                run.exploration.set(self.exploration_rate)
             self.logger.record("rollout/exploration_rate", self.exploration_rate)
 
     # -- the update --------------------------------------------------------------------------------------------------

@@ -5,28 +5,22 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
+from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 
-def why_not_fast(policy: Any) -> Optional[str]:
-    """What makes ``policy`` more than SB3's plain MLP Q-network; None: :class:`FastDQNPolicy` can stand in for it."""
-    nets = (policy.q_net, policy.q_net_target)
-    if any(type(net.features_extractor) is not FlattenExtractor for net in nets):
-        return "it has its own features extractor"
-    if not FlatAdam.supports(policy.optimizer):
-        return "its optimizer is not plain Adam"
-    return None if parse_layers(policy.q_net.q_net) is not None else "its networks are not plain"
-
-
 class FastDQNPolicy:
     """Q-network and target network of a ``DQNPolicy`` without autograd.
 
-    :param policy: one for which :func:`why_not_fast` has no reason
+    :param policy: one for which :meth:`why_not` has no reason
     :param n_envs: the most observations to act on
     :param batch_size: of the minibatches
     :param compiled: compile the optimizer's step on a GPU
@@ -45,6 +39,15 @@ class FastDQNPolicy:
         # The target network is done when the other begins: they use the same buffers, which stay in the cache
         self._target = FastMLP(target, self._chunk, self._online)
         self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)
+
+    @staticmethod
+    def why_not(policy: Any) -> Optional[str]:
+        """What makes ``policy`` more than SB3's plain MLP Q-network; None: this class can stand in for it."""
+        if not isinstance(policy.observation_space, spaces.Box) or is_image_space(policy.observation_space):
+            return f"the observations are {policy.observation_space}"
+        nets = [[net.q_net] for net in (policy.q_net, policy.q_net_target) if type(net) is QNetwork]
+        own = (DQNPolicy, QNetwork, FlattenExtractor)
+        return why_not_fast(policy, own, nets, optimizers=[(policy.optimizer, policy.q_net)])
 
     def next_values(self, next_obs: th.Tensor, double_q: bool) -> th.Tensor:
         """(B,), what the target network thinks of the next observations, for the best action.
@@ -97,6 +100,6 @@ class FastDQNPolicy:
         """Bind anew what ``load_state_dict`` replaced."""
         self.adam.refresh()
 
-    def sync(self) -> None:
-        """Give the optimizer the number of its steps."""
-        self.adam.sync()
+    def sync(self, n_steps: int) -> None:
+        """Give the optimizer the number of its steps, of which so many are new."""
+        self.adam.sync(n_steps)

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, Trai
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
 from sb3_isaac.buffers.sb3_buffer import NOT_FOR_STOCK, SB3_HAS_N_STEPS, STANDARD_BUFFERS, as_stock_buffer, copy_transitions
 from sb3_isaac.device.cuda_graph import check_compile
+from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.device.host import HostView
 from sb3_isaac.envs.tensor_path import TensorVecEnv, check_tensors, note_episodes, why_not_tensors
@@ -29,16 +30,17 @@ MAX_UPDATES_PER_STEP = 100.0
 class TensorRun:
     """What training in tensors keeps besides SB3's attributes. Never saved."""
 
-    def __init__(self, fast: Any, lr: Optional[th.Tensor], rollout: Rollout, updates: Updates, log: TrainingLog) -> None:
-        self.fast = fast
-        """The networks without autograd, see the algorithm's fast_policy.py; None: they go through autograd"""
-        self.lr = lr
-        """() on the device, where a captured graph reads the learning rate; None: the optimizers have it"""
+    def __init__(self, rollout: Rollout, updates: Updates, log: TrainingLog, exploration: Any, watch: Watch) -> None:
         self.rollout = rollout
         self.updates = updates
         self.log = log
-        self.exploration: Any = None
+        self.exploration = exploration
         """What the algorithm explores with"""
+        self.watch = watch
+        self.fast: Any = None
+        """The networks without autograd, see the algorithm's fast_policy.py; None: they go through autograd"""
+        self.lr: Optional[th.Tensor] = None
+        """() on the device, where a captured graph reads the learning rate; None: the optimizers have it"""
         self.warned = False
 
 
@@ -81,12 +83,14 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Its networks without autograd, or None where they must go through autograd."""
         raise NotImplementedError
 
-    def _make_exploration(self, captured: bool) -> Any:
-        """What :meth:`_act` explores with. ``captured``: in a CUDA graph, which reads tensors only."""
+    def _make_exploration(self, captures: bool) -> Any:
+        """What :meth:`_act` explores with. ``captures``: for a CUDA graph, which reads tensors only."""
         raise NotImplementedError
 
     def _look_again(self, run: TensorRun) -> None:
-        """Called when a rollout begins: what :meth:`_act` uses and callbacks may have changed."""
+        """Called when a rollout or an update begins: choose the path, as callbacks may have changed the policy."""
+        if run.watch.changed(self._optimizers()):
+            run.fast = self._make_fast_policy()
 
     def _act(self, obs: th.Tensor, random: bool) -> th.Tensor:
         """Actions for observations (N, *obs_shape), as the replay buffer keeps them, and random ones on demand."""
@@ -196,8 +200,6 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> Tuple[int, BaseCallback]:
-        if self._run is not None and self._run.fast is not None:
-            self._run.fast.sync()
         self._run = None
         args = (total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if not self._trains_in_tensors():
@@ -222,17 +224,17 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return result
 
     def _make_run(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> TensorRun:
-        fast = self._make_fast_policy()
-        captured = self.compile and fast is not None and self.device.type == "cuda"
+        captures = self.compile and self.device.type == "cuda"
         vec_normalize = self.get_vec_normalize_env()
         run = TensorRun(
-            fast=fast,
-            lr=th.zeros((), device=self.device) if captured else None,
-            rollout=Rollout(env, vec_normalize, buffer, act=self._act, after_step=self._after_step, captured=captured),
-            updates=Updates(vec_normalize, self._update, captured=captured and self._may_capture_updates()),
+            rollout=Rollout(env, vec_normalize, buffer, act=self._act, after_step=self._after_step, captures=captures),
+            updates=Updates(vec_normalize, self._update, captures=captures),
             log=TrainingLog(env.num_envs, self.device, self.loss_names, self._episode_num),
+            exploration=self._make_exploration(captures),
+            watch=Watch(self.policy),
         )
-        run.exploration = self._make_exploration(captured)
+        run.lr = th.zeros((), device=self.device) if captures else None
+        self._look_again(run)
         return run
 
     # -- the rollout -------------------------------------------------------------------------------------------------
@@ -256,14 +258,14 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         env, log = self.tensor_vec_env, run.log
         if env.num_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
             raise ValueError(f"train_freq in episodes needs a single environment, here are {env.num_envs}: count in steps.")
-        if run.fast is None:
-            self.policy.set_training_mode(False)
         num_collected_steps, num_collected_episodes = 0, 0
         progress, continue_training = 0, True
         start, env_seconds = time.perf_counter(), run.rollout.env_seconds
-        run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast)
         callback.on_rollout_start()
         self._look_again(run)
+        if run.fast is None:
+            self.policy.set_training_mode(False)
+        run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast)
         with th.no_grad():
             while progress < train_freq.frequency:
                 # SB3 stores transitions after the callback; but that may step the same simulator, which overwrites them
@@ -327,14 +329,21 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._update_learning_rate(optimizers)
         if run.lr is not None:
             run.lr.fill_(optimizers[0].param_groups[0]["lr"])
+        self._look_again(run)
         if run.fast is None:
             self.policy.set_training_mode(True)
+        else:
+            run.fast.refresh()
         before = self._n_updates
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())
+        run.updates.graphed_update.enabled = run.updates.captures and run.fast is not None and self._may_capture_updates()
         run.updates.run(cast(DeviceReplayBuffer, self.replay_buffer), gradient_steps, batch_size, constants)
         self._n_updates = before + gradient_steps  # a captured update does not count
-        run.log.count_losses(self._loss_counts(before, self._n_updates))
+        counts = self._loss_counts(before, self._n_updates)
+        run.log.count_losses(counts)
+        if run.fast is not None:
+            run.fast.sync(*counts)
         run.log.seconds["update"] += time.perf_counter() - start
         self._note_replay_ratio(run, gradient_steps, batch_size)
 
@@ -352,16 +361,6 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             )
 
     # -- files -------------------------------------------------------------------------------------------------------
-
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        super().set_parameters(*args, **kwargs)
-        if self._run is not None and self._run.fast is not None:
-            self._run.fast.refresh()
-
-    def get_parameters(self) -> Dict[str, Dict[str, Any]]:
-        if self._run is not None and self._run.fast is not None:
-            self._run.fast.sync()
-        return super().get_parameters()
 
     def save(self, path: Any, exclude: Optional[Iterable[str]] = None, include: Optional[Iterable[str]] = None) -> None:
         """Save what stock SB3, of any version and without a GPU, can load."""

@@ -37,7 +37,7 @@ class Rollout:
     :param act: from observations (N, *obs_shape), and whether actions are to be random, to the actions for the buffer:
         in [-1, 1] for a Box, which are scaled to it here
     :param after_step: called with ``dones`` (N,) after each step
-    :param captured: capture a step in a CUDA graph, if the simulator can be captured
+    :param captures: capture a step in a CUDA graph, if the simulator can be captured
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Rollout:
         buffer: DeviceReplayBuffer,
         act: Callable[[th.Tensor, bool], th.Tensor],
         after_step: Callable[[th.Tensor], None],
-        captured: bool,
+        captures: bool,
     ) -> None:
         self.env = env
         self.env_seconds = 0.0
@@ -66,15 +66,17 @@ class Rollout:
             self._low, self._high = (
                 th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high)
             )
-        self.graphed_step = Graphed(self._step, captured and env.tensor_env.capturable, layers(env), generators(env))
+        self.captures = captures and env.tensor_env.capturable
+        self.graphed_step = Graphed(self._step, self.captures, layers(env), generators(env))
 
-    def begin(self, buffer: DeviceReplayBuffer, *constants: Any) -> None:
+    def begin(self, buffer: DeviceReplayBuffer, fast: Any) -> None:
         """Before the steps of a rollout.
 
-        :param constants: what ``act`` reads and a captured step keeps as it was
+        :param fast: the networks that ``act`` uses, which a captured step keeps as they were; None: it must not be captured
         """
         self._buffer = buffer
-        self.graphed_step.begin(buffer, *constants)
+        self.graphed_step.enabled = self.captures and fast is not None
+        self.graphed_step.begin(buffer, fast)
 
     def step(self, random: bool) -> Step:
         """Act, step the environments and store what happened."""

@@ -31,16 +31,16 @@ class Updates:
 
     :param vec_normalize: what normalises the samples, or None
     :param update: from transitions and the number of minibatches that they are; must be safe to capture
-    :param captured: whether in a CUDA graph
+    :param captures: whether in a CUDA graph
     """
 
-    def __init__(self, vec_normalize: Any, update: Callable[[ReplaySamples, int], None], captured: bool) -> None:
+    def __init__(self, vec_normalize: Any, update: Callable[[ReplaySamples, int], None], captures: bool) -> None:
         self._vec_normalize = vec_normalize
         self._update = update
-        self._captured = captured
+        self.captures = captures
         self._buffer: Any = None
         self._newest: Any = None
-        self.graphed_update = Graphed(self._update_at, captured, [] if vec_normalize is None else [vec_normalize])
+        self.graphed_update = Graphed(self._update_at, captures, [] if vec_normalize is None else [vec_normalize])
 
     def run(self, buffer: DeviceReplayBuffer, gradient_steps: int, batch_size: int, constants: Sequence[Any]) -> None:
         """``gradient_steps`` steps on minibatches of ``batch_size`` transitions.
@@ -48,7 +48,7 @@ class Updates:
         :param constants: the settings that ``update`` reads, which a captured graph keeps as they were
         """
         graphed = self.graphed_update
-        graphed.enabled = self._captured and same_device(buffer.storage_device, buffer.device)
+        graphed.enabled = graphed.enabled and same_device(buffer.storage_device, buffer.device)
         if buffer is not self._buffer:
             self._buffer, self._newest = buffer, th.zeros((), dtype=th.int64, device=buffer.storage_device)
         graphed.begin(buffer, *constants)

@@ -14,7 +14,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 
-from sb3_isaac.device.fast_mlp import FastMLP, parse_layers, why_not_plain
+from sb3_isaac.device.eligibility import why_not_fast
+from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.ppo.loss import (
     HALF_LOG_2PI,
     N_SUMS,
@@ -30,21 +31,6 @@ CPU_ROWS = 8192
 """On a CPU a minibatch is worked on in chunks of at most so many rows, which stay in the cache."""
 
 
-def why_not_fast(policy: Any) -> Optional[str]:
-    """What makes ``policy`` more than SB3's plain MLP actor-critic; None: :class:`FastActorCriticPolicy` can stand in."""
-    if type(policy) is not ActorCriticPolicy:
-        return f"the policy is a {type(policy).__name__}"
-    if type(policy.features_extractor) is not FlattenExtractor or type(policy.mlp_extractor) is not MlpExtractor:
-        return "it has its own features extractor"
-    if not isinstance(policy.observation_space, spaces.Box) or is_image_space(policy.observation_space):
-        return f"the observations are {policy.observation_space}"
-    if type(policy.action_dist) not in (DiagGaussianDistribution, CategoricalDistribution):
-        return f"actions come from a {type(policy.action_dist).__name__}"
-    if policy.squash_output:
-        return "its output is squashed"
-    return why_not_plain(policy, _layers(policy))
-
-
 def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
     extractor = policy.mlp_extractor
     return (extractor.policy_net, policy.action_net), (extractor.value_net, policy.value_net)
@@ -53,7 +39,7 @@ def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
 class FastActorCriticPolicy:
     """Stands in for an ``ActorCriticPolicy``, whose parameters it uses. Call under ``torch.no_grad()``.
 
-    :param policy: one for which :func:`why_not_fast` has no reason
+    :param policy: one for which :meth:`why_not` has no reason
     :param max_rows: the most observations of one call
     """
 
@@ -70,6 +56,27 @@ class FastActorCriticPolicy:
         self._value_gradient: Any = value_gradient
         self._categorical_gradients: Any = categorical_gradients
         self._gaussian_gradients: Any = gaussian_gradients
+
+    @staticmethod
+    def why_not(policy: Any, trains: bool) -> Optional[str]:
+        """What makes ``policy`` more than SB3's plain MLP actor-critic; None: this class can stand in for it.
+
+        :param trains: also in the update, with its optimizer
+        """
+        if type(policy) is not ActorCriticPolicy:
+            return f"the policy is a {type(policy).__name__}"
+        if not isinstance(policy.observation_space, spaces.Box) or is_image_space(policy.observation_space):
+            return f"the observations are {policy.observation_space}"
+        if type(policy.action_dist) not in (DiagGaussianDistribution, CategoricalDistribution):
+            return f"actions come from a {type(policy.action_dist).__name__}"
+        if policy.squash_output:
+            return "its output is squashed"
+        own = (ActorCriticPolicy, FlattenExtractor, MlpExtractor)
+        if type(policy.mlp_extractor) is not MlpExtractor:
+            return f"mlp_extractor is a {type(policy.mlp_extractor).__name__}"
+        log_std = getattr(policy, "log_std", None)
+        optimizers = [(policy.optimizer, policy)] if trains else []
+        return why_not_fast(policy, own, _layers(policy), more=[] if log_std is None else [log_std], optimizers=optimizers)
 
     @property
     def distribution_columns(self) -> int:

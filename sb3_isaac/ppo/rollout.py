@@ -13,9 +13,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer, StepColumn
 from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.tensor_path import TensorVecEnv, generators, layers
-from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, why_not_fast
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.update import unchecked_distributions
 
 
@@ -76,6 +77,7 @@ class Rollout:
         self._low = self._high = None
         if isinstance(space, spaces.Box):
             self._low, self._high = (th.as_tensor(bound, device=device) for bound in (space.low, space.high))
+        self._watch = Watch(policy)
         self._fast: Optional[FastActorCriticPolicy] = None
         self._host_obs: Optional[np.ndarray] = None
         self._host_dones: Optional[np.ndarray] = None
@@ -98,10 +100,9 @@ class Rollout:
         self.buffer.reset()
         self._next_step, self.env_seconds = 0, 0.0
         self._step_on_device.zero_()
-        if why_not_fast(self.policy) is not None:
-            self._fast = None
-        elif self._fast is None:
-            self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs)
+        if self._watch.changed([]):
+            plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
+            self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs) if plain else None
         keep = keep_distributions and self._fast is not None
         self.buffer.keep_distributions(self._fast.distribution_columns if self._fast is not None and keep else 0)
         starts = self.buffer.tensors.episode_starts[0]

@@ -9,12 +9,14 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
 from sb3_isaac.device.host import to_host
-from sb3_isaac.ppo.fast_policy import CPU_ROWS, FastActorCriticPolicy, why_not_fast
+from sb3_isaac.ppo.fast_policy import CPU_ROWS, FastActorCriticPolicy
 from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, LossSettings
 
 
@@ -95,11 +97,12 @@ class PPOUpdate:
         self.device = policy.device
         self.buffer = buffer
         self.compiled = compiled
-        self.adam = FlatAdam(policy.optimizer) if self._is_plain_adam() else None
-        if compiled and self.adam is not None:
-            self.adam.compile()
         self.fast: Optional[FastActorCriticPolicy] = None
         """None: autograd does the last update, or none was done"""
+        self.adam: Optional[FlatAdam] = None
+        """What makes the steps on the fast path"""
+        self._watch = Watch(policy)
+        self._plain = False
         self._lr = th.zeros((), device=self.device)
         """The learning rate, where it adapts or is read by a graph."""
         self._clip = th.zeros(2, device=self.device)
@@ -111,10 +114,6 @@ class PPOUpdate:
         self._captures = compiled and self.device.type == "cuda"
         self.gradients, self.step = Graphed(self._fast_gradients, False), Graphed(self._step, False)
 
-    def _is_plain_adam(self) -> bool:
-        ours = {id(p) for p in self.policy.parameters()}
-        return FlatAdam.supports(self.optimizer) and {id(p) for p in self.optimizer.param_groups[0]["params"]} == ours
-
     def belongs_to(self, policy: Any, buffer: RolloutBuffer, compiled: bool) -> bool:
         """Whether this object was made for these, and for the optimizer that the policy has now."""
         mine = (self.policy, self.optimizer, self.device, self.buffer, self.compiled)
@@ -125,7 +124,6 @@ class PPOUpdate:
 
         :param lr: the learning rate, or the first one if it adapts
         :raises FloatingPointError: if a loss is NaN
-        :raises ValueError: if the learning rate is to adapt and the optimizer is not plain Adam
         """
         buffer = self.buffer
         self._settings = settings
@@ -154,7 +152,7 @@ class PPOUpdate:
                             break
                     self.step(n_rows[-1])
         if self.adam is not None:
-            self.adam.sync(self.adam.steps_at_sync + len(n_rows) - (stopped_at is not None))
+            self.adam.sync(len(n_rows) - (stopped_at is not None))
         return self._log(settings, sums[: len(n_rows)], n_rows, epochs, stopped_at)
 
     def _minibatches(self, batch_size: int) -> Iterable[Any]:
@@ -165,16 +163,18 @@ class PPOUpdate:
 
     def _look_again(self, settings: Settings) -> None:
         """Choose the path: policy, optimizer and settings may have changed since the last update."""
-        buffer, adam = self.buffer, self.adam
-        if adam is not None:
-            adam.refresh()
-        elif settings.adaptive_lr is not None:
-            raise ValueError("adaptive_lr_kl needs torch.optim.Adam over all parameters, without weight decay or variants.")
-        if adam is None or not isinstance(buffer, DeviceRolloutBuffer) or why_not_fast(self.policy) is not None:
-            self.fast = None
+        buffer = self.buffer
+        if self._watch.changed([self.optimizer]):
+            self._plain, self.fast, self.adam = FastActorCriticPolicy.why_not(self.policy, trains=True) is None, None, None
+        if not self._plain or not isinstance(buffer, DeviceRolloutBuffer):
             self.gradients.disable()
             self.step.disable()
             return
+        if self.adam is None:
+            self.adam = FlatAdam(self.optimizer)
+            if self.compiled:
+                self.adam.compile()
+        self.adam.refresh()
         n_rows = buffer.buffer_size * buffer.n_envs
         chunk = min(settings.batch_size, n_rows, n_rows if self.device.type == "cuda" else CPU_ROWS)
         if self.fast is None or self.fast.max_rows != chunk:
@@ -207,15 +207,17 @@ class PPOUpdate:
     def _step(self, n_rows: int) -> None:
         """Clip the gradients and let the optimizer use them."""
         settings = self._settings
-        if self.adam is None:
-            th.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
-            self.optimizer.step()
-            return
         with th.no_grad():
             if settings.adaptive_lr is not None:
                 settings.adaptive_lr.adapt_(self._lr, self._sums[KL] / n_rows)
-            changes = settings.adaptive_lr is not None or self.step.enabled
-            self.adam.clip_and_step(settings.max_grad_norm, self._lr if changes else None)
+            if self.adam is not None:
+                changes = settings.adaptive_lr is not None or self.step.enabled
+                self.adam.clip_and_step(settings.max_grad_norm, self._lr if changes else None)
+                return
+        if settings.adaptive_lr is not None:
+            update_learning_rate(self.optimizer, float(self._lr))
+        th.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
+        self.optimizer.step()
 
     def _fast_gradients(self, rows: th.Tensor) -> None:
         """Write the gradients of a minibatch, whose rows of the buffer are given, and its statistics."""
@@ -241,10 +243,7 @@ class PPOUpdate:
         squared_errors = (samples.returns - values).square()
         entropy = -log_prob if entropy is None else entropy  # the usual estimate where there is no formula
         loss = settings.vf_coef * squared_errors.mean() - settings.ent_coef * entropy.mean() - surrogate.mean()
-        if self.adam is None:
-            self.optimizer.zero_grad()
-        else:
-            self.adam.grad.zero_()
+        self.optimizer.zero_grad()
         loss.backward()
         with th.no_grad():
             approx_kl, clipped = ratio - 1.0 - log_ratio, ((ratio - 1.0).abs() > clip).float()

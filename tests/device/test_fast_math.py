@@ -80,7 +80,7 @@ def test_flat_adam_equals_torch_adam_and_survives_load_state_dict() -> None:
     flat = FlatAdam(optimizer)
     for k in range(12):
         if k == 5:  # as SB3's set_parameters does: everything is replaced by copies
-            flat.sync()
+            flat.sync(5)
             optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         x = th.randn(32, 4)
         for model, opt in ((net, None), (reference, reference_optimizer)):
@@ -98,7 +98,7 @@ def test_flat_adam_equals_torch_adam_and_survives_load_state_dict() -> None:
                 opt.step()
     for p, e in zip(net.parameters(), reference.parameters()):
         assert th.allclose(p, e, atol=1e-6)
-    flat.sync()
+    flat.sync(7)
     ours, theirs = optimizer.state_dict()["state"], reference_optimizer.state_dict()["state"]
     for key in theirs:
         assert float(ours[key]["step"]) == float(theirs[key]["step"]) == 12

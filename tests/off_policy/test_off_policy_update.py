@@ -117,7 +117,7 @@ def capture(model, monkeypatch):
     """What compile=True does on a GPU, with stand-ins for graphs."""
     stand_in_for_graphs(monkeypatch)
     run = start(model)._run
-    run.rollout.graphed_step.enabled = run.updates._captured = True
+    run.rollout.captures = run.updates.captures = True
     run.lr, run.exploration = th.zeros(()), model._make_exploration(True)
     for adam in [value for value in vars(run.fast).values() if isinstance(value, FlatAdam)]:
         adam.steps = th.tensor(adam.steps)

@@ -81,7 +81,13 @@ def test_time_limits_bootstrap_with_the_final_observation() -> None:
 
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
 @pytest.mark.parametrize(
-    "options", [{}, {"adaptive_lr_kl": 0.01}, {"policy_kwargs": {"features_extractor_class": OwnExtractor}}]
+    "options",
+    [
+        {},
+        {"adaptive_lr_kl": 0.01},
+        # SGD, because torch's Adam looks at its step count, which is on the CPU on a GPU machine, too
+        {"policy_kwargs": {"features_extractor_class": OwnExtractor, "optimizer_class": th.optim.SGD}},
+    ],
 )
 def test_one_host_read_per_rollout_and_per_update(env_id: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(env=VecNormalize(make_env(env_id, max_episode_length=9)), **options)

@@ -16,7 +16,7 @@ from torch import nn
 from sb3_isaac import PPO, DeviceRolloutBuffer
 from sb3_isaac.device.flat_adam import FlatAdam
 from sb3_isaac.ppo import loss
-from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, why_not_fast
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.loss import APPROX_KL, KL
 from sb3_isaac.ppo.update import AdaptiveLR
 from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env, parameters, stand_in_for_graphs
@@ -165,8 +165,8 @@ def test_adaptive_learning_rate_in_training(extractor: type) -> None:
         assert model.adapted_lr == pytest.approx(expected)
         assert model.logger.name_to_value["train/learning_rate"] == model.adapted_lr
         assert model.policy.optimizer.param_groups[0]["lr"] == model.adapted_lr
-    with pytest.raises(ValueError, match="adaptive_lr_kl needs torch.optim.Adam"):
-        make(PPO, CONTINUOUS, adaptive_lr_kl=0.01, policy_kwargs={"optimizer_class": th.optim.SGD}).learn(N_ENVS * N_STEPS)
+    model = make(PPO, CONTINUOUS, adaptive_lr_kl=1e3, policy_kwargs={"optimizer_class": th.optim.SGD})
+    assert learn(model, 2).adapted_lr == model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
 
 
 def test_nan_is_reported() -> None:
@@ -184,20 +184,22 @@ def test_policies_with_more_than_an_mlp_are_recognised() -> None:
     def policy(**kwargs: Any) -> ActorCriticPolicy:
         return make(PPO, CONTINUOUS, policy_kwargs=kwargs).policy
 
-    assert why_not_fast(policy()) is None
-    assert why_not_fast(policy(activation_fn=nn.LeakyReLU, net_arch=[])) is None
-    assert "networks" in str(why_not_fast(policy(activation_fn=nn.GELU)))
-    assert "extractor" in str(why_not_fast(policy(features_extractor_class=OwnExtractor)))
+    def why_not(policy: Any) -> str:
+        return str(FastActorCriticPolicy.why_not(policy, trains=True))
+
+    assert why_not(policy()) == why_not(policy(activation_fn=nn.LeakyReLU, net_arch=[])) == "None"
+    assert "GELU" in why_not(policy(activation_fn=nn.GELU))
+    assert "features_extractor is a OwnExtractor" in why_not(policy(features_extractor_class=OwnExtractor))
     frozen, hooked, replaced = policy(), policy(), policy()
     next(frozen.mlp_extractor.parameters()).requires_grad_(False)
-    assert "frozen" in str(why_not_fast(frozen))
+    assert "frozen" in why_not(frozen)
     hooked.mlp_extractor.policy_net.register_forward_hook(lambda *args: None)
-    assert "hooks" in str(why_not_fast(hooked))
+    assert "hooks" in why_not(hooked)
     replaced.evaluate_actions = lambda *args: None  # type: ignore[method-assign]
-    assert "replaced" in str(why_not_fast(replaced))
+    assert "replaced" in why_not(replaced)
     own = type("OwnPolicy", (ActorCriticPolicy,), {})
-    env = make_env(n_envs=2)
-    assert "OwnPolicy" in str(why_not_fast(PPO(own, env, n_steps=4, batch_size=8, device="cpu").policy))
+    env = make_env(CONTINUOUS, 2)
+    assert "OwnPolicy" in why_not(PPO(own, env, n_steps=4, batch_size=8, device="cpu").policy)
 
 
 def test_compiled_update_equals_eager() -> None:
