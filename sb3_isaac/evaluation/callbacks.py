@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_isaac.envs.tensor_path import supports_tensors
+from sb3_isaac.evaluation.files import replacing
 from sb3_isaac.evaluation.measure import EvaluationResult, evaluate
 
 FILE_NAME = "reward_rate.csv"
@@ -93,9 +94,8 @@ class BatchedEvalCallback(EvalCallback):
                 print("New best mean reward!")
             self.best_mean_reward = result.mean
             if self.best_model_save_path is not None:
-                path = os.path.join(self.best_model_save_path, "best_model")
-                self.model.save(f"{path}.tmp.zip")
-                os.replace(f"{path}.tmp.zip", f"{path}.zip")
+                with replacing(os.path.join(self.best_model_save_path, "best_model.zip")) as path:
+                    self.model.save(path)
             if self.callback_on_new_best is not None:
                 continue_training = self.callback_on_new_best.on_step()
         if self.callback is not None:
@@ -108,13 +108,13 @@ class BatchedEvalCallback(EvalCallback):
         self.evaluations_timesteps.append(self.num_timesteps)
         self.evaluations_results.append(result.returns.tolist())
         self.evaluations_length.append(result.lengths.tolist())
-        np.savez(
-            f"{self.log_path}.tmp.npz",
-            timesteps=self.evaluations_timesteps,
-            results=self.evaluations_results,
-            ep_lengths=self.evaluations_length,
-        )
-        os.replace(f"{self.log_path}.tmp.npz", f"{self.log_path}.npz")
+        with replacing(f"{self.log_path}.npz") as path:
+            np.savez(
+                path,
+                timesteps=self.evaluations_timesteps,
+                results=self.evaluations_results,
+                ep_lengths=self.evaluations_length,
+            )
 
     def _log(self, result: EvaluationResult) -> None:
         if self.verbose >= 1:

@@ -69,7 +69,8 @@ class EvaluationResult:
     @property
     def confidence_interval(self) -> Tuple[float, float]:
         """95% interval of the mean return, see :func:`bootstrap_interval`."""
-        return bootstrap_interval(self.returns)
+        low, high = bootstrap_interval(self.returns)
+        return float(low), float(high)
 
     def __str__(self) -> str:
         low, high = self.confidence_interval
@@ -80,15 +81,18 @@ class EvaluationResult:
         )
 
 
-def bootstrap_interval(values: np.ndarray, level: float = 0.95, n_resamples: int = 1000) -> Tuple[float, float]:
+def bootstrap_interval(values: np.ndarray, level: float = 0.95, n_resamples: int = 1000) -> Tuple[Any, Any]:
     """Percentile bootstrap interval of the mean of independent values; the same values always give the same interval.
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+
+    :param values: (n,), or (n, m) for the means of m columns
+    :return: lower and upper end, a number or (m,)
     """
     rng = np.random.default_rng(0)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n_resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    means = [values[rng.integers(len(values), size=len(values))].mean(axis=0) for _ in range(n_resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def evaluate(
