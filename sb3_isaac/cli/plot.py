@@ -6,18 +6,8 @@ import argparse
 import os
 from typing import List, Optional, Tuple
 
+from sb3_isaac.evaluation import curves
 from sb3_isaac.evaluation.callbacks import FILE_NAME
-from sb3_isaac.evaluation.curves import (
-    Curve,
-    draw,
-    evaluation_curve,
-    find_runs,
-    import_pyplot,
-    reward_rate_curve,
-    save_figure,
-    style,
-    training_curve,
-)
 
 Y_LABELS = {
     "eval": "return (evaluation)",
@@ -60,22 +50,21 @@ def main(argv: Optional[List[str]] = None) -> int:
     if len(labels) != len(groups):
         raise ValueError(f"{len(groups)} curves need as many --labels, got {len(labels)}.")
 
-    pyplot = import_pyplot(show=args.output is None)
+    pyplot = curves.import_pyplot(show=args.output is None)
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     for group, label in zip(groups, labels):
-        curves = [_read_curve(run, kind, args.x_axis, args.window) for run in find_runs(*group)]
-        draw(axes, curves, label)
+        curves.draw(axes, [_read_curve(run, kind, args) for run in curves.find_runs(*group)], label)
     for path in args.reference:
-        x, y = reward_rate_curve(path)
+        x, y = curves.reward_rate_curve(path)
         name = os.path.splitext(os.path.basename(path))[0]
         axes.plot(x, y, label=f"Isaac Gym: {name}", linestyle="--", color="0.25", linewidth=1.5)
     if args.max_timesteps is not None:
         axes.set_xlim(right=args.max_timesteps)
-    style(axes, "environment steps" if args.x_axis == "steps" else "seconds", Y_LABELS[kind])
+    curves.style(axes, "environment steps" if args.x_axis == "steps" else "seconds", Y_LABELS[kind])
     if args.output is None:
         pyplot.show()
     else:
-        save_figure(figure, args.output)
+        curves.save_figure(figure, args.output)
         print(f"Wrote {args.output}")
     pyplot.close(figure)
     return 0
@@ -91,9 +80,9 @@ def _label(group: Tuple[str, str, str], args: argparse.Namespace) -> str:
     return " ".join(parts)
 
 
-def _read_curve(run: str, kind: str, x_axis: str, window: int) -> Curve:
+def _read_curve(run: str, kind: str, args: argparse.Namespace) -> curves.Curve:
     if kind == "eval":
-        return evaluation_curve(run)
+        return curves.evaluation_curve(run)
     if kind == "reward-rate":
-        return reward_rate_curve(os.path.join(run, FILE_NAME))
-    return training_curve(run, x_axis, window)
+        return curves.reward_rate_curve(os.path.join(run, FILE_NAME))
+    return curves.training_curve(run, args.x_axis, args.window)

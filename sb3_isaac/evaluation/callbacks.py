@@ -30,14 +30,14 @@ class RewardLog(BaseCallback):
     """
 
     _env: Any
-    _total: th.Tensor
-    _running: th.Tensor
 
     def __init__(self, window: int = 100, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.window = window
         self.n_steps = 0
         self.path: Optional[str] = None
+        self._total = self._running = th.zeros(())
+        """Sums over all environments, () float64: of the window's rewards, and of the returns of unfinished episodes."""
 
     def _on_training_start(self) -> None:
         self._env = self.training_env.unwrapped
@@ -83,7 +83,7 @@ class BatchedEvalCallback(EvalCallback):
             return True
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
-        result = evaluate(self.model, self.eval_env, self.n_eval_episodes, self.deterministic)
+        result = evaluate(self.model, self.eval_env, self.n_eval_episodes, deterministic=self.deterministic)
         self.last_mean_reward = result.mean
         self._save(result)
         self._log(result)

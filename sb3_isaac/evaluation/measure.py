@@ -16,6 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from sb3_isaac.envs.tensor_path import supports_tensors
 
@@ -128,12 +129,16 @@ def evaluate(
     check_spaces(model, env)
     start = time.perf_counter()
     policy = tensor_policy(model, deterministic) if supports_tensors(env) else None
-    with _left_as_it_was(model, env), _make_bar(n_episodes, progress_bar) as bar:
+    bar = tqdm(total=n_episodes, unit="episode", disable=not progress_bar, leave=False)
+    with _left_as_it_was(model, env), bar:
         if policy is not None:
-            returns, lengths, truncated = _play_in_tensors(policy, env, n_episodes, bar)
+            returns, lengths, truncated = _play_in_tensors(policy, env, n_episodes=n_episodes, bar=bar)
         else:
-            returns, lengths, truncated = _play_in_numpy(model, env, n_episodes, deterministic, bar)
-    return EvaluationResult(returns, lengths, truncated, time.perf_counter() - start)
+            returns, lengths, truncated = _play_in_numpy(
+                model, env, n_episodes=n_episodes, deterministic=deterministic, bar=bar
+            )
+    seconds = time.perf_counter() - start
+    return EvaluationResult(returns=returns, lengths=lengths, truncated=truncated, seconds=seconds)
 
 
 def check_spaces(model: Any, env: VecEnv) -> None:
@@ -188,7 +193,7 @@ Episodes = Tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @th.no_grad()
-def _play_in_tensors(policy: TensorPolicy, env: Any, n_episodes: int, bar: Any) -> Episodes:
+def _play_in_tensors(policy: TensorPolicy, env: Any, *, n_episodes: int, bar: tqdm) -> Episodes:
     n_envs, device = env.num_envs, env.device
     # SB3's division of the episodes. Environment i writes its k-th episode to row first[i] + k; what does not count goes to
     # one row more, so that every step does the same work without asking which environments are done.
@@ -217,7 +222,7 @@ def _play_in_tensors(policy: TensorPolicy, env: Any, n_episodes: int, bar: Any) 
     return table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(bool)
 
 
-def _play_in_numpy(model: Any, env: VecEnv, n_episodes: int, deterministic: bool, bar: Any) -> Episodes:
+def _play_in_numpy(model: Any, env: VecEnv, *, n_episodes: int, deterministic: bool, bar: tqdm) -> Episodes:
     truncated: List[bool] = []
 
     def note_ends(locals_: Dict[str, Any], globals_: Dict[str, Any]) -> None:
@@ -252,9 +257,3 @@ def _left_as_it_was(model: Any, env: VecEnv) -> Iterator[None]:
     finally:
         for owner, training in [*modules.items(), *wrappers]:
             owner.training = training
-
-
-def _make_bar(n_episodes: int, show: bool) -> Any:
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return tqdm(total=n_episodes, unit="episode", disable=not show, leave=False)
