@@ -156,5 +156,5 @@ def style(axes: Any, x_label: str, y_label: str, title: str = "") -> None:
 
 def save_figure(figure: Any, path: str, dpi: int = 110) -> None:
     """Write a figure, in the format that the file's ending says (default: png)."""
-    with replacing(path) as part:
-        figure.savefig(part, dpi=dpi, format=os.path.splitext(path)[1][1:] or "png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=os.path.splitext(path)[1][1:] or "png")

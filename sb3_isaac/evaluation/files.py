@@ -12,10 +12,10 @@ def replacing(path: str) -> Iterator[str]:
     """The name of a file to write, which takes the place of ``path`` if the block ends without an error, else is removed."""
     root, suffix = os.path.splitext(path)
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    part = f"{root}.part{os.getpid()}{suffix}"  # other processes may write the same file
+    temporary = f"{root}.part{os.getpid()}{suffix}"  # other processes may write the same file
     try:
-        yield part
-        os.replace(part, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        if os.path.isfile(part):
-            os.remove(part)
+        if os.path.isfile(temporary):
+            os.remove(temporary)

@@ -87,9 +87,9 @@ def _encoder(path: str, shape: Tuple[int, ...], fps: int) -> Iterator[Callable[[
     import imageio_ffmpeg
 
     options = FFMPEG_OPTIONS[os.path.splitext(path)[1].lower()]
-    with replacing(path) as part:
+    with replacing(path) as temporary:
         settings = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "error", **options}
-        writer = imageio_ffmpeg.write_frames(part, (shape[1], shape[0]), **settings)
+        writer = imageio_ffmpeg.write_frames(temporary, (shape[1], shape[0]), **settings)
         writer.send(None)
 
         def encode(frame: np.ndarray) -> None:
@@ -100,7 +100,7 @@ def _encoder(path: str, shape: Tuple[int, ...], fps: int) -> Iterator[Callable[[
             yield encode
             with _ffmpeg_errors(path, options["codec"]):
                 writer.close()
-                if os.path.getsize(part) == 0:
+                if os.path.getsize(temporary) == 0:
                     raise OSError("no output")
         finally:
             writer.close()
