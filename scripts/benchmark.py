@@ -19,13 +19,24 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-HERE = Path(__file__).resolve().parent
+import sb3_isaac  # isort: skip  # before torch, which Isaac Gym wants to precede where it is installed
+import benchmark_peers
+import numpy as np
+import stable_baselines3
+import torch as th
+from benchmark_timing import EPOCHS, HORIZON, MINIBATCH, rate
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_isaac.envs.cartpole_env import CartpoleEnv
+
 BOX_ID, DISCRETE_ID = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
-HORIZON, EPOCHS, MINIBATCH = 16, 8, 8192
 BATCH = 16_384
 
 
@@ -46,264 +57,164 @@ class Row(NamedTuple):
     """A package that may be missing."""
 
 
-def make_env(args: argparse.Namespace, n_envs: int, env_id: str = BOX_ID, **kwargs: Any) -> Any:
-    import sb3_isaac
-
-    return sb3_isaac.make_vec_env(env_id, n_envs, device=args.device, seed=0, **kwargs)
+def make_env(args: argparse.Namespace, n_envs: int, env_id: str = BOX_ID) -> Any:
+    return sb3_isaac.make_vec_env(env_id, n_envs, device=args.device, seed=0)
 
 
-def synchronize(args: argparse.Namespace) -> None:
-    import torch as th
-
-    if str(args.device).startswith("cuda"):
-        th.cuda.synchronize()
-
-
-def rate(args: argparse.Namespace, work: Callable[[], Any], units: float, seconds: float) -> float:
-    """Units per second of ``work``, repeated for about the given time, after two warm-up calls."""
-    for _ in range(2):
-        work()
-    synchronize(args)
-    calls, start = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - start < seconds:
-        work()
-        synchronize(args)
-        calls += 1
-    return calls * units / (time.perf_counter() - start)
-
-
-# -- (a) PPO training ----------------------------------------------------------------------------------------------------
+def ppo_rate(args: argparse.Namespace, n_envs: int, kind: str) -> float:
+    """Environment steps per second of PPO's whole training: rollouts and updates."""
+    options: Dict[str, Any] = dict(n_steps=HORIZON, n_epochs=EPOCHS, batch_size=MINIBATCH, device=args.device, seed=0)
+    options["policy_kwargs"] = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": th.nn.ELU}
+    slow = kind == "dummy"
+    env = DummyVecEnv([lambda: CartpoleEnv(device="cpu")] * n_envs) if slow else make_env(args, n_envs)
+    if kind in ("eager", "compiled"):
+        model: Any = sb3_isaac.PPO("MlpPolicy", env, compile=kind == "compiled", **options)
+    else:
+        model = stable_baselines3.PPO("MlpPolicy", env, **options)
+    per_iteration = n_envs * HORIZON
+    return rate(
+        lambda: model.learn(per_iteration, reset_num_timesteps=False),
+        units=per_iteration,
+        seconds=0.0 if slow else 2.0 if args.quick else 6.0,
+        device=args.device,
+        warm_up=0 if slow else 3,
+    )
 
 
-def ppo_rate(n_envs: int, kind: str) -> Callable[[argparse.Namespace], float]:
-    """Environment steps per second of whole training: rollouts and updates."""
-
-    def run(args: argparse.Namespace) -> float:
-        import stable_baselines3
-        from stable_baselines3.common.vec_env import DummyVecEnv
-        from torch import nn
-
-        import sb3_isaac
-        from sb3_isaac.envs.cartpole_env import CartpoleEnv
-
-        policy_kwargs = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": nn.ELU}
-        options = dict(
-            n_steps=HORIZON, n_epochs=EPOCHS, batch_size=MINIBATCH, device=args.device, seed=0, policy_kwargs=policy_kwargs
-        )
-        if kind == "dummy":
-            env: Any = DummyVecEnv([lambda: CartpoleEnv(device="cpu")] * n_envs)
-        else:
-            env = make_env(args, n_envs)
-        if kind in ("eager", "compiled"):
-            model: Any = sb3_isaac.PPO("MlpPolicy", env, compile=kind == "compiled", **options)
-        else:
-            model = stable_baselines3.PPO("MlpPolicy", env, **options)
-        per_iteration = n_envs * HORIZON
-        warm_up, seconds = (0, 0.0) if kind == "dummy" else (3, 2.0 if args.quick else 6.0)
-        if warm_up:
-            model.learn(warm_up * per_iteration)
-        iterations, start = 0, time.perf_counter()
-        while iterations == 0 or time.perf_counter() - start < seconds:
-            model.learn(per_iteration, reset_num_timesteps=False)
-            synchronize(args)
-            iterations += 1
-        return iterations * per_iteration / (time.perf_counter() - start)
-
-    return run
-
-
-# -- (b) until solved ----------------------------------------------------------------------------------------------------
-
-
-def solve(algo: str, what: str, stock: bool = False) -> Callable[[argparse.Namespace], float]:
+def solve(args: argparse.Namespace, algo: str, what: str, stock: bool = False) -> float:
     """Median over five seeds of the seconds or environment steps until solved, with the shipped entries."""
-
-    def run(args: argparse.Namespace) -> float:
-        seeds = 2 if args.quick else 5
-        command = [sys.executable, str(HERE / "solve.py"), "--algo", algo, "--seeds", str(seeds), "--device", args.device]
-        lines = subprocess.run(
-            command + ["--stock"] * stock, check=True, stdout=subprocess.PIPE, text=True
-        ).stdout.splitlines()
-        results = [json.loads(line) for line in lines if line.startswith("{")]
-        solved = [r[what] for r in results if r["seconds"] is not None]
-        if len(solved) < len(results):
-            raise RuntimeError(f"{algo} solved only {len(solved)} of {len(results)} seeds")
-        return float(statistics.median(solved))
-
-    return run
+    command = [sys.executable, str(Path(__file__).with_name("solve.py")), "--algo", algo, "--device", args.device]
+    command += ["--seeds", "2" if args.quick else "5"] + ["--stock"] * stock
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    results = [json.loads(line) for line in lines if line.startswith("{")]
+    solved = [r[what] for r in results if r["seconds"] is not None]
+    if len(solved) < len(results):
+        raise RuntimeError(f"{algo} solved only {len(solved)} of {len(results)} seeds")
+    return float(statistics.median(solved))
 
 
-# -- (c) updates of DQN and DDPG -----------------------------------------------------------------------------------------
+def update_rate(args: argparse.Namespace, algo: str, kind: str) -> float:
+    """Gradient steps per second of DQN or DDPG on batches of 16,384 from a full buffer."""
+    env = make_env(args, 4096, DISCRETE_ID if algo == "DQN" else BOX_ID)
+    options: Dict[str, Any] = dict(buffer_size=4096 * 50, batch_size=BATCH, device=args.device, seed=0, train_freq=1)
+    options.update(learning_starts=4096 * 40, policy_kwargs={"net_arch": [64, 64]})
+    if kind == "compiled":
+        options["compile"] = True
+    model = getattr(stable_baselines3 if kind == "stock" else sb3_isaac, algo)("MlpPolicy", env, **options)
+    model.learn(4096 * 42)
+    model.set_logger(Logger(None, []))
+    n_steps, seconds = 5, 1.0 if args.quick else 4.0
+    return rate(lambda: model.train(n_steps, batch_size=BATCH), units=n_steps, seconds=seconds, device=args.device)
 
 
-def update_rate(algo: str, kind: str) -> Callable[[argparse.Namespace], float]:
-    """Gradient steps per second on batches of 16,384 from a full buffer."""
-
-    def run(args: argparse.Namespace) -> float:
-        import stable_baselines3
-        from stable_baselines3.common.logger import Logger
-
-        import sb3_isaac
-
-        env = make_env(args, 4096, DISCRETE_ID if algo == "DQN" else BOX_ID)
-        options: Dict[str, Any] = dict(buffer_size=4096 * 50, batch_size=BATCH, device=args.device, seed=0, train_freq=1)
-        options.update(learning_starts=4096 * 40, policy_kwargs={"net_arch": [64, 64]})
-        if kind == "compiled":
-            options["compile"] = True
-        model = getattr(stable_baselines3 if kind == "stock" else sb3_isaac, algo)("MlpPolicy", env, **options)
-        model.learn(4096 * 42)
-        model.set_logger(Logger(None, []))
-        steps = 5
-        return rate(args, lambda: model.train(gradient_steps=steps, batch_size=BATCH), steps, 1.0 if args.quick else 4.0)
-
-    return run
-
-
-# -- (d) replay ----------------------------------------------------------------------------------------------------------
-
-
-def replay_pair(kind: str) -> Callable[[argparse.Namespace], float]:
+def replay_pair(args: argparse.Namespace, kind: str) -> float:
     """Milliseconds of one add of 4096 transitions and one sample of 16,384."""
+    n = 4096
+    spec = (n * 100, spaces.Box(-np.inf, np.inf, (4,)), spaces.Box(-1.0, 1.0, (1,)))
+    if kind == "stock":
+        stock = ReplayBuffer(*spec, device=args.device, n_envs=n)
+        obs, action = np.zeros((n, 4), np.float32), np.zeros((n, 1), np.float32)
+        reward, done = np.zeros(n, np.float32), np.zeros(n, bool)
+        infos: List[Dict[str, Any]] = [{} for _ in range(n)]
 
-    def run(args: argparse.Namespace) -> float:
-        import numpy as np
-        import torch as th
-        from gymnasium import spaces
-        from stable_baselines3.common.buffers import ReplayBuffer
+        def pair() -> None:
+            stock.add(obs, obs, action, reward, done, infos)
+            stock.sample(BATCH)
+    else:
+        ours = sb3_isaac.DeviceReplayBuffer(*spec, device=args.device, n_envs=n)
+        t_obs, t_action = th.zeros(n, 4, device=args.device), th.zeros(n, 1, device=args.device)
+        t_reward, t_done = th.zeros(n, device=args.device), th.zeros(n, dtype=th.bool, device=args.device)
 
-        from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
+        def pair() -> None:
+            ours.add_tensors(t_obs, t_obs, t_action, t_reward, t_done, t_done)
+            ours.sample(BATCH)
 
-        n = 4096
-        spec = (n * 100, spaces.Box(-np.inf, np.inf, (4,)), spaces.Box(-1.0, 1.0, (1,)))
-        if kind == "stock":
-            stock = ReplayBuffer(*spec, device=args.device, n_envs=n)
-            obs, action = np.zeros((n, 4), np.float32), np.zeros((n, 1), np.float32)
-            reward, done = np.zeros(n, np.float32), np.zeros(n, bool)
-            infos: List[Dict[str, Any]] = [{} for _ in range(n)]
-
-            def pair() -> None:
-                stock.add(obs, obs, action, reward, done, infos)
-                stock.sample(BATCH)
-        else:
-            ours = DeviceReplayBuffer(*spec, device=args.device, n_envs=n)
-            t_obs, t_action = th.zeros(n, 4, device=args.device), th.zeros(n, 1, device=args.device)
-            t_reward, t_done = th.zeros(n, device=args.device), th.zeros(n, dtype=th.bool, device=args.device)
-
-            def pair() -> None:
-                ours.add_tensors(t_obs, t_obs, t_action, t_reward, t_done, t_done)
-                ours.sample(BATCH)
-
-        for _ in range(100):  # a full buffer
-            pair()
-        return 1e3 / rate(args, pair, 1, 1.0 if args.quick else 3.0)
-
-    return run
+    for _ in range(100):  # a full buffer
+        pair()
+    return 1e3 / rate(pair, units=1, seconds=1.0 if args.quick else 3.0, device=args.device)
 
 
-# -- (e) stepping --------------------------------------------------------------------------------------------------------
-
-
-def step_rate(n_envs: int, kind: str) -> Callable[[argparse.Namespace], float]:
+def step_rate(args: argparse.Namespace, n_envs: int, kind: str) -> float:
     """Environment steps per second of the bare simulator, or of the VecEnv around it."""
+    env = make_env(args, n_envs)
+    env.reset()
+    actions: Any = th.rand(n_envs, 1, device=args.device) * 2 - 1
+    if kind == "numpy":
+        actions = actions.cpu().numpy()
+    step = {"bare": env.tensor_env.step, "tensor": env.step_tensor, "numpy": env.step}[kind]
 
-    def run(args: argparse.Namespace) -> float:
-        import torch as th
+    def many() -> None:
+        for _ in range(20):
+            step(actions)
 
-        env = make_env(args, n_envs)
-        env.reset()
-        actions = th.rand(n_envs, 1, device=args.device) * 2 - 1
-        if kind == "bare":
-            step: Callable[[], Any] = lambda: env.tensor_env.step(actions)  # noqa: E731
-        elif kind == "tensor":
-            step = lambda: env.step_tensor(actions)  # noqa: E731
-        else:
-            array = actions.cpu().numpy()
-            step = lambda: env.step(array)  # noqa: E731
-
-        def many() -> None:
-            for _ in range(20):
-                step()
-
-        return rate(args, many, 20 * n_envs, 0.5 if args.quick else 2.0)
-
-    return run
+    return rate(many, units=20 * n_envs, seconds=0.5 if args.quick else 2.0, device=args.device)
 
 
-# -- (f) memory ----------------------------------------------------------------------------------------------------------
-
-
-def memory(what: str) -> Callable[[argparse.Namespace], float]:
+def memory(args: argparse.Namespace, what: str) -> float:
     """Peak megabytes beyond what importing torch takes (on CUDA: of device memory)."""
-
-    def run(args: argparse.Namespace) -> float:
-        import torch as th
-
-        th.rand(1000, 1000) @ th.rand(1000, 1000)  # the libraries' own buffers
-        import sb3_isaac
-
-        cuda = str(args.device).startswith("cuda")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        env = make_env(args, 65_536 if what == "env" else 4096)
-        if what == "env":
-            env.reset_tensor()
-            actions = th.zeros(65_536, 1, device=args.device)
-            for _ in range(50):
-                env.step_tensor(actions)
-        else:
-            model = sb3_isaac.PPO("MlpPolicy", env, n_steps=HORIZON, batch_size=MINIBATCH, n_epochs=EPOCHS, device=args.device)
-            model.learn(3 * 4096 * HORIZON)
-        if cuda:
-            return th.cuda.max_memory_allocated() / 2**20
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-    return run
+    th.rand(1000, 1000) @ th.rand(1000, 1000)  # the libraries' own buffers
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    env = make_env(args, 65_536 if what == "env" else 4096)
+    if what == "env":
+        env.reset_tensor()
+        actions = th.zeros(65_536, 1, device=args.device)
+        for _ in range(50):
+            env.step_tensor(actions)
+    else:
+        model = sb3_isaac.PPO("MlpPolicy", env, n_steps=HORIZON, batch_size=MINIBATCH, n_epochs=EPOCHS, device=args.device)
+        model.learn(3 * 4096 * HORIZON)
+    if args.device.startswith("cuda"):
+        return th.cuda.max_memory_allocated() / 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def make_rows() -> List[Row]:
     rows = []
     for n in (512, 4096):
         stock = f"ppo-{n} stock SB3, fast numpy adapter"
-        unit = "env steps/s"
+        row = partial(Row, unit="env steps/s", baseline=stock)
         rows += [
-            Row(stock, unit, ppo_rate(n, "stock"), stock),
-            Row(f"ppo-{n} sb3_isaac, eager", unit, ppo_rate(n, "eager"), stock),
-            Row(f"ppo-{n} sb3_isaac, compiled", unit, ppo_rate(n, "compiled"), stock),
-            Row(f"ppo-{n} stock SB3, DummyVecEnv", unit, ppo_rate(n, "dummy"), stock, rounds=1),
+            row(stock, run=partial(ppo_rate, n_envs=n, kind="stock")),
+            row(f"ppo-{n} sb3_isaac, eager", run=partial(ppo_rate, n_envs=n, kind="eager")),
+            row(f"ppo-{n} sb3_isaac, compiled", run=partial(ppo_rate, n_envs=n, kind="compiled")),
+            row(f"ppo-{n} stock SB3, DummyVecEnv", run=partial(ppo_rate, n_envs=n, kind="dummy"), rounds=1),
         ]
-        rows += peer_rows(n, stock)
+        # Other libraries on the same simulator, where they are installed
+        for name, package in benchmark_peers.PACKAGES.items():
+            rows.append(row(f"ppo-{n} {name}", run=partial(benchmark_peers.ppo_rate, name=name, n_envs=n), needs=package))
     for algo in ("ppo", "dqn", "ddpg"):
         stock = f"solve-{algo} stock SB3"
+        row = partial(Row, higher_is_better=False, threads=1, rounds=1)
+        seconds = partial(solve, algo=algo, what="seconds")
         rows += [
-            Row(stock, "s", solve(algo, "seconds", stock=True), stock, False, 1, 1),
-            Row(f"solve-{algo} sb3_isaac", "s", solve(algo, "seconds"), stock, False, 1, 1),
-            Row(f"solve-{algo} sb3_isaac, env steps", "steps", solve(algo, "steps"), None, False, 1, 1),
+            row(stock, unit="s", run=partial(seconds, stock=True), baseline=stock),
+            row(f"solve-{algo} sb3_isaac", unit="s", run=seconds, baseline=stock),
+            row(f"solve-{algo} sb3_isaac, env steps", unit="steps", run=partial(solve, algo=algo, what="steps")),
         ]
     for algo in ("DQN", "DDPG"):
         stock = f"update-{algo} stock SB3"
-        rows.append(Row(stock, "gradient steps/s", update_rate(algo, "stock"), stock))
-        rows.append(Row(f"update-{algo} sb3_isaac, eager", "gradient steps/s", update_rate(algo, "eager"), stock))
-        rows.append(Row(f"update-{algo} sb3_isaac, compiled", "gradient steps/s", update_rate(algo, "compiled"), stock))
+        row = partial(Row, unit="gradient steps/s", baseline=stock)
+        rows += [
+            row(stock, run=partial(update_rate, algo=algo, kind="stock")),
+            row(f"update-{algo} sb3_isaac, eager", run=partial(update_rate, algo=algo, kind="eager")),
+            row(f"update-{algo} sb3_isaac, compiled", run=partial(update_rate, algo=algo, kind="compiled")),
+        ]
     stock = "replay add + sample, stock SB3"
-    rows.append(Row(stock, "ms", replay_pair("stock"), stock, False, 1))
-    rows.append(Row("replay add + sample, sb3_isaac", "ms", replay_pair("ours"), stock, False, 1))
+    row = partial(Row, unit="ms", baseline=stock, higher_is_better=False, threads=1)
+    rows.append(row(stock, run=partial(replay_pair, kind="stock")))
+    rows.append(row("replay add + sample, sb3_isaac", run=partial(replay_pair, kind="ours")))
     for n in (4096, 65_536):
         bare = f"step-{n} bare simulator"
-        rows.append(Row(bare, "env steps/s", step_rate(n, "bare"), bare, threads=1))
-        rows.append(Row(f"step-{n} IsaacVecEnv.step_tensor", "env steps/s", step_rate(n, "tensor"), bare, threads=1))
-        rows.append(Row(f"step-{n} IsaacVecEnv.step (numpy)", "env steps/s", step_rate(n, "numpy"), bare, threads=1))
-    rows.append(Row("memory of 65,536 environments", "MB", memory("env"), None, False, rounds=1))
-    rows.append(Row("memory of PPO training, 4096 environments", "MB", memory("ppo"), None, False, rounds=1))
+        row = partial(Row, unit="env steps/s", baseline=bare, threads=1)
+        rows += [
+            row(bare, run=partial(step_rate, n_envs=n, kind="bare")),
+            row(f"step-{n} IsaacVecEnv.step_tensor", run=partial(step_rate, n_envs=n, kind="tensor")),
+            row(f"step-{n} IsaacVecEnv.step (numpy)", run=partial(step_rate, n_envs=n, kind="numpy")),
+        ]
+    row = partial(Row, unit="MB", higher_is_better=False, rounds=1)
+    rows.append(row("memory of 65,536 environments", run=partial(memory, what="env")))
+    rows.append(row("memory of PPO training, 4096 environments", run=partial(memory, what="ppo")))
     return rows
-
-
-def peer_rows(n_envs: int, baseline: str) -> List[Row]:
-    """Other libraries on the same simulator, where they are installed."""
-    import benchmark_peers
-
-    return [
-        Row(f"ppo-{n_envs} {name}", "env steps/s", benchmark_peers.rate_of(name, n_envs), baseline, needs=package)
-        for name, package in benchmark_peers.PACKAGES.items()
-    ]
 
 
 # -- running -------------------------------------------------------------------------------------------------------------
@@ -342,11 +253,7 @@ def table(rows: List[Row], values: Dict[str, List[float]], reasons: Dict[str, st
 
 
 def describe_machine(device: str) -> str:
-    import torch as th
-
     name = th.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} cores"
-    import stable_baselines3
-
     versions = f"Python {platform.python_version()}, torch {th.__version__}, SB3 {stable_baselines3.__version__}"
     return f"{name}, {platform.machine()}, {versions}"
 
@@ -362,9 +269,6 @@ def main() -> None:
     parser.add_argument("--json", default=None, help="write all measurements to this file")
     parser.add_argument("--row", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    sys.path.insert(0, str(HERE))
-    import sb3_isaac  # noqa: F401  # before torch, which Isaac Gym wants to precede where it is installed
-
     rows = make_rows()
     if args.row is not None:
         (row,) = (row for row in rows if row.name == args.row)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from typing import Any, Callable, Dict, List, Tuple
 
+import sb3_isaac  # isort: skip  # before torch, see benchmark.py
 import torch as th
+from benchmark_timing import EPOCHS, HORIZON, MINIBATCH, rate
 
-HORIZON, EPOCHS, MINIBATCH = 16, 8, 8192
 LEARNING_RATE, GAMMA, GAE_LAMBDA, CLIP_RANGE, VALUE_COEF, MAX_GRAD_NORM = 3e-4, 0.99, 0.95, 0.2, 0.5, 0.5
 
 PACKAGES: Dict[str, str] = {"skrl": "skrl", "rl_games": "rl_games", "rsl_rl": "rsl_rl"}
@@ -172,29 +172,18 @@ def make_rsl_rl(vec_env: Any, folder: str) -> Peer:
     return env, lambda: runner.learn(1), [*runner.alg.actor.parameters(), *runner.alg.critic.parameters()]
 
 
-def rate_of(name: str, n_envs: int) -> Callable[[argparse.Namespace], float]:
+def ppo_rate(args: argparse.Namespace, name: str, n_envs: int) -> float:
     """Environment steps per second of whole training: rollouts and updates."""
-
     make: Callable[[Any, str], Peer] = {"skrl": make_skrl, "rl_games": make_rl_games, "rsl_rl": make_rsl_rl}[name]
-
-    def run(args: argparse.Namespace) -> float:
-        import sb3_isaac
-
-        th.manual_seed(0)
-        vec_env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", n_envs, device=args.device, seed=0)
-        synchronize: Callable[[], Any] = th.cuda.synchronize if "cuda" in str(args.device) else lambda: None
-        with tempfile.TemporaryDirectory() as folder:
-            env, iterate, parameters = make(vec_env, folder)
-            before = [p.detach().clone() for p in parameters]
-            for _ in range(3):
-                iterate()
-            if any(th.equal(old, new) for old, new in zip(before, parameters)):
-                raise RuntimeError(f"{name} left some of its parameters as they were: it does not train.")
-            synchronize()
-            steps, start = env.steps, time.perf_counter()
-            while env.steps == steps or time.perf_counter() - start < (2.0 if args.quick else 6.0):
-                iterate()
-                synchronize()
-            return float((env.steps - steps) * n_envs / (time.perf_counter() - start))
-
-    return run
+    th.manual_seed(0)
+    vec_env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", n_envs, device=args.device, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        env, iterate, parameters = make(vec_env, folder)
+        before = [p.detach().clone() for p in parameters]
+        for _ in range(3):
+            steps = env.steps
+            iterate()
+        if any(th.equal(old, new) for old, new in zip(before, parameters)):
+            raise RuntimeError(f"{name} left some of its parameters as they were: it does not train.")
+        units, seconds = (env.steps - steps) * n_envs, 2.0 if args.quick else 6.0
+        return rate(iterate, units=units, seconds=seconds, device=args.device, warm_up=0)

@@ -8,36 +8,24 @@ import time
 from pathlib import Path
 
 ENV_ID = "IsaacGymCartpole-v0"
-TRAIN = [
-    "-m",
-    "rl_zoo3.train",
-    "--algo",
-    "ppo",
-    "--env",
-    ENV_ID,
-    "--gym-packages",
-    "sb3_isaac.zoo",
-    "--seed",
-    "0",
-    "-f",
-    "logs",
-]
+TRAIN = f"-m rl_zoo3.train --algo ppo --env {ENV_ID} --gym-packages sb3_isaac.zoo --seed 0 -f logs"
 N_ENVS = 64
 
 
 def main() -> None:
     start = time.perf_counter()
-    print("python " + " ".join(TRAIN), flush=True)
-    subprocess.run([sys.executable, *TRAIN], check=True)
+    print(f"python {TRAIN}", flush=True)
+    subprocess.run([sys.executable, *TRAIN.split()], check=True)
     seconds = time.perf_counter() - start
 
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import VecNormalize
 
     import sb3_isaac
+    from sb3_isaac.evaluation.curves import find_runs
     from sb3_isaac.evaluation.measure import evaluate
 
-    run = max(Path("logs/ppo").glob(f"{ENV_ID}_*"), key=lambda path: int(path.name.rsplit("_", 1)[1]))
+    run = Path(find_runs("logs", "ppo", ENV_ID)[-1])
     model = PPO.load(run / f"{ENV_ID}.zip", device="cpu")
     env = VecNormalize.load(
         str(run / ENV_ID / "vecnormalize.pkl"), sb3_isaac.make_vec_env(ENV_ID, N_ENVS, device="cpu", seed=1)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from sb3_isaac.cli.dispatch import main
+from sb3_isaac.cli import main
 
 sys.exit(main(["optimize", *sys.argv[1:]]))

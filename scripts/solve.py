@@ -47,14 +47,14 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
     class UntilSolved(BaseCallback):
         """Evaluates between rollouts, with the clock stopped."""
 
-        seconds = 0.0
-        steps: Optional[int] = None
-        solved_seconds: Optional[float] = None
-        total_seconds: Optional[float] = None
-        previous = False
-        later: List[bool] = []
-        next_eval = 0
-        first = (0.0, 0)
+        def __init__(self) -> None:
+            super().__init__()
+            self.clock = self.seconds = 0.0
+            self.steps: Optional[int] = None
+            self.solved_seconds: Optional[float] = None
+            self.total_seconds: Optional[float] = None
+            self.next_eval, self.first, self.previous = 0, (0.0, 0), False
+            self.later: List[bool] = []
 
         def _on_training_start(self) -> None:
             self.clock = time.perf_counter()

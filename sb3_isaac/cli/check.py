@@ -23,7 +23,7 @@ PACKAGES = ("torch", "stable-baselines3", "rl_zoo3", "gymnasium", "numpy", "optu
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the check. Returns 0 if all went well, 1 if a simulator failed or its physics differs, 2 for a wrong call."""
+    """Run the check. Returns 0 if all went well, 1 if the physics differs or Isaac Gym crashed. Other errors are raised."""
     parser = argparse.ArgumentParser(
         prog="sb3-isaac check",
         description="Show versions, devices and simulators; with --backend, compare one simulator with recorded PhysX.",
@@ -31,7 +31,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--backend", choices=[*sorted(backends.BACKENDS), "auto"], help="drive this simulator for 200 steps")
     parser.add_argument("--device", default="auto", help="torch device (default: cuda where it works)")
     parser.add_argument("--record", metavar="OUT.npz", help="also write what the simulator did to this file")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv)
     if args.backend is None:
         if args.record is not None:
             parser.error("--record needs --backend torch, isaacgym or auto")
@@ -70,12 +70,12 @@ def overview() -> None:
     for device in devices:
         _print_report("torch", device, probe_child.measure("torch", device))
     problem = probe.import_problem()
-    for device in devices:
-        # Isaac Gym may crash, and allows one simulator per process: it is tried in a child process.
-        report = probe.try_in_child("isaacgym", device) if problem is None else probe.Report(False, problem)
-        _print_report("isaacgym", device if problem is None else "", report)
-        if problem is not None:
-            break
+    if problem is not None:
+        _print_report("isaacgym", "", probe.Report(False, problem))
+    else:
+        for device in devices:
+            # Isaac Gym may crash, and allows one simulator per process: it is tried in a child process.
+            _print_report("isaacgym", device, probe.try_in_child("isaacgym", device))
     default = backends.resolve_device()
     name, why = probe.choose(default)
     print(f"backend='auto' is '{name}' on {default}: {why}")
@@ -92,24 +92,16 @@ def compare(backend: str, device: str, record: Optional[str]) -> int:
     :param device: as for :func:`sb3_isaac.backends.make`
     :param record: file to write (.npz): forces, recorded and reached states, versions
     """
-    try:
-        resolved = backends.resolve_device(device)
-        if backend == "auto":
-            backend, why = probe.choose(resolved)
-            print(f"backend='auto' is '{backend}': {why}")
-        if backend == "isaacgym" and os.environ.get(probe.CHILD_VARIABLE) is None and probe.import_problem() is None:
-            return _compare_in_child(str(resolved), record)
-        steps, n_envs = physx_reference.Reference.load().force.shape
-        print(f"{backend} on {resolved}: {steps} steps of {n_envs} cartpoles against PhysX 5.3.1 ...", flush=True)
-        return _compare(backend, resolved, record)
-    except (RuntimeError, ValueError, OSError) as error:
-        print(f"sb3-isaac check: {error}", file=sys.stderr)
-        return 1
-
-
-def _compare(backend: str, device: th.device, record: Optional[str]) -> int:
+    resolved = backends.resolve_device(device)
+    if backend == "auto":
+        backend, why = probe.choose(resolved)
+        print(f"backend='auto' is '{backend}': {why}")
+    if backend == "isaacgym" and os.environ.get(probe.CHILD_VARIABLE) is None and probe.import_problem() is None:
+        return _compare_in_child(str(resolved), record)
     recorded = physx_reference.Reference.load()
-    env = backends.make(backend, recorded.force.shape[1], device, seed=0)
+    n_steps, n_envs = recorded.force.shape
+    print(f"{backend} on {resolved}: {n_steps} steps of {n_envs} cartpoles against PhysX 5.3.1 ...", flush=True)
+    env = backends.make(backend, n_envs, resolved, seed=0)
     start = time.perf_counter()
     reached = physx_reference.replay(env, recorded)
     seconds = time.perf_counter() - start
@@ -117,7 +109,8 @@ def _compare(backend: str, device: th.device, record: Optional[str]) -> int:
     error = np.abs(reached - recorded.next_state)
     difference = physx_reference.first_difference(reached, recorded)
     if record is not None:
-        about = {**versions(), "backend": backend, "device": _device_name(device), "difference": str(difference)}
+        name = th.cuda.get_device_name(resolved) if resolved.type == "cuda" else f"cpu ({platform.machine()})"
+        about = {**versions(), "backend": backend, "device": name, "difference": str(difference)}
         np.savez_compressed(record, reached=reached, about=json.dumps(about), **recorded._asdict())
         print(f"written to {record}")
     single, rolling = error[:, ~recorded.rolls].max(), error[:, recorded.rolls].max()
@@ -129,20 +122,12 @@ def _compare(backend: str, device: th.device, record: Optional[str]) -> int:
     return 0 if difference is None else 1
 
 
-def _device_name(device: th.device) -> str:
-    return th.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
-
-
 def _compare_in_child(device: str, record: Optional[str]) -> int:
     """The same in a child process, whose crash can be explained."""
-    command = [sys.executable, "-m", "sb3_isaac.cli.check", "--backend", "isaacgym", "--device", device]
+    command = [sys.executable, "-m", "sb3_isaac.cli", "check", "--backend", "isaacgym", "--device", device]
     command += [] if record is None else ["--record", record]
     child = subprocess.run(command, env=probe.child_environment(), check=False)
     if child.returncode < 0:
         print(f"sb3-isaac check: {probe.explain_crash(child.returncode, '', device)}", file=sys.stderr)
         return 1
     return child.returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())

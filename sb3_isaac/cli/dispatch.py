@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import runpy
 import sys
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional
 
 import sb3_isaac  # noqa: F401  # isort: skip  # first of all: Isaac Gym refuses to be imported after torch
 import gymnasium as gym
@@ -20,14 +21,8 @@ COMMANDS: Dict[str, str] = {
     "plot": "draw learning curves of several runs",
     "check": "show versions, devices and which simulators can run here",
 }
-# Commands that are not rl_zoo3's: module and function
-OWN_COMMANDS: Dict[str, Tuple[str, str]] = {
-    "evaluate": ("sb3_isaac.cli.commands", "evaluate_main"),
-    "video": ("sb3_isaac.cli.commands", "video_main"),
-    "record_video": ("sb3_isaac.cli.commands", "record_video_main"),
-    "plot": ("sb3_isaac.curves", "main"),
-    "check": ("sb3_isaac.check", "main"),
-}
+OWN_COMMANDS = ("evaluate", "video", "plot", "check")
+"""Each has a module of its name in this folder. The others are modules of rl_zoo3."""
 
 USER_ERRORS = (
     ValueError,
@@ -43,43 +38,38 @@ USER_ERRORS = (
 """What bad input raises, here and in SB3, rl_zoo3 and Gymnasium. Anything else is a bug and keeps its traceback."""
 
 
-def _usage() -> str:
-    lines = [f"  {name:13s}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: sb3-isaac COMMAND [flags]", "", *lines, "", "sb3-isaac COMMAND --help lists the flags."])
-
-
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one command. Returns the exit status: 0, 1 after a run that failed, 2 for a wrong call.
 
     Errors that the user can mend are one sentence on stderr; ``--verbose 2`` shows the traceback.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    lines = [f"  {name:13s}{text}" for name, text in COMMANDS.items()]
+    usage = "\n".join(["usage: sb3-isaac COMMAND [flags]", "", *lines, "", "sb3-isaac COMMAND --help lists the flags."])
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
+        print(usage)
         return 0 if argv else 2
     command, flags = argv[0], argv[1:]
     if command not in COMMANDS:
-        print(f"sb3-isaac: unknown command {command!r}\n{_usage()}", file=sys.stderr)
+        print(f"sb3-isaac: unknown command {command!r}\n{usage}", file=sys.stderr)
         return 2
     try:
         if command in OWN_COMMANDS:
-            module, function = OWN_COMMANDS[command]
-            return int(getattr(importlib.import_module(module), function)(flags))
+            return int(importlib.import_module(f"sb3_isaac.cli.{command}").main(flags))
         _run_zoo(command, flags)
     except USER_ERRORS as error:
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
             raise
-        print(f"sb3-isaac {command}: {_sentence(error)}", file=sys.stderr)
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        print(f"sb3-isaac {command}: {sentence}", file=sys.stderr)
         return 1
     return 0
 
 
 def _run_zoo(command: str, flags: List[str]) -> None:
     importlib.import_module("sb3_isaac.zoo")
-    name = "train" if command == "optimize" else command
-    run = getattr(importlib.import_module(f"rl_zoo3.{name}"), name)
     sys.argv = [f"sb3-isaac {command}", *(_search_flags(flags) if command == "optimize" else flags)]
-    run()
+    runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
 
 
 def _search_flags(flags: List[str]) -> List[str]:
@@ -92,17 +82,8 @@ def _search_flags(flags: List[str]) -> List[str]:
     if "-h" in rest or "--help" in rest:
         print(parser.format_help())
     params = list(args.hyperparams)
-    if args.trial_timeout is not None:
-        params.append(f"trial_timeout:{args.trial_timeout!r}")
-    if args.write_yaml is not None:
-        params.append(f"write_yaml:{args.write_yaml!r}")
+    for setting in ("trial_timeout", "write_yaml"):
+        value = getattr(args, setting)
+        if value is not None:
+            params.append(f"{setting}:{value!r}")
     return ["-optimize", *rest, *(["-params", *params] if params else [])]
-
-
-def _sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
-
-
-if __name__ == "__main__":
-    sys.exit(main())

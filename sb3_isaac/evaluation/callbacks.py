@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.envs.vec_env import IsaacVecEnv
+from sb3_isaac.evaluation.files import replacing
 from sb3_isaac.evaluation.measure import EvaluationResult, evaluate
 
 FILE_NAME = "reward_rate.csv"
@@ -30,14 +31,14 @@ class RewardLog(BaseCallback):
     """
 
     _env: IsaacVecEnv
-    _total: th.Tensor
-    _running: th.Tensor
 
     def __init__(self, window: int = 100, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.window = window
         self.n_steps = 0
         self.path: Optional[str] = None
+        self._total = self._running = th.zeros(())
+        """Sums over all environments, () float64: of the window's rewards, and of the returns of unfinished episodes."""
 
     def _on_training_start(self) -> None:
         env = self.training_env.unwrapped
@@ -83,7 +84,7 @@ class BatchedEvalCallback(EvalCallback):
             return True
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
-        result = evaluate(self.model, self.eval_env, self.n_eval_episodes, self.deterministic)
+        result = evaluate(self.model, self.eval_env, self.n_eval_episodes, deterministic=self.deterministic)
         self.last_mean_reward = result.mean
         self._save(result)
         self._log(result)
@@ -94,9 +95,8 @@ class BatchedEvalCallback(EvalCallback):
                 print("New best mean reward!")
             self.best_mean_reward = result.mean
             if self.best_model_save_path is not None:
-                path = os.path.join(self.best_model_save_path, "best_model")
-                self.model.save(f"{path}.tmp.zip")
-                os.replace(f"{path}.tmp.zip", f"{path}.zip")
+                with replacing(os.path.join(self.best_model_save_path, "best_model.zip")) as path:
+                    self.model.save(path)
             if self.callback_on_new_best is not None:
                 continue_training = self.callback_on_new_best.on_step()
         if self.callback is not None:
@@ -109,13 +109,13 @@ class BatchedEvalCallback(EvalCallback):
         self.evaluations_timesteps.append(self.num_timesteps)
         self.evaluations_results.append(result.returns.tolist())
         self.evaluations_length.append(result.lengths.tolist())
-        np.savez(
-            f"{self.log_path}.tmp.npz",
-            timesteps=self.evaluations_timesteps,
-            results=self.evaluations_results,
-            ep_lengths=self.evaluations_length,
-        )
-        os.replace(f"{self.log_path}.tmp.npz", f"{self.log_path}.npz")
+        with replacing(f"{self.log_path}.npz") as path:
+            np.savez(
+                path,
+                timesteps=self.evaluations_timesteps,
+                results=self.evaluations_results,
+                ep_lengths=self.evaluations_length,
+            )
 
     def _log(self, result: EvaluationResult) -> None:
         if self.verbose >= 1:

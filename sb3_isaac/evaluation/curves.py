@@ -1,18 +1,19 @@
-"""``sb3-isaac plot``: learning curves of several seeds from log folders, with confidence bands."""
+"""Learning curves of several seeds: read from log folders, averaged with confidence bands, drawn."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
-from sb3_isaac.evaluation.callbacks import COLUMNS, FILE_NAME
+from sb3_isaac.evaluation.callbacks import COLUMNS
+from sb3_isaac.evaluation.files import replacing
+from sb3_isaac.evaluation.measure import bootstrap_interval
 
 N_POINTS = 200
 """Points of a drawn curve."""
@@ -66,11 +67,16 @@ def training_curve(run: str, x_axis: str, window: int) -> Curve:
     :param x_axis: "steps" (of all environments together) or "seconds" (since the start of the run)
     :raises FileNotFoundError: the run has no monitor file, or no finished episode
     """
-    episodes = _read_monitor(run)
-    x = np.cumsum(episodes["l"]) if x_axis == "steps" else episodes["t"]
+    try:
+        episodes = load_results(run)
+    except LoadMonitorResultsError as error:
+        raise FileNotFoundError(f"{run} has no monitor file: it is not the folder of a training run.") from error
+    if len(episodes) == 0:
+        raise FileNotFoundError(f"The monitor file in {run} has no finished episode yet.")
+    x = episodes["l"].cumsum() if x_axis == "steps" else episodes["t"]
     width = min(window, len(x))
-    mean = np.convolve(episodes["r"], np.full(width, 1.0 / width), mode="valid")
-    return x[width - 1 :], mean
+    mean = episodes["r"].rolling(width).mean()
+    return x.to_numpy(dtype=float)[width - 1 :], mean.to_numpy(dtype=float)[width - 1 :]
 
 
 def reward_rate_curve(path: str) -> Curve:
@@ -92,17 +98,7 @@ def reward_rate_curve(path: str) -> Curve:
     return np.array(middle) * n_envs, np.array([float(row["mean_reward"]) for row in rows])
 
 
-def _read_monitor(run: str) -> Dict[str, np.ndarray]:
-    try:
-        frame = load_results(run)
-    except LoadMonitorResultsError as error:
-        raise FileNotFoundError(f"{run} has no monitor file: it is not the folder of a training run.") from error
-    if len(frame) == 0:
-        raise FileNotFoundError(f"The monitor file in {run} has no finished episode yet.")
-    return {name: frame[name].to_numpy(dtype=float) for name in ("r", "l", "t")}
-
-
-def band(curves: Sequence[Curve], n_resamples: int = 1000) -> Band:
+def band(curves: Sequence[Curve]) -> Band:
     """Average several runs at common points, from where the last one starts to where the first one ends.
 
     The interval says how much the mean would differ with other seeds: a bootstrap over the runs.
@@ -112,9 +108,8 @@ def band(curves: Sequence[Curve], n_resamples: int = 1000) -> Band:
         raise ValueError("The runs have no timesteps in common, so they cannot be averaged: plot them from separate folders.")
     grid = np.linspace(start, end, N_POINTS)
     values = np.stack([np.interp(grid, x, y) for x, y in curves])
-    chosen = np.random.default_rng(0).integers(len(curves), size=(n_resamples, len(curves)))
-    low, high = np.quantile(values[chosen].mean(axis=1), [0.025, 0.975], axis=0)
-    return Band(grid, values.mean(axis=0), low, high, len(curves))
+    low, high = bootstrap_interval(values)
+    return Band(x=grid, mean=values.mean(axis=0), low=low, high=high, n_runs=len(curves))
 
 
 def import_pyplot(show: bool = False) -> Any:
@@ -149,7 +144,9 @@ def draw(axes: Any, curves: Sequence[Curve], label: str, color: Any = None) -> N
 
 def style(axes: Any, x_label: str, y_label: str, title: str = "") -> None:
     """Labels, 200 k in place of 200000, a light grid, a legend, and no box around."""
-    axes.xaxis.set_major_formatter("{x:g}" if x_label == "seconds" else _thousands)
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter("{x:g}" if x_label == "seconds" else EngFormatter())
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
@@ -157,99 +154,7 @@ def style(axes: Any, x_label: str, y_label: str, title: str = "") -> None:
     axes.legend(frameon=False)
 
 
-def _thousands(value: float, position: Any = None) -> str:
-    size, unit = (1e6, " M") if abs(value) >= 1e6 else (1e3, " k") if abs(value) >= 1e3 else (1.0, "")
-    return f"{value / size:g}{unit}"
-
-
 def save_figure(figure: Any, path: str, dpi: int = 110) -> None:
-    """Write a figure; a file that is already there is replaced only by a complete new one."""
-    root, suffix = os.path.splitext(path)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    part = f"{root}.part{suffix or '.png'}"
-    try:
-        figure.savefig(part, dpi=dpi)
-        os.replace(part, path)
-    finally:
-        if os.path.isfile(part):
-            os.remove(part)
-
-
-Y_LABELS = {
-    "eval": "return (evaluation)",
-    "train": "return (training)",
-    "reward-rate": "mean reward per step (training)",
-}
-
-
-def main(argv: Optional[List[str]] = None) -> int:
-    """Draw learning curves. Errors are raised: FileNotFoundError for missing logs, ValueError, ImportError, RuntimeError."""
-    parser = argparse.ArgumentParser(
-        prog="sb3-isaac plot", description="Learning curves of all seeds in log folders: mean and 95%% confidence band."
-    )
-    parser.add_argument("-a", "--algo", "--algos", nargs="+", default=["ppo"], help="algorithms (default: ppo)")
-    parser.add_argument("-e", "--env", nargs="+", required=True, help="environment ids")
-    parser.add_argument("-f", "--folder", "--exp-folders", nargs="+", default=["logs"], help="log folders (default: logs)")
-    parser.add_argument("-l", "--labels", nargs="+", help="one label per curve (default: algorithm and environment)")
-    parser.add_argument("-x", "--x-axis", choices=["steps", "seconds"], default="steps", help="default: steps")
-    parser.add_argument(
-        "--curve",
-        choices=list(Y_LABELS),
-        help="eval: mean returns of the evaluations; train: returns of the training episodes; reward-rate: mean reward per "
-        "training step (default: eval by steps, train by seconds, reward-rate with --reference)",
-    )
-    parser.add_argument("-w", "--window", type=int, help="training episodes to average (default: 100)", default=100)
-    parser.add_argument("--reference", nargs="+", default=[], metavar="CSV", help="curves of real Isaac Gym to lay over")
-    parser.add_argument("-max", "--max-timesteps", type=float, help="end of the x axis")
-    parser.add_argument("-o", "--output", help="file to write (.png, .svg, .pdf); without it, a window is opened")
-    args = parser.parse_args(argv)
-
-    kind = args.curve or ("reward-rate" if args.reference else "train" if args.x_axis == "seconds" else "eval")
-    if args.x_axis == "seconds" and kind != "train":
-        raise ValueError(f"The curve {kind!r} has no times: use --curve train with --x-axis seconds.")
-    if args.reference and kind != "reward-rate":
-        raise ValueError("Reference curves are rewards per step: use --curve reward-rate with --reference.")
-    if args.window < 1:
-        raise ValueError(f"--window must be at least 1, got {args.window}.")
-    groups = [(folder, algo, env_id) for folder in args.folder for algo in args.algo for env_id in args.env]
-    labels = args.labels or [_label(group, args) for group in groups]
-    if len(labels) != len(groups):
-        raise ValueError(f"{len(groups)} curves need as many --labels, got {len(labels)}.")
-
-    pyplot = import_pyplot(show=args.output is None)
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for group, label in zip(groups, labels):
-        curves = [_read_curve(run, kind, args.x_axis, args.window) for run in find_runs(*group)]
-        draw(axes, curves, label)
-    for path in args.reference:
-        x, y = reward_rate_curve(path)
-        name = os.path.splitext(os.path.basename(path))[0]
-        axes.plot(x, y, label=f"Isaac Gym: {name}", linestyle="--", color="0.25", linewidth=1.5)
-    if args.max_timesteps is not None:
-        axes.set_xlim(right=args.max_timesteps)
-    style(axes, "environment steps" if args.x_axis == "steps" else "seconds", Y_LABELS[kind])
-    if args.output is None:
-        pyplot.show()
-    else:
-        save_figure(figure, args.output)
-        print(f"Wrote {args.output}")
-    pyplot.close(figure)
-    return 0
-
-
-def _label(group: Tuple[str, str, str], args: argparse.Namespace) -> str:
-    folder, algo, env_id = group
-    parts = [algo.upper()]
-    if len(args.env) > 1:
-        parts.append(env_id)
-    if len(args.folder) > 1:
-        parts.append(os.path.basename(os.path.normpath(folder)))
-    return " ".join(parts)
-
-
-def _read_curve(run: str, kind: str, x_axis: str, window: int) -> Curve:
-    if kind == "eval":
-        return evaluation_curve(run)
-    if kind == "reward-rate":
-        return reward_rate_curve(os.path.join(run, FILE_NAME))
-    return training_curve(run, x_axis, window)
+    """Write a figure, in the format that the file's ending says (default: png)."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=os.path.splitext(path)[1][1:] or "png")

@@ -16,6 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
 
@@ -69,7 +70,8 @@ class EvaluationResult:
     @property
     def confidence_interval(self) -> Tuple[float, float]:
         """95% interval of the mean return, see :func:`bootstrap_interval`."""
-        return bootstrap_interval(self.returns)
+        low, high = bootstrap_interval(self.returns)
+        return float(low), float(high)
 
     def __str__(self) -> str:
         low, high = self.confidence_interval
@@ -80,15 +82,18 @@ class EvaluationResult:
         )
 
 
-def bootstrap_interval(values: np.ndarray, level: float = 0.95, n_resamples: int = 1000) -> Tuple[float, float]:
+def bootstrap_interval(values: np.ndarray, level: float = 0.95, n_resamples: int = 1000) -> Tuple[Any, Any]:
     """Percentile bootstrap interval of the mean of independent values; the same values always give the same interval.
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+
+    :param values: (n,), or (n, m) for the means of m columns
+    :return: lower and upper end, a number or (m,)
     """
     rng = np.random.default_rng(0)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n_resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    means = [values[rng.integers(len(values), size=len(values))].mean(axis=0) for _ in range(n_resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def evaluate(
@@ -124,12 +129,16 @@ def evaluate(
     check_spaces(model, env)
     start = time.perf_counter()
     policy = tensor_policy(model, deterministic)
-    with _left_as_it_was(model, env), _make_bar(n_episodes, progress_bar) as bar:
+    bar = tqdm(total=n_episodes, unit="episode", disable=not progress_bar, leave=False)
+    with _left_as_it_was(model, env), bar:
         if policy is not None and supports_tensors(env):
-            returns, lengths, truncated = _play_in_tensors(policy, env, n_episodes, bar)
+            returns, lengths, truncated = _play_in_tensors(policy, env, n_episodes=n_episodes, bar=bar)
         else:
-            returns, lengths, truncated = _play_in_numpy(model, env, n_episodes, deterministic, bar)
-    return EvaluationResult(returns, lengths, truncated, time.perf_counter() - start)
+            returns, lengths, truncated = _play_in_numpy(
+                model, env, n_episodes=n_episodes, deterministic=deterministic, bar=bar
+            )
+    seconds = time.perf_counter() - start
+    return EvaluationResult(returns=returns, lengths=lengths, truncated=truncated, seconds=seconds)
 
 
 def check_spaces(model: Any, env: VecEnv) -> None:
@@ -184,7 +193,7 @@ Episodes = Tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @th.no_grad()
-def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, n_episodes: int, bar: Any) -> Episodes:
+def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, *, n_episodes: int, bar: tqdm) -> Episodes:
     n_envs, device = env.num_envs, env.device
     # SB3's division of the episodes. Environment i writes its k-th episode to row first[i] + k; what does not count goes to
     # one row more, so that every step does the same work without asking which environments are done.
@@ -213,7 +222,7 @@ def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, n_episodes: int, b
     return table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(bool)
 
 
-def _play_in_numpy(model: Any, env: VecEnv, n_episodes: int, deterministic: bool, bar: Any) -> Episodes:
+def _play_in_numpy(model: Any, env: VecEnv, *, n_episodes: int, deterministic: bool, bar: tqdm) -> Episodes:
     truncated: List[bool] = []
 
     def note_ends(locals_: Dict[str, Any], globals_: Dict[str, Any]) -> None:
@@ -248,9 +257,3 @@ def _left_as_it_was(model: Any, env: VecEnv) -> Iterator[None]:
     finally:
         for owner, training in [*modules.items(), *wrappers]:
             owner.training = training
-
-
-def _make_bar(n_episodes: int, show: bool) -> Any:
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return tqdm(total=n_episodes, unit="episode", disable=not show, leave=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, Sequence, Tuple, Union
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_isaac.evaluation.files import replacing
 from sb3_isaac.evaluation.measure import check_spaces
 
 GIF_FPS = 30
@@ -16,7 +18,7 @@ GIF_FPS = 30
 
 # yuv420p is what every player understands. A gif has 256 colours: they are chosen from the first frames only, so that ffmpeg
 # need not hold the whole film in memory.
-_FFMPEG: Dict[str, Dict[str, Any]] = {
+FFMPEG_OPTIONS: Dict[str, Dict[str, Any]] = {
     ".mp4": {"codec": "libx264", "pix_fmt_out": "yuv420p", "output_params": ["-preset", "veryfast"]},
     ".gif": {
         "codec": "gif",
@@ -36,8 +38,8 @@ def check_video_path(path: str) -> None:
     :raises ImportError: imageio-ffmpeg is missing
     :raises RuntimeError: it has found no ffmpeg
     """
-    if os.path.splitext(path)[1].lower() not in _FFMPEG:
-        raise ValueError(f"Cannot write a video to {path!r}: the name must end in {' or '.join(_FFMPEG)}.")
+    if os.path.splitext(path)[1].lower() not in FFMPEG_OPTIONS:
+        raise ValueError(f"Cannot write a video to {path!r}: the name must end in {' or '.join(FFMPEG_OPTIONS)}.")
     try:
         import imageio_ffmpeg  # type: ignore[import-untyped]
     except ImportError as error:
@@ -62,10 +64,17 @@ def write_video(paths: Union[str, Sequence[str]], frames: Iterable[np.ndarray], 
     :raises ValueError: no frame at all, or see :func:`check_video_path`
     :raises RuntimeError: ffmpeg fails, for example without the codec
     """
+    paths = [paths] if isinstance(paths, str) else paths
+    for path in paths:
+        check_video_path(path)
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"No frames to write to {', '.join(paths)}.")
     n_frames = 0
     with contextlib.ExitStack() as stack:
-        encoders = [stack.enter_context(_encoder(path, fps)) for path in ([paths] if isinstance(paths, str) else paths)]
-        for frame in frames:
+        encoders = [stack.enter_context(_encoder(path, first.shape, fps)) for path in paths]
+        for frame in itertools.chain([first], frames):
             for encode in encoders:
                 encode(frame)
             n_frames += 1
@@ -73,38 +82,28 @@ def write_video(paths: Union[str, Sequence[str]], frames: Iterable[np.ndarray], 
 
 
 @contextlib.contextmanager
-def _encoder(path: str, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that takes the frames of one file. The file appears when the block ends without an error."""
-    check_video_path(path)
+def _encoder(path: str, shape: Tuple[int, ...], fps: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that takes the frames of one file, each of the given shape (height, width, 3)."""
     import imageio_ffmpeg
 
-    root, suffix = os.path.splitext(path)
-    options, part = _FFMPEG[suffix.lower()], f"{root}.part{suffix}"
-    writers: List[Any] = []
+    options = FFMPEG_OPTIONS[os.path.splitext(path)[1].lower()]
+    with replacing(path) as temporary:
+        settings = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "error", **options}
+        writer = imageio_ffmpeg.write_frames(temporary, (shape[1], shape[0]), **settings)
+        writer.send(None)
 
-    def encode(frame: np.ndarray) -> None:
-        if not writers:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            more = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "error", **options}
-            writers.append(imageio_ffmpeg.write_frames(part, (frame.shape[1], frame.shape[0]), **more))
-            writers[0].send(None)
-        with _ffmpeg_errors(path, options["codec"]):
-            writers[0].send(frame)
+        def encode(frame: np.ndarray) -> None:
+            with _ffmpeg_errors(path, options["codec"]):
+                writer.send(frame)
 
-    try:
-        yield encode
-        if not writers:
-            raise ValueError(f"No frames to write to {path}.")
-        with _ffmpeg_errors(path, options["codec"]):
-            writers[0].close()
-            if os.path.getsize(part) == 0:
-                raise OSError("no output")
-        os.replace(part, path)
-    finally:
-        for writer in writers:
+        try:
+            yield encode
+            with _ffmpeg_errors(path, options["codec"]):
+                writer.close()
+                if os.path.getsize(temporary) == 0:
+                    raise OSError("no output")
+        finally:
             writer.close()
-        if os.path.isfile(part):
-            os.remove(part)
 
 
 @contextlib.contextmanager

@@ -4,14 +4,15 @@
 then use batched environments, our hyperparameter files and our algorithms for the environments of this package. Runs on
 other environments stay as they were.
 
-The hooks: ``ExperimentManager(...)`` makes an :class:`IsaacExperimentManager` where the environment is ours, and
-``default_vec_env_cls`` (rl_zoo3 >= 2.6) or the VecEnv classes of ``rl_zoo3.utils`` (older) a :class:`BatchedVecEnv`.
+The hooks (:mod:`sb3_isaac.zoo.hooks`): ``ExperimentManager(...)`` makes an :class:`IsaacExperimentManager` where the
+environment is ours, and the VecEnv classes of rl_zoo3 make one batch of our environments.
 """
 
 from __future__ import annotations
 
+from sb3_isaac.zoo.entries import hyperparams_dir
 from sb3_isaac.zoo.hooks import install
-from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager, hyperparams_dir
+from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager
 
 __all__ = ["ALGOS", "IsaacExperimentManager", "hyperparams_dir"]
 

@@ -92,7 +92,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     if issubclass(algorithm, OffPolicyAlgorithm):
         unused.update(buffer_size=1, optimize_memory_usage=False)
     model = algorithm.load(path, custom_objects=unused, device=args.device, seed=args.seed)
-    return TrainedAgent(model, env, name, path, folder)
+    return TrainedAgent(model=model, env=env, name=name, path=path, folder=folder)
 
 
 def _saved_env_kwargs(settings: str, hyperparams: Dict[str, Any]) -> Dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import keyword
 from typing import Any, Callable, List, Optional, Type
 
+import rl_zoo3.exp_manager
 import rl_zoo3.utils
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_normalize import VecNormalize
-from sb3_isaac.zoo.batched_vec_env import BatchedDummyVecEnv, BatchedVecEnv
+from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
+from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.manager import IsaacExperimentManager
 
 
@@ -39,7 +43,9 @@ def install() -> None:
     """Hook rl_zoo3. Done once, when this module is imported."""
     ExperimentManager.__new__ = staticmethod(_choose_manager)
     rl_zoo3.utils.StoreDict.__call__ = _store_dict(rl_zoo3.utils.StoreDict.__call__)
-    # enjoy asks for the default class, record_video and rl_zoo3 < 2.6 for these two.
-    rl_zoo3.utils.SubprocVecEnv = BatchedVecEnv
-    rl_zoo3.utils.DummyVecEnv = BatchedDummyVecEnv
-    rl_zoo3.utils.VecNormalize = VecNormalize  # over other environments it is SB3's
+    # What makes the environments of enjoy and record_video
+    rl_zoo3.utils.SubprocVecEnv = functools.partial(batched_vec_env, otherwise=SubprocVecEnv)
+    rl_zoo3.utils.DummyVecEnv = functools.partial(batched_vec_env, otherwise=DummyVecEnv)
+    # On other environments these are SB3's.
+    rl_zoo3.utils.VecNormalize = rl_zoo3.exp_manager.VecNormalize = VecNormalize
+    rl_zoo3.exp_manager.EvalCallback = BatchedEvalCallback

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
-import inspect
+import functools
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
@@ -17,15 +16,14 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 
 import sb3_isaac
 from sb3_isaac import backends
 from sb3_isaac.envs.cartpole_env import CartpoleEnv
-from sb3_isaac.envs.vec_normalize import VecNormalize
-from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.zoo import search
-from sb3_isaac.zoo.batched_vec_env import BatchedVecEnv
+from sb3_isaac.zoo.batched_vec_env import batched_vec_env
+from sb3_isaac.zoo.entries import hyperparams_dir, known_keys, with_classes
+from sb3_isaac.zoo.studies import load_trial
 
 ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.DQN, "ddpg": sb3_isaac.DDPG}
 """The algorithms of this package, by rl_zoo3's names. The other algorithms of rl_zoo3 work on our environments as they are."""
@@ -35,23 +33,9 @@ CONTINUOUS_ALGOS = ("ddpg", "td3", "sac", "tqc", "crossq")
 OFF_POLICY_ALGOS = DISCRETE_ALGOS + CONTINUOUS_ALGOS
 
 DEFAULT_EVAL_FREQ, DEFAULT_EVAL_EPISODES, DEFAULT_N_EVAL_ENVS = 25_000, 5, 1
-"""rl_zoo3.train's defaults, by which we tell whether the user has chosen these himself."""
+"""rl_zoo3.train's defaults, which tell whether the user has chosen these."""
 N_EVALUATIONS, N_EVAL_EPISODES = 10, 64
 """What stands in for the defaults: evaluations of a whole run, and episodes of each (all at once, so they cost one)."""
-
-# What a hyperparameter file may hold beside the arguments of the algorithm.
-ZOO_KEYS = (
-    "n_envs n_timesteps normalize env_wrapper vec_env_wrapper env_kwargs frame_stack callback monitor_kwargs "
-    "noise_type noise_std"
-).split()
-
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU}
-
-
-def hyperparams_dir() -> Path:
-    """The folder of ``ppo.yml``, ``dqn.yml`` and ``ddpg.yml``: within the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    return next(p for p in (package / "hyperparams", package.parent / "hyperparams") if p.is_dir())
 
 
 class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
@@ -61,15 +45,16 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         hyperparameter file
     """
 
-    default_vec_env_cls = BatchedVecEnv
     algorithms = ALGOS
     """Algorithms that stand in for rl_zoo3's of the same names; ``{}`` trains with stock SB3."""
-    # rl_zoo3's attributes that are looked at here; it is not typed
+    # Attributes of rl_zoo3, which has no types
     env_kwargs: Dict[str, Any]
     eval_env_kwargs: Dict[str, Any]
     eval_freq: int
     save_freq: int
     log_interval: int
+    verbose: int
+    normalize_kwargs: Dict[str, Any]
     n_eval_episodes: int
     n_eval_envs: int
     n_evaluations: Optional[int]
@@ -79,7 +64,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         _check_action_space(algo, env_id)
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
         backends.resolve_device(self.device)
-        self.vec_env_class = BatchedVecEnv  # rl_zoo3 < 2.6 does not know default_vec_env_cls
+        self.vec_env_class = batched_vec_env
         own_file = hyperparams_dir() / f"{algo}.yml"
         if kwargs.get("config") is None and own_file.is_file():
             self.config = str(own_file)
@@ -98,21 +83,18 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 raise ValueError(f"--trial-id {self.trial_id} needs --storage and --study-name.")
             self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # rl_zoo3 takes the number 0 for none
 
-    def _searches(self) -> bool:
-        return self.optimize_hyperparameters and self.algo in self.algorithms
-
     # -- hyperparameters ---------------------------------------------------------------------------------------------
 
     def read_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         if self.config.endswith((".yml", ".yaml", ".py")) and not Path(self.config).is_file():
             raise FileNotFoundError(f"Hyperparameter file {self.config} does not exist.")
         hyperparams, saved = super().read_hyperparameters()
-        if self.trial_hyperparams is not None:  # the file's which the trial had not
+        if self.trial_hyperparams is not None:  # drop what the file has and the trial did not have
             for key in set(hyperparams) - set(self.trial_hyperparams) - set(self.custom_hyperparams or {}):
                 del hyperparams[key], saved[key]
-        if self._searches():
+        if self.optimize_hyperparameters and self.algo in self.algorithms:
             self.search = search.Search(self, hyperparams)
-        known = set(ZOO_KEYS) | _argument_names(self.algorithm_class) | set(search.SETTINGS if self.search else ())
+        known = known_keys(self.algorithm_class) | set(search.SETTINGS if self.search else ())
         for key in hyperparams:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
@@ -133,22 +115,13 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def _preprocess_hyperparams(
         self, hyperparams: Dict[str, Any]
     ) -> Tuple[Dict[str, Any], Optional[Callable[..., Any]], List[BaseCallback], Optional[Callable[..., Any]]]:
-        # A deep copy, so that config.yml keeps the plain values which are replaced by objects here.
-        hyperparams = copy.deepcopy(hyperparams)
-        if "policy_kwargs" in hyperparams:
-            hyperparams["policy_kwargs"] = plain_to_classes(hyperparams["policy_kwargs"])
-        for key in ("rollout_buffer_class", "replay_buffer_class"):
-            if isinstance(hyperparams.get(key), str) and "." in hyperparams[key]:
-                hyperparams[key] = rl_zoo3.utils.get_class_by_name(hyperparams[key])
+        hyperparams = with_classes(hyperparams)  # a copy: config.yml keeps the plain values
         if "env_kwargs" in hyperparams:  # rl_zoo3 < 2.6 does not know the key
             from_file = hyperparams.pop("env_kwargs") or {}
             same_for_evaluation = self.eval_env_kwargs is self.env_kwargs
             self.env_kwargs = {**from_file, **self.env_kwargs}
             if same_for_evaluation:
                 self.eval_env_kwargs = self.env_kwargs
-        if self._searches() and self.n_evaluations is None:
-            n_timesteps = self.n_timesteps if self.n_timesteps > 0 else int(hyperparams["n_timesteps"])
-            self.n_evaluations = search.default_n_evaluations(n_timesteps)
         # PPO changes its parameters once in n_steps, DQN and DDPG once in train_freq: nothing new to see in between.
         frequency = hyperparams.get("n_steps" if self.algo not in OFF_POLICY_ALGOS else "train_freq", 1)
         self.steps_per_update = frequency if isinstance(frequency, int) else 1
@@ -162,9 +135,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         # The simulation runs where the model does, unless told otherwise.
         self.env_kwargs, self.eval_env_kwargs = ({"device": self.device, **(kwargs or {})} for kwargs in given)
         try:
-            with _replaced(VecNormalize=VecNormalize):
-                env: VecEnv = super().create_envs(n_envs, eval_env, no_log)
-                return env
+            env: VecEnv = super().create_envs(n_envs, eval_env, no_log)
+            return env
         finally:
             self.env_kwargs, self.eval_env_kwargs = given
 
@@ -183,22 +155,63 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             self.save_freq = -(-self.save_freq // per_update) * per_update
         if self.verbose > 0 and self.eval_freq > 0 and not self.optimize_hyperparameters:
             print(f"Evaluating {self.n_eval_episodes} episodes every {self.eval_freq} timesteps")
-        with _replaced(EvalCallback=BatchedEvalCallback):
-            super().create_callbacks()
+        super().create_callbacks()
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def setup_experiment(self) -> Optional[Tuple[BaseAlgorithm, Dict[str, Any]]]:
-        with _replaced(ALGOS={**rl_zoo3.utils.ALGOS, **self.algorithms}):
+        zoo_algos = rl_zoo3.exp_manager.ALGOS
+        rl_zoo3.exp_manager.ALGOS = {**zoo_algos, **self.algorithms}  # for a while: runs on other environments keep rl_zoo3's
+        try:
             result: Optional[Tuple[BaseAlgorithm, Dict[str, Any]]] = super().setup_experiment()
             return result
+        finally:
+            rl_zoo3.exp_manager.ALGOS = zoo_algos
 
     def learn(self, model: BaseAlgorithm) -> None:
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
             self.log_interval = max(4, self.n_envs)  # SB3 counts episodes: every 4 is many times a step here
         super().learn(model)
 
-    # -- hyperparameter search: see search ----------------------------------------------------------------------
+    # -- hyperparameter search: see search ---------------------------------------------------------------------------
+
+    @property
+    def purpose(self) -> Dict[str, str]:
+        """What the trials of a study are about, and trials of other studies are not."""
+        return {"algo": self.algo, "env": self.env_name.gym_id}
+
+    def make_sampler(self, seed: int) -> Any:
+        """The sampler of ``--sampler`` with a seed of its own."""
+        manager = copy.copy(self)
+        manager.seed = seed
+        return manager._create_sampler(self.sampler)
+
+    def make_pruner(self) -> Any:
+        """The pruner of ``--pruner``."""
+        return self._create_pruner(self.pruner)
+
+    def make_trial(
+        self, hyperparams: Dict[str, Any], make_vec_env: Callable[..., VecEnv]
+    ) -> Tuple[BaseAlgorithm, VecEnv, List[BaseCallback]]:
+        """Model, evaluation environments and callbacks of one trial, whose settings this manager takes over.
+
+        :param make_vec_env: in the place of a VecEnv class, with "train" or "eval" as first argument
+        """
+        self.verbose = self.verbose if self.verbose >= 2 else 0
+        self.normalize, self.normalize_kwargs = False, {}
+        arguments, self.env_wrapper, callbacks, self.vec_env_wrapper = self._preprocess_hyperparams(hyperparams)
+        self.vec_env_class = functools.partial(make_vec_env, "train")
+        env = self.create_envs(self.n_envs, no_log=True)
+        self.vec_env_class = functools.partial(make_vec_env, "eval")
+        eval_env = self.create_envs(self.n_eval_envs, eval_env=True, no_log=True)
+        model = self.algorithm_class(
+            env=env,
+            seed=None,  # as in zoo: a score that one seed alone reaches is not worth finding
+            verbose=self.verbose,
+            device=self.device,
+            **self._preprocess_action_noise(arguments, {}, env),
+        )
+        return model, eval_env, callbacks
 
     def objective(self, trial: Any) -> float:
         if self.search is None:
@@ -213,11 +226,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> Dict[str, Any]:
         number = None if trial_id is None else int(trial_id)
-        found: Dict[str, Any]
         if self.algo not in self.algorithms:
-            found = super().load_trial(storage, study_name, number, convert)
-            return found
-        found = search.load_trial(storage, study_name, number, search.purpose_of(self), convert)
+            return dict(super().load_trial(storage, study_name, number, convert))
+        found = load_trial(storage, study_name, number, purpose=self.purpose, convert=convert)
         self.trial_hyperparams = found if convert else None
         return found
 
@@ -229,42 +240,3 @@ def _check_action_space(algo: str, env_id: str) -> None:
         raise ValueError(f"{algo} needs discrete actions, which {env_id} has not: use --env {name}Discrete{dash}{version}.")
     if algo in CONTINUOUS_ALGOS and discrete:
         raise ValueError(f"{algo} needs continuous actions, which {env_id} has not: use --env {name}{dash}{version}.")
-
-
-def _argument_names(algorithm: Type[BaseAlgorithm]) -> set[str]:
-    """Names of the constructor's arguments, its parents' included where it hands on the rest."""
-    names: set[str] = set()
-    for cls in algorithm.__mro__:
-        if "__init__" in cls.__dict__:
-            parameters = inspect.signature(cls.__dict__["__init__"]).parameters
-            names |= set(parameters)
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                break
-    return names - {"self", "env"}
-
-
-def plain_to_classes(policy_kwargs: Any) -> Any:
-    """Activation functions by name, so that a hyperparameter file needs no code: ``activation_fn: elu`` is nn.ELU.
-
-    :raises ValueError: unknown activation
-    """
-    if not isinstance(policy_kwargs, dict) or not isinstance(policy_kwargs.get("activation_fn"), str):
-        return policy_kwargs
-    name = policy_kwargs["activation_fn"]
-    if name not in ACTIVATIONS:
-        raise ValueError(f"Unknown activation_fn {name!r} in policy_kwargs: choose one of {', '.join(ACTIVATIONS)}.")
-    return {**policy_kwargs, "activation_fn": ACTIVATIONS[name]}
-
-
-@contextlib.contextmanager
-def _replaced(**names: Any) -> Iterator[None]:
-    """Names that rl_zoo3's experiment manager looks up, replaced for a while."""
-    module = rl_zoo3.exp_manager
-    before = {name: getattr(module, name) for name in names}
-    try:
-        for name, value in names.items():
-            setattr(module, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)

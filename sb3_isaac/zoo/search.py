@@ -3,10 +3,10 @@
 zoo's flags mean what they mean in zoo. Different here: the search spaces (:mod:`sb3_isaac.zoo.spaces`); evaluations on many
 environments at once; one set of environments for all trials; a trial that runs out of memory, makes NaN or takes too long
 is pruned, its reason kept as user attribute ``reason``, and the search goes on; several workers can share a study, come and
-go (:mod:`sb3_isaac.zoo.studies`). And three settings, given with ``-params``, as zoo has no flags for them:
+go (:mod:`sb3_isaac.zoo.studies`). There are three settings, given with ``-params``, as zoo has no flags for them:
 
 ``trial_timeout:60``
-    Seconds that a trial may take. Looked at at every step of the environments; an update is not interrupted.
+    Seconds that a trial may take. Checked at every step of the environments; an update is not interrupted.
 ``"write_yaml:'FILE'"``
     The best hyperparameters as an entry in FILE. Beside the report they are written in any case.
 ``"n_envs:[128,512,2048]"``
@@ -18,12 +18,10 @@ go (:mod:`sb3_isaac.zoo.studies`). And three settings, given with ``-params``, a
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import math
 import os
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -31,7 +29,7 @@ import gymnasium as gym
 import optuna
 import torch as th
 from gymnasium import spaces
-from optuna.exceptions import ExperimentalWarning, TrialPruned
+from optuna.exceptions import TrialPruned
 from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 from stable_baselines3.common.vec_env import VecEnv
@@ -39,28 +37,21 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_isaac import backends
 from sb3_isaac.backends import TorchCartpole
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
-from sb3_isaac.zoo.report import check_yaml, report
+from sb3_isaac.zoo.entries import check_file
+from sb3_isaac.zoo.report import report
 from sb3_isaac.zoo.spaces import Regime, sample
-from sb3_isaac.zoo.studies import SeededByTrial, explained, fail_dead_trials, load_study, open_study, this_worker
+from sb3_isaac.zoo.storages import explained
+from sb3_isaac.zoo.studies import SeededByTrial, fail_dead_trials, open_study, this_worker
 
 STEPS_PER_EVALUATION, MAX_EVALUATIONS = 10_000, 10
-"""A trial is evaluated once in so many timesteps, at most so many times, if ``--n-evaluations`` is not given."""
+"""A trial is evaluated once in so many timesteps, at most so many times, if ``--n-evaluations`` is not given: pruners see more
+than with zoo's once in 100,000 timesteps."""
 
 SETTINGS = ("trial_timeout", "write_yaml")
 """What ``-params`` may hold in a search, beside hyperparameters."""
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """What torch says of it, in a RuntimeError."""
-
-
-def default_n_evaluations(n_timesteps: int) -> int:
-    """Evaluations of a trial, so that pruners have something to see: more often than zoo's once in 100,000 timesteps."""
-    return max(1, min(n_timesteps // STEPS_PER_EVALUATION, MAX_EVALUATIONS))
-
-
-def purpose_of(manager: Any) -> Dict[str, str]:
-    """What the trials of a study are about, and trials of other studies are not."""
-    return {"algo": manager.algo, "env": manager.env_name.gym_id}
 
 
 class Search:
@@ -78,13 +69,16 @@ class Search:
             raise ValueError(f"trial_timeout must be a number of seconds above 0, got {self.trial_timeout!r}.")
         self.write_yaml = entry.pop("write_yaml", None)
         if self.write_yaml is not None:
-            check_yaml(Path(self.write_yaml), manager.env_name.gym_id)
+            check_file(Path(self.write_yaml), manager.env_name.gym_id)
         n_envs = entry.get("n_envs", 1)
         self.n_envs: Tuple[int, ...] = tuple(n_envs) if isinstance(n_envs, (list, tuple)) else (n_envs,)
         if not self.n_envs or not all(isinstance(n, int) and n >= 1 for n in self.n_envs):
             raise ValueError(f"n_envs must be a whole number of at least 1, or a list of such numbers, got {n_envs!r}.")
         entry["n_envs"] = max(self.n_envs)
         self.entry = copy.deepcopy(entry)
+        if manager.n_evaluations is None:
+            n_timesteps = manager.n_timesteps if manager.n_timesteps > 0 else int(entry.get("n_timesteps", 0))
+            manager.n_evaluations = max(1, min(n_timesteps // STEPS_PER_EVALUATION, MAX_EVALUATIONS))
         # Isaac Gym's one simulator cannot grow.
         backends.reserve(max(*self.n_envs, manager.n_eval_envs))
         self._free: Dict[Tuple[str, int], List[VecEnv]] = {}
@@ -110,8 +104,8 @@ class Search:
         """The trial's complete hyperparameters, plain values only."""
         manager = self.manager
         action_space = gym.make(manager.env_name.gym_id, **manager.env_kwargs).action_space
-        regime = Regime(self.n_envs, manager.n_timesteps, isinstance(action_space, spaces.Box))
-        return sample(manager.algo, trial, regime, self.entry)
+        regime = Regime(self.n_envs, manager.n_timesteps, continuous=isinstance(action_space, spaces.Box))
+        return sample(manager.algo, trial, regime, entry=self.entry)
 
 
 class TrialCallback(BatchedEvalCallback):
@@ -120,7 +114,7 @@ class TrialCallback(BatchedEvalCallback):
     Trials with other horizons are compared at the same number of timesteps, not of updates.
     """
 
-    def __init__(self, eval_env: VecEnv, trial: optuna.Trial, manager: Any, deadline: float) -> None:
+    def __init__(self, eval_env: VecEnv, trial: optuna.Trial, manager: Any, *, deadline: float) -> None:
         folder = manager.optimization_log_path
         folder = folder and os.path.join(folder, f"trial_{trial.number}")
         super().__init__(
@@ -172,7 +166,7 @@ def run_trial(search: Search, trial: optuna.Trial) -> float:
     hyperparams = search.sample(trial)
     trial.set_user_attr("hyperparams", hyperparams)
     try:
-        score, reason = train(search, trial, hyperparams, start + (search.trial_timeout or math.inf))
+        score, reason = train(search, trial, hyperparams, deadline=start + (search.trial_timeout or math.inf))
     except (AssertionError, ValueError, ArithmeticError) as error:
         score, reason = math.nan, f"{type(error).__name__}: {error}"
     except (MemoryError, RuntimeError) as error:
@@ -189,24 +183,12 @@ def run_trial(search: Search, trial: optuna.Trial) -> float:
     return score
 
 
-def train(search: Search, trial: optuna.Trial, hyperparams: Dict[str, Any], deadline: float) -> Tuple[float, Optional[str]]:
+def train(search: Search, trial: optuna.Trial, hyperparams: Dict[str, Any], *, deadline: float) -> Tuple[float, Optional[str]]:
     """Train and evaluate. Returns the score, and why the trial was stopped early (None if it was not)."""
     manager = copy.copy(search.manager)  # its settings become the trial's
-    manager.verbose = manager.verbose if manager.verbose >= 2 else 0
-    manager.normalize, manager.normalize_kwargs = False, {}
-    arguments, manager.env_wrapper, callbacks, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparams)
-    manager.vec_env_class = functools.partial(search.borrow, "train")
-    env = manager.create_envs(manager.n_envs, no_log=True)
-    manager.vec_env_class = functools.partial(search.borrow, "eval")
-    eval_env = manager.create_envs(manager.n_eval_envs, eval_env=True, no_log=True)
-    model = manager.algorithm_class(
-        env=env,
-        seed=None,  # as in zoo: a score that one seed alone reaches is not worth finding
-        verbose=manager.verbose,
-        device=manager.device,
-        **manager._preprocess_action_noise(arguments, {}, env),
-    )
-    callback = TrialCallback(eval_env, trial, manager, deadline)
+    model, eval_env, callbacks = manager.make_trial(hyperparams, search.borrow)
+    env = model.env
+    callback = TrialCallback(eval_env, trial, manager, deadline=deadline)
     model.learn(manager.n_timesteps, callback=[*callbacks, callback], log_interval=10**9)
     score = math.nan if callback.reason else callback.evaluate(manager.n_evaluations)
     search.give_back("train", env)
@@ -217,17 +199,16 @@ def train(search: Search, trial: optuna.Trial, hyperparams: Dict[str, Any], dead
 def optimize(search: Search) -> None:
     """Add trials to the study, then report: what rl_zoo3's ``hyperparameters_optimization`` does.
 
-    :raises sb3_isaac.zoo_studies.StorageError: see there
+    :raises sb3_isaac.zoo.storages.StorageError: see there
     :raises ValueError: no trial was completed
     """
     manager = search.manager
     if manager.storage is not None and manager.study_name is None:
         print("No --study-name: Optuna chooses one, which other workers need to know.")
-    sampler = manager._create_sampler(manager.sampler)
+    sampler, pruner = manager.make_sampler(manager.seed), manager.make_pruner()
     if manager.sampler in ("tpe", "random"):
-        sampler = SeededByTrial(functools.partial(_make_sampler, manager), manager.seed)
-    pruner = manager._create_pruner(manager.pruner)
-    study = open_study(manager.storage, manager.study_name, sampler, pruner, purpose_of(manager))
+        sampler = SeededByTrial(manager.make_sampler, manager.seed)
+    study = open_study(manager.storage, manager.study_name, manager.purpose, sampler=sampler, pruner=pruner)
     if manager.verbose > 0:
         print(f"Optimizing hyperparameters: study {study.study_name}, {manager.sampler} sampler, {manager.pruner} pruner")
     with explained(manager.storage):
@@ -235,7 +216,7 @@ def optimize(search: Search) -> None:
         if n_failed:
             print(f"Gave up {n_failed} unfinished trials of workers that are gone.")
         gc.collect()
-        gc.freeze()  # what is there now stays: the collection after each trial need not look at it, and takes no time
+        gc.freeze()  # the collection after each trial skips what exists now, and so takes no time
         try:
             _add_trials(search, study)
         except KeyboardInterrupt:
@@ -243,16 +224,8 @@ def optimize(search: Search) -> None:
         finally:
             gc.unfreeze()
             search.close()
-        study.sampler = manager._create_sampler(manager.sampler)  # the study is saved, and the search is not part of it
-        report(search, study)
-
-
-def _make_sampler(manager: Any, seed: int) -> Any:
-    manager = copy.copy(manager)
-    manager.seed = seed
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # said once is enough
-        return manager._create_sampler(manager.sampler)
+        study.sampler = manager.make_sampler(manager.seed)  # the study is saved, and the search is not part of it
+        report(manager, study, search.write_yaml)
 
 
 def _add_trials(search: Search, study: Any) -> None:
@@ -265,22 +238,3 @@ def _add_trials(search: Search, study: Any) -> None:
     counted = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED]
     if len(study.get_trials(deepcopy=False, states=counted)) < manager.max_total_trials:
         study.optimize(manager.objective, callbacks=[MaxTrialsCallback(manager.max_total_trials, states=counted)], **options)
-
-
-def load_trial(storage: str, study_name: str, number: Optional[int], purpose: Dict[str, str], convert: bool) -> Dict[str, Any]:
-    """Hyperparameters of a trial (None: the best), for ``--trial-id``.
-
-    :param convert: complete hyperparameters; otherwise what was drawn from the search space
-    :raises sb3_isaac.zoo_studies.StorageError: no such study, or its storage cannot be used
-    :raises ValueError: no such trial, or it is not about this algorithm and environment
-    """
-    study = load_study(storage, study_name)
-    with explained(storage):
-        trials = study.get_trials(deepcopy=False)
-        trial = study.best_trial if number is None else next((trial for trial in trials if trial.number == number), None)
-    if trial is None:
-        raise ValueError(f"Study {study_name!r} has no trial {number}: choose one from 0 to {len(trials) - 1}.")
-    if study.user_attrs.get("purpose") != purpose or "hyperparams" not in trial.user_attrs:
-        raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {purpose['algo']} on {purpose['env']}.")
-    found = trial.user_attrs["hyperparams"] if convert else trial.params
-    return dict(found)

@@ -35,11 +35,11 @@ class Regime(NamedTuple):
     """Whether the actions are continuous."""
 
 
-def _log_float(trial: Any, name: str, low: float, high: float) -> float:
+def _log_float(trial: Any, name: str, *, low: float, high: float) -> float:
     return float(f"{trial.suggest_float(name, low, high, log=True):.3g}")
 
 
-def _power_of_two(trial: Any, name: str, low: int, high: int) -> int:
+def power_of_two(trial: Any, name: str, *, low: int, high: int) -> int:
     """A power of two from low to high; just the lowest where high is below low."""
     first, last = math.ceil(math.log2(low)), int(math.log2(max(high, low)))
     return int(2 ** trial.suggest_int(f"{name}_pow", first, max(first, last)))
@@ -50,16 +50,16 @@ def _n_envs(trial: Any, regime: Regime) -> int:
 
 
 def _gamma(trial: Any) -> float:
-    return round(1.0 - _log_float(trial, "one_minus_gamma", 0.003, 0.05), 6)
+    return round(1.0 - _log_float(trial, "one_minus_gamma", low=0.003, high=0.05), 6)
 
 
 def sample_ppo(trial: Any, regime: Regime) -> Dict[str, Any]:
     """Horizon, minibatches, epochs, learning rate (adaptive or not), discounts, clipping, networks, first noise."""
     n_envs = _n_envs(trial, regime)
     longest = regime.n_timesteps // (MIN_UPDATES * max(regime.n_envs))
-    n_steps = _power_of_two(trial, "n_steps", 8, min(longest, 128))
+    n_steps = power_of_two(trial, "n_steps", low=8, high=min(longest, 128))
     # The bound is that of the smallest rollout: the space must be the same in every trial.
-    n_minibatches = _power_of_two(trial, "n_minibatches", 1, min(8 * min(regime.n_envs) // MIN_BATCH, 16))
+    n_minibatches = power_of_two(trial, "n_minibatches", low=1, high=min(8 * min(regime.n_envs) // MIN_BATCH, 16))
     net_arch = NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))]
     policy_kwargs: Dict[str, Any] = {
         "net_arch": {"pi": net_arch, "vf": list(net_arch)},
@@ -74,12 +74,12 @@ def sample_ppo(trial: Any, regime: Regime) -> Dict[str, Any]:
         "n_steps": n_steps,
         "n_minibatches": n_minibatches,
         "n_epochs": trial.suggest_int("n_epochs", 2, 12),
-        "learning_rate": _log_float(trial, "learning_rate", 3e-4, 1e-2),
+        "learning_rate": _log_float(trial, "learning_rate", low=3e-4, high=1e-2),
         "adaptive_lr_kl": adaptive_lr_kl or None,
         "gamma": _gamma(trial),
-        "gae_lambda": round(1.0 - _log_float(trial, "one_minus_gae_lambda", 0.01, 0.2), 6),
+        "gae_lambda": round(1.0 - _log_float(trial, "one_minus_gae_lambda", low=0.01, high=0.2), 6),
         "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
-        "max_grad_norm": _log_float(trial, "max_grad_norm", 0.5, 5.0),
+        "max_grad_norm": _log_float(trial, "max_grad_norm", low=0.5, high=5.0),
         "policy_kwargs": policy_kwargs,
     }
 
@@ -99,10 +99,10 @@ def update_schedule(replay_ratio: float, batch_size: int, n_envs: int) -> Tuple[
 def _sample_off_policy(trial: Any, regime: Regime) -> Dict[str, Any]:
     """What the spaces of DQN and DDPG have in common."""
     n_envs = _n_envs(trial, regime)
-    batch_size = _power_of_two(trial, "batch_size", MIN_BATCH, min(regime.n_timesteps // 20, 4096))
+    batch_size = power_of_two(trial, "batch_size", low=MIN_BATCH, high=min(regime.n_timesteps // 20, 4096))
     train_freq, gradient_steps = update_schedule(2.0 ** trial.suggest_int("replay_ratio_pow", -1, 3), batch_size, n_envs)
     net_arch = NET_ARCHS[trial.suggest_categorical("net_arch", list(NET_ARCHS))]
-    learning_rate: Any = _log_float(trial, "learning_rate", 3e-4, 1e-2)
+    learning_rate: Any = _log_float(trial, "learning_rate", low=3e-4, high=1e-2)
     if trial.suggest_categorical("lr_schedule", ["constant", "linear"]) == "linear":
         learning_rate = f"lin_{learning_rate}"  # zoo's way to write: falls to 0 at the end of training
     return {
@@ -111,12 +111,12 @@ def _sample_off_policy(trial: Any, regime: Regime) -> Dict[str, Any]:
         "train_freq": train_freq,
         "gradient_steps": gradient_steps,
         "learning_starts": max(batch_size, min(WARMUP_STEPS * n_envs, regime.n_timesteps // 10)),
-        "buffer_size": _power_of_two(trial, "buffer_size", max(2**14, 32 * max(regime.n_envs)), 2**17),
+        "buffer_size": power_of_two(trial, "buffer_size", low=max(2**14, 32 * max(regime.n_envs)), high=2**17),
         "learning_rate": learning_rate,
         "gamma": _gamma(trial),
         "n_steps": trial.suggest_int("n_steps", 1, 12),
-        "tau": _log_float(trial, "tau", 0.002, 0.1),
-        "reward_scale": _log_float(trial, "reward_scale", 0.03, 1.0),
+        "tau": _log_float(trial, "tau", low=0.002, high=0.1),
+        "reward_scale": _log_float(trial, "reward_scale", low=0.03, high=1.0),
         "normalize": {"norm_obs": True, "norm_reward": False}
         if trial.suggest_categorical("norm_obs", [False, True])
         else False,
@@ -127,7 +127,8 @@ def _sample_off_policy(trial: Any, regime: Regime) -> Dict[str, Any]:
 def sample_dqn(trial: Any, regime: Regime) -> Dict[str, Any]:
     """Replay ratio, learning rate, n-step returns, target update, epsilons of the environments, double Q, networks."""
     hyperparams = _sample_off_policy(trial, regime)
-    highest, lowest = _log_float(trial, "epsilon_max", 0.2, 1.0), _log_float(trial, "epsilon_min", 0.003, 0.1)
+    highest = _log_float(trial, "epsilon_max", low=0.2, high=1.0)
+    lowest = _log_float(trial, "epsilon_min", low=0.003, high=0.1)
     return {
         **hyperparams,
         "target_update_interval": hyperparams["n_envs"],  # every step of the environments: tau says how fast
@@ -139,7 +140,8 @@ def sample_dqn(trial: Any, regime: Regime) -> Dict[str, Any]:
 def sample_ddpg(trial: Any, regime: Regime) -> Dict[str, Any]:
     """Replay ratio, learning rate, n-step returns, target update, noise scales of the environments, networks."""
     hyperparams = _sample_off_policy(trial, regime)
-    highest, spread = _log_float(trial, "noise_max", 0.2, 2.0), _log_float(trial, "noise_spread", 1.0, 50.0)
+    highest = _log_float(trial, "noise_max", low=0.2, high=2.0)
+    spread = _log_float(trial, "noise_spread", low=1.0, high=50.0)
     return {**hyperparams, "per_env_noise": [highest, float(f"{highest / spread:.3g}")]}
 
 
@@ -153,7 +155,7 @@ REPLACED: Dict[str, Tuple[str, ...]] = {
 """Keys of a hyperparameter file that a space has other means for."""
 
 
-def sample(algo: str, trial: Any, regime: Regime, entry: Dict[str, Any]) -> Dict[str, Any]:
+def sample(algo: str, trial: Any, regime: Regime, *, entry: Dict[str, Any]) -> Dict[str, Any]:
     """A complete set of hyperparameters, plain values only.
 
     :param algo: "ppo", "dqn" or "ddpg"

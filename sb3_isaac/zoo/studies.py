@@ -1,150 +1,22 @@
-"""Optuna studies that several processes and machines share: storages, workers that died, seeds."""
+"""Optuna studies that several processes and machines share: what they are about, workers that died, seeds."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
-import random
 import socket
 import sys
-import time
 import warnings
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Optional
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-LOCK_TIMEOUT = 30
-"""Seconds to wait for a storage that another process has locked, or for a server that does not answer."""
-HEARTBEAT, GRACE = 15, 60
-"""A trial in a database says every so many seconds that it is alive, and is failed when it was silent for so long."""
-JOURNAL_GRACE = 15
-"""Seconds after which the lock on a journal file is taken from a worker that was killed while writing."""
-
-
-class StorageError(RuntimeError):
-    """A study, or where it is stored, cannot be used. The message says why, in one sentence."""
-
-
-def shown(storage: Optional[str]) -> str:
-    """A storage's address without the password."""
-    if storage is None:
-        return "memory"
-    try:
-        return str(make_url(storage).render_as_string(hide_password=True))
-    except ArgumentError:
-        return storage
-
-
-@contextlib.contextmanager
-def explained(storage: Optional[str]) -> Iterator[None]:
-    """Errors of a storage as one sentence.
-
-    :raises StorageError: instead of what SQLAlchemy, Optuna and the database driver raise
-    """
-    try:
-        yield
-    except (SQLAlchemyError, StorageInternalError) as error:
-        cause: BaseException = error
-        while isinstance(cause, StorageInternalError) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        text = " ".join(str(getattr(cause, "orig", None) or cause).split())
-        if "locked" in text:
-            text += f" (by another process, for more than {LOCK_TIMEOUT} s: stop it, or try again later)"
-        raise StorageError(f"The study's storage {shown(storage)} cannot be used: {text}") from error
-
-
-def open_storage(storage: Optional[str], must_exist: bool = False) -> Any:
-    """Optuna's storage for zoo's ``--storage``: None (memory), ``FILE.log`` (a journal file) or the URL of a database.
-
-    Databases get heartbeats, so that the trials of a killed worker do not stay unfinished.
-
-    :param must_exist: do not make a file that does not exist
-    :raises StorageError: locked, unreachable, not a study's storage, or no driver for it installed
-    """
-    if storage is None:
-        return None
-    path = _file_of(storage)
-    if path is not None and must_exist and not path.is_file():
-        raise StorageError(f"There is no study in {storage}: {path} does not exist.")
-    if storage.endswith(".log"):
-        return _open_journal(Path(storage))
-    if storage.startswith("redis"):
-        return storage  # Optuna opens it
-    if path is not None and not path.absolute().parent.is_dir():
-        raise StorageError(f"The study cannot be stored in {storage}: the folder {path.parent} does not exist.")
-    with explained(storage), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        try:
-            return _open_database(storage)
-        except ImportError as error:
-            what = "psycopg2-binary and write postgresql+psycopg2://" if storage.startswith("postgresql") else "the driver"
-            raise StorageError(f"Nothing installed opens {shown(storage)} ({error.__cause__}): install {what}.") from error
-        except ArgumentError as error:
-            raise StorageError(
-                f"--storage {storage!r} is neither a journal file (NAME.log) nor the URL of a database (such as sqlite:///NAME.db)."
-            ) from error
-
-
-def _open_database(storage: str) -> Any:
-    for remaining in reversed(range(10)):
-        try:
-            return optuna.storages.RDBStorage(
-                storage, _engine_kwargs(storage), heartbeat_interval=HEARTBEAT, grace_period=GRACE
-            )
-        except DBAPIError as error:
-            # Workers that start together on a new database all want to make its tables, and all but one fail.
-            if remaining == 0 or not any(text in str(error).lower() for text in ("already exists", "unique", "duplicate")):
-                raise
-            time.sleep(random.uniform(0.1, 0.5))
-    raise AssertionError
-
-
-def _file_of(storage: str) -> Optional[Path]:
-    """The file that a storage is in, if it is one."""
-    if storage.endswith(".log"):
-        return Path(storage)
-    with contextlib.suppress(ArgumentError):
-        url = make_url(storage)
-        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
-            return Path(str(url.database))
-    return None
-
-
-def _engine_kwargs(storage: str) -> Dict[str, Any]:
-    """How long to wait, in the words of each driver."""
-    with contextlib.suppress(ArgumentError):
-        url = make_url(storage)
-        if url.get_backend_name() == "sqlite":
-            return {"connect_args": {"timeout": LOCK_TIMEOUT}}
-        if url.get_driver_name() in ("psycopg", "psycopg2", "pymysql", "mysqldb"):
-            return {"connect_args": {"connect_timeout": LOCK_TIMEOUT}, "pool_pre_ping": True}
-    return {}
-
-
-def _open_journal(path: Path) -> Any:
-    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-
-    # Absolute, for the lock is a link to it. A relative link would be looked up in the file's own folder.
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if path.exists():
-            with open(path, "rb") as file:
-                first = file.readline()
-            if first and "op_code" not in json.loads(first):
-                raise ValueError
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), JOURNAL_GRACE)))
-    except (ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{path} is not a journal file of Optuna, or is damaged: choose another --storage.") from error
+from sb3_isaac.zoo.storages import GRACE, StorageError, explained, open_storage, shown
 
 
 def load_study(storage: Optional[str], name: str) -> Any:
@@ -161,7 +33,30 @@ def load_study(storage: Optional[str], name: str) -> Any:
             raise StorageError(f"There is no study {name!r} in {shown(storage)}; studies there: {names}.") from error
 
 
-def open_study(storage: Optional[str], name: Optional[str], sampler: Any, pruner: Any, purpose: Dict[str, str]) -> Any:
+def load_trial(
+    storage: str, study_name: str, number: Optional[int], *, purpose: Dict[str, str], convert: bool
+) -> Dict[str, Any]:
+    """Hyperparameters of a trial (None: the best), for ``--trial-id``.
+
+    :param purpose: what the trial must be about
+    :param convert: complete hyperparameters; otherwise what was drawn from the search space
+    :raises StorageError: no such study, or its storage cannot be used
+    :raises ValueError: no such trial, or it is not about this algorithm and environment
+    """
+    study = load_study(storage, study_name)
+    with explained(storage):
+        trials = study.get_trials(deepcopy=False)
+        trial = study.best_trial if number is None else next((trial for trial in trials if trial.number == number), None)
+    if trial is None:
+        raise ValueError(f"Study {study_name!r} has no trial {number}: choose one from 0 to {len(trials) - 1}.")
+    if study.user_attrs.get("purpose") != purpose or "hyperparams" not in trial.user_attrs:
+        raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {purpose['algo']} on {purpose['env']}.")
+    return dict(trial.user_attrs["hyperparams"] if convert else trial.params)
+
+
+def open_study(
+    storage: Optional[str], name: Optional[str], purpose: Dict[str, str], *, sampler: Any = None, pruner: Any = None
+) -> Any:
     """A study to add trials to, made if it does not exist.
 
     :param purpose: what the trials are about (algorithm, environment); kept with the study
@@ -181,12 +76,9 @@ def open_study(storage: Optional[str], name: Optional[str], sampler: Any, pruner
             raise StorageError(f"{where} is about something else ({about}): choose another --study-name.")
         if found is None:
             study.set_user_attr("purpose", purpose)
-            study.set_user_attr("command", _command(storage))
+            command = (shown(storage) if word == storage else word for word in sys.argv)
+            study.set_user_attr("command", " ".join(command))
     return study
-
-
-def _command(storage: Optional[str]) -> str:
-    return " ".join(shown(storage) if word == storage else word for word in sys.argv)
 
 
 # -- workers ---------------------------------------------------------------------------------------------------------
@@ -201,7 +93,7 @@ def this_worker() -> Dict[str, Any]:
 
 
 def fail_dead_trials(study: Any) -> int:
-    """Give up the trials whose worker was killed. Without this they would stay "running" for ever.
+    """Give up the trials whose worker was killed. Without this they would stay "running" for good.
 
     A worker of this machine is known by its process. Those of other machines are known by their heartbeats, which only
     databases have: Optuna looks at these itself before each trial.
@@ -211,7 +103,7 @@ def fail_dead_trials(study: Any) -> int:
     here, n_failed = this_worker(), 0
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         worker = trial.user_attrs.get("worker")
-        if worker is None:  # killed between its first breath and its first word, or about to say it
+        if worker is None:  # its worker was killed before it could say who it is, or is about to say it
             dead = trial.datetime_start < datetime.datetime.now() - datetime.timedelta(seconds=GRACE)
         else:
             dead = worker["host"] == here["host"] and worker["pid"] != here["pid"] and not _is_alive(worker["pid"])
@@ -245,8 +137,11 @@ class SeededByTrial(BaseSampler):  # type: ignore[misc]
         self._samplers: Dict[int, BaseSampler] = {}
 
     def before_trial(self, study: Any, trial: Any) -> None:
-        self._samplers[trial.number] = self._make_sampler((self._seed + 1_000_003 * trial.number) % 2**32)
-        self._samplers[trial.number].before_trial(study, trial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # said once is enough
+            sampler = self._make_sampler((self._seed + 1_000_003 * trial.number) % 2**32)
+        self._samplers[trial.number] = sampler
+        sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
         return self._samplers[trial.number].infer_relative_search_space(study, trial)

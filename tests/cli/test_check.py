@@ -10,7 +10,7 @@ import pytest
 
 from sb3_isaac import backends
 from sb3_isaac.backends import physx_reference, probe, torch_cartpole
-from sb3_isaac.cli import check
+from sb3_isaac.cli import check, dispatch
 from tests.conftest import DATA, STANDIN
 
 ROWS = [0, 3, 6, 9, 10, 12, 18, 19]
@@ -95,8 +95,8 @@ def test_overview_without_isaacgym(capsys):
 def test_isaacgym_without_isaacgym(capsys):
     if probe.import_problem() is None:
         pytest.skip("isaacgym works here")
-    assert check.main(["--backend", "isaacgym", "--device", "cpu"]) == 1
-    assert "backend='isaacgym' cannot be used" in capsys.readouterr().err
+    assert dispatch.main(["check", "--backend", "isaacgym", "--device", "cpu"]) == 1
+    assert "sb3-isaac check: backend='isaacgym' cannot be used" in capsys.readouterr().err
 
 
 def test_wrong_calls(capsys):
@@ -104,7 +104,7 @@ def test_wrong_calls(capsys):
         with pytest.raises(SystemExit) as stop:
             check.main(argv)
         assert stop.value.code == 2
-    assert check.main(["--backend", "torch", "--device", "cuda:77"]) == 1
+    assert dispatch.main(["check", "--backend", "torch", "--device", "cuda:77"]) == 1
     assert "cuda:77" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ import optuna
 import pytest
 import yaml
 
-from sb3_isaac.zoo import manager, search, spaces, studies
+from sb3_isaac.zoo import entries, manager, search, spaces, studies
 from sb3_isaac.zoo.spaces import Regime
 from tests.conftest import ENV_IDS
 from tests.zoo.conftest import call, make_manager
@@ -33,13 +33,13 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("n_envs", [(32,), (4096,), (64, 512)])
 def test_spaces_bound_the_cost_and_are_plain(algo: str, n_envs: Any) -> None:
     regime = Regime(n_envs, 200_000, continuous=algo != "dqn")
-    entry = yaml.safe_load((manager.hyperparams_dir() / f"{algo}.yml").read_text())[ENV_IDS[algo]]
-    known = set(manager.ZOO_KEYS) | manager._argument_names(manager.ALGOS[algo])
+    entry = yaml.safe_load((entries.hyperparams_dir() / f"{algo}.yml").read_text())[ENV_IDS[algo]]
+    known = entries.known_keys(manager.ALGOS[algo])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = []
     for _ in range(40):
         trial = study.ask()
-        found = spaces.sample(algo, trial, regime, entry)
+        found = spaces.sample(algo, trial, regime, entry=entry)
         assert set(found) <= known and found["n_envs"] in n_envs and found["n_timesteps"] == 200_000
         assert yaml.safe_load(yaml.safe_dump(found)) == found
         if algo == "ppo":
@@ -155,7 +155,7 @@ def test_memory_is_flat_and_environments_are_reused(monkeypatch: pytest.MonkeyPa
         return run_trial(*args)
 
     monkeypatch.setattr(search, "run_trial", measured)
-    monkeypatch.setattr(spaces, "_power_of_two", lambda trial, name, low, high: low)  # all trials of one size
+    monkeypatch.setattr(spaces, "power_of_two", lambda trial, name, low, high: low)  # all trials of one size
     experiment.hyperparameters_optimization()
     assert len(usage) == 50 and made == [32, 8]
     assert usage[-1] - usage[10] < 10.0, usage

@@ -20,8 +20,8 @@ import optuna
 import pytest
 import yaml
 
-from sb3_isaac.zoo import manager, report, studies
-from sb3_isaac.zoo.studies import StorageError
+from sb3_isaac.zoo import entries, manager, storages, studies
+from sb3_isaac.zoo.storages import StorageError
 from tests.conftest import CONTINUOUS, ENV_IDS, run_python
 from tests.zoo.conftest import FAIL, LONG_SEARCH, RUNNING, call, make_manager, start
 
@@ -79,12 +79,12 @@ def test_workers_that_start_together_on_a_new_database() -> None:
     purpose = {"algo": "ppo", "env": "x"}
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for i in range(2):
-            jobs = [pool.submit(studies.open_study, f"sqlite:///{i}.db", "s", None, None, purpose) for _ in range(4)]
+            jobs = [pool.submit(studies.open_study, f"sqlite:///{i}.db", "s", purpose) for _ in range(4)]
             assert {job.result(60).user_attrs["purpose"]["env"] for job in jobs} == {"x"}
 
 
 def test_only_dead_workers_of_this_machine_are_given_up() -> None:
-    study = studies.open_study("sqlite:///study.db", "s", None, None, {"algo": "ppo", "env": "x"})
+    study = studies.open_study("sqlite:///study.db", "s", {"algo": "ppo", "env": "x"})
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here = studies.this_worker()
@@ -227,18 +227,18 @@ MISTAKES = {
 def test_mistakes_get_one_sentence_and_damage_nothing(sentence: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if "psycopg2" in str(MISTAKES[sentence]):
         pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
-    monkeypatch.setattr(studies, "LOCK_TIMEOUT", 1)
+    monkeypatch.setattr(storages, "LOCK_TIMEOUT", 1)
     Path("notes.log").write_text("a note of mine\n")
     Path("notes.db").write_text("a note of mine, too" * 100)
-    shutil.copy(manager.hyperparams_dir() / "ppo.yml", "ppo.yml")
+    shutil.copy(entries.hyperparams_dir() / "ppo.yml", "ppo.yml")
     if "dqn" in sentence:
-        studies.open_study("sqlite:///dqn.db", "s", None, None, {"algo": "dqn", "env": ENV_IDS["dqn"]})
+        studies.open_study("sqlite:///dqn.db", "s", {"algo": "dqn", "env": ENV_IDS["dqn"]})
     if "another program" in sentence:
         study = optuna.create_study(storage="sqlite:///foreign.db", study_name="s", direction="maximize")
         study.add_trial(optuna.trial.create_trial(value=1.0))
     lock = None
     if "locked" in sentence:
-        studies.open_study("sqlite:///locked.db", "s", None, None, {"algo": "ppo", "env": CONTINUOUS})
+        studies.open_study("sqlite:///locked.db", "s", {"algo": "ppo", "env": CONTINUOUS})
         lock = sqlite3.connect("locked.db")
         lock.execute("BEGIN EXCLUSIVE")
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
@@ -259,7 +259,7 @@ def test_unknown_study_of_trial_id(capsys: Any) -> None:
     flags = ["train", "--algo", "ppo", "--env", CONTINUOUS, "--trial-id", "0", "--study-name", "s", "--storage"]
     assert call([*flags, "sqlite:///missing.db"]) == 1
     assert "missing.db does not exist" in capsys.readouterr().err and not Path("missing.db").exists()
-    studies.open_study("study.log", "other", None, None, {"algo": "ppo", "env": CONTINUOUS})
+    studies.open_study("study.log", "other", {"algo": "ppo", "env": CONTINUOUS})
     assert call([*flags, "study.log"]) == 1
     assert "There is no study 's' in study.log; studies there: other" in capsys.readouterr().err
 
@@ -268,10 +268,10 @@ def test_entries_are_replaced_only_where_that_is_safe() -> None:
     first = "# about a\n# and more\nA-v0: &a\n  n_envs: 1\n  # inside\n\n  x: {y: [1, 2]}\n\n"
     text = f"# head\n\n{first}B-v0:\n  <<: *a\n  n_envs: 2\n"
     with pytest.raises(ValueError, match="cannot be replaced"):
-        report.compose(text, "A-v0", {"n_envs": 5}, "new")
-    new = report.compose(text, "B-v0", {"n_envs": 5}, "new")
+        entries.compose(text, "A-v0", {"n_envs": 5}, comment="new")
+    new = entries.compose(text, "B-v0", {"n_envs": 5}, comment="new")
     assert new == text[: text.index("B-v0")] + "# new\nB-v0: {n_envs: 5}\n"
-    new = report.compose(text.replace(" &a", "").replace("  <<: *a\n", ""), "A-v0", {"n_envs": 5}, "new")
+    new = entries.compose(text.replace(" &a", "").replace("  <<: *a\n", ""), "A-v0", {"n_envs": 5}, comment="new")
     assert new == "# head\n\n# new\nA-v0: {n_envs: 5}\n\nB-v0:\n  n_envs: 2\n"
-    assert report.compose("", "A-v0", {"n_envs": 5}, "new") == "# new\nA-v0: {n_envs: 5}\n"
-    assert report.compose("C-v0: {}", "A-v0", {}, "new") == "C-v0: {}\n\n# new\nA-v0: {}\n"
+    assert entries.compose("", "A-v0", {"n_envs": 5}, comment="new") == "# new\nA-v0: {n_envs: 5}\n"
+    assert entries.compose("C-v0: {}", "A-v0", {}, comment="new") == "C-v0: {}\n\n# new\nA-v0: {}\n"
