@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import glob
 import importlib.util
 import logging
-import os
-import re
 import sys
 
 import numpy as np
@@ -40,20 +36,6 @@ def test_training_and_evaluation_share_the_one_simulator(algo, tmp_path):
     assert done.returncode == 0, done.stdout
     evaluations = np.load(tmp_path / algo / f"{env_id}_1" / "evaluations.npz")
     assert len(evaluations["timesteps"]) >= 2 and evaluations["ep_lengths"].max() <= 40
-
-
-def test_only_two_files_touch_isaacgym():
-    """One uses it, and one imports it before torch."""
-    package = os.path.dirname(os.path.dirname(backends.__file__))
-    users = set()
-    for path in glob.glob(os.path.join(package, "**", "*.py"), recursive=True):
-        with open(path) as file:
-            text = file.read()
-        imported = [alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names]
-        imported += [node.module or "" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
-        if re.search(r"import_module\(.isaacgym", text) or any(name.split(".")[0] == "isaacgym" for name in imported):
-            users.add(os.path.basename(path))
-    assert users == {"isaacgym_cartpole.py", "_isaacgym_first.py"}
 
 
 TORCH_FIRST = """
