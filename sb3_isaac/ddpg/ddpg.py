@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import stable_baselines3
 import torch as th
@@ -41,6 +41,7 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
     :raises ValueError: for an option marked * with an environment that has no tensor interface, or an unknown noise
     """
 
+    only_in_tensors = {**TensorOffPolicyAlgorithm.only_in_tensors, "per_env_noise": None, "shared_noise": False}
     loss_names = ("critic_loss", "actor_loss")
 
     def __init__(
@@ -57,9 +58,6 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         self.shared_noise = shared_noise
         super().__init__(policy, env, *args, **kwargs)
         self._stats_window_size = stats_window_size  # which SB3's DDPG does not pass on to its base class
-
-    def _only_in_tensors(self) -> Dict[str, bool]:
-        return {"per_env_noise": self.per_env_noise is not None, "shared_noise": self.shared_noise}
 
     def _optimizers(self) -> List[th.optim.Optimizer]:
         return [self.actor.optimizer, self.critic.optimizer]

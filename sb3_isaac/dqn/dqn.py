@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import stable_baselines3
 import torch as th
@@ -38,6 +38,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     :raises ValueError: for an option marked * with an environment that has no tensor interface
     """
 
+    only_in_tensors = {**TensorOffPolicyAlgorithm.only_in_tensors, "double_q": False, "per_env_epsilon": None}
     loss_names = ("loss",)
 
     def __init__(
@@ -52,9 +53,6 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         self.double_q = double_q
         self.per_env_epsilon = per_env_epsilon
         super().__init__(policy, env, *args, **kwargs)
-
-    def _only_in_tensors(self) -> Dict[str, bool]:
-        return {"double_q": self.double_q, "per_env_epsilon": self.per_env_epsilon is not None}
 
     def _optimizers(self) -> List[th.optim.Optimizer]:
         return [self.policy.optimizer]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, cast
+from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple, cast
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
@@ -50,6 +50,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     With an environment that has no tensor path every method is SB3's. For the options see the algorithms.
     """
 
+    only_in_tensors: ClassVar[Dict[str, Any]] = {"reward_scale": 1.0, "spread_time_limits": False, "compile": False}
+    """Options that exist on the tensor path only, and what they are where they are not used"""
     loss_names: Tuple[str, ...] = ()
     """Logged as ``train/<name>``; :meth:`_update` adds to ``TrainingLog.loss_sums`` in this order."""
 
@@ -74,10 +76,6 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         super().__init__(policy, env, *args, **kwargs)
 
     # -- what an algorithm has to say --------------------------------------------------------------------------------
-
-    def _only_in_tensors(self) -> Dict[str, bool]:
-        """Its options that exist on the tensor path only, and whether they are in use."""
-        raise NotImplementedError
 
     def _make_fast_policy(self) -> Any:
         """Its networks without autograd, or None where they must go through autograd."""
@@ -153,13 +151,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored
         :raises RuntimeError: if ``compile`` is asked for and torch is too old
         """
-        options = {
-            **self._only_in_tensors(),
-            "reward_scale": self.reward_scale != 1.0,
-            "spread_time_limits": self.spread_time_limits,
-            "compile": self.compile,
-            "n_steps (before SB3 2.7)": self.n_steps > 1 and not SB3_HAS_N_STEPS,
-        }
+        options = {name: getattr(self, name) != default for name, default in self.only_in_tensors.items()}
+        options["n_steps (before SB3 2.7)"] = self.n_steps > 1 and not SB3_HAS_N_STEPS
         tensors = check_tensors(self.env, self._why_not_tensors(), options)
         if tensors and self.compile:
             check_compile(self.device)
@@ -333,7 +326,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         if run.fast is None:
             self.policy.set_training_mode(True)
         else:
-            run.fast.refresh()
+            for adam in run.fast.adams:
+                adam.refresh()
         before = self._n_updates
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())
@@ -343,7 +337,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         counts = self._loss_counts(before, self._n_updates)
         run.log.count_losses(counts)
         if run.fast is not None:
-            run.fast.sync(*counts)
+            for adam, count in zip(run.fast.adams, counts):
+                adam.sync(count)
         run.log.seconds["update"] += time.perf_counter() - start
         self._note_replay_ratio(run, gradient_steps, batch_size)
 

@@ -171,9 +171,7 @@ class PPOUpdate:
             self.step.disable()
             return
         if self.adam is None:
-            self.adam = FlatAdam(self.optimizer)
-            if self.compiled:
-                self.adam.compile()
+            self.adam = FlatAdam(self.optimizer, self.compiled)
         self.adam.refresh()
         n_rows = buffer.buffer_size * buffer.n_envs
         chunk = min(settings.batch_size, n_rows, n_rows if self.device.type == "cuda" else CPU_ROWS)
