@@ -34,15 +34,12 @@ STOCK_FILE = Path(__file__).with_name("stock_sb3.yml")
 def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
     """Train with one seed. Returns training seconds, total seconds and environment steps (None where not solved)."""
     start = time.perf_counter()
-    import sb3_isaac.zoo  # first of all: Isaac Gym, where it is installed, must be imported before torch
-
-    if args.stock:
-        sb3_isaac.zoo.ALGOS.clear()
     import torch as th
     from rl_zoo3.exp_manager import ExperimentManager
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
+    import sb3_isaac.zoo  # noqa: F401  # first of all: Isaac Gym, where it is installed, must be imported before torch
     from sb3_isaac.evaluation.measure import evaluate
 
     th.set_num_threads(args.threads)
@@ -102,6 +99,8 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
             hyperparams=args.hyperparams,
             env_kwargs=args.env_kwargs,
         )
+        if args.stock:
+            manager.algorithms = {}
         th.manual_seed(seed)
         model, _ = manager.setup_experiment()
         eval_env = manager.create_envs(N_EVAL_ENVS, eval_env=True, no_log=True)

@@ -11,7 +11,8 @@ from typing import Dict, List, Set
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.conftest import REPOSITORY
+
 PACKAGE = REPOSITORY / "sb3_isaac"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -26,7 +27,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer}
-SHARED = {"_isaacgym_first", "_lazy", "_version", "reward_log"}
+SHARED = {"_isaacgym_first", "_lazy", "_version", "replay_buffer", "reward_log"}
 """Modules outside the folders."""
 
 

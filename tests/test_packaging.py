@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.conftest import REPOSITORY
 
 
 def test_wheel_holds_its_data_and_finds_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sb3_isaac.backends import probe
 from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.backends.torch_cartpole import TorchCartpole
 
-__all__ = ["BACKENDS", "StepResult", "TensorEnv", "TorchCartpole", "make", "reserve", "resolve_device"]
+__all__ = ["BACKENDS", "StepResult", "TensorEnv", "TorchCartpole", "check_name", "make", "reserve", "resolve_device"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,12 @@ def _make_isaacgym(n_envs: int, device: th.device, seed: Optional[int] = None, *
 
 
 BACKENDS: Dict[str, Callable[..., TensorEnv]] = {"torch": TorchCartpole, "isaacgym": _make_isaacgym}
+
+
+def check_name(name: str) -> None:
+    """:raises ValueError: if there is no backend of this name, and it is not "auto" """
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"Unknown backend {name!r}: choose one of {', '.join(sorted(BACKENDS))} or auto.")
 
 
 def resolve_device(device: Union[th.device, str] = "auto") -> th.device:
@@ -74,8 +80,7 @@ def make(
     """
     if isinstance(n_envs, bool) or not isinstance(n_envs, int) or n_envs < 1:
         raise ValueError(f"n_envs must be a whole number of at least 1, got {n_envs!r}.")
-    if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"Unknown backend {name!r}: choose one of {', '.join(sorted(BACKENDS))} or auto.")
+    check_name(name)
     resolved = resolve_device(device)
     if name == "auto":
         name, why = probe.choose(resolved)

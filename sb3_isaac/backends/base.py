@@ -6,7 +6,7 @@ Everything above this file (VecEnv, algorithms, evaluation) talks to a simulator
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple
 
 import torch as th
 
@@ -44,8 +44,6 @@ class TensorEnv(ABC):
     """Time limit, in control steps (the environment truncates when ``progress`` reaches this minus one)."""
     progress: th.Tensor
     """(N,) int64, control steps since the reset. May be written in place to spread the time-outs."""
-    valid: Optional[th.Tensor] = None
-    """(N,) bool, which transitions of the last step happened, updated in place. None if all do, as they should."""
     capturable: bool = False
     """A step may be captured in a CUDA graph: it is torch alone, at fixed addresses, and never waits for the device."""
 

@@ -193,9 +193,6 @@ class IsaacGymCartpole(CartpoleTensorEnv):
         headless: Optional[bool] = None,
         **task_kwargs: Any,
     ) -> None:
-        device = th.device(device)
-        if device.type == "cuda" and device.index is None:
-            device = th.device("cuda", th.cuda.current_device())
         super().__init__(n_envs, device, seed, **task_kwargs)
         if self.task.max_effort > MAX_EFFORT:
             effort = self.task.max_effort
@@ -207,8 +204,10 @@ class IsaacGymCartpole(CartpoleTensorEnv):
         self._attached = False
         self._all_new = True
         """PhysX must be given the state of every environment, not only of those that were reset."""
-        self._done = th.zeros(n_envs, dtype=th.bool, device=device)
-        self._everyone = th.arange(n_envs, dtype=th.int32, device=device)
+        self._states, self._forces = self.dof_state.view(-1, 2), th.zeros(n_envs, 2, device=self.device)
+        """What Isaac Gym gets, see :meth:`_attach`: (2 M, 2) states and (M, 2) forces of its M cartpoles."""
+        self._done = th.zeros(n_envs, dtype=th.bool, device=self.device)
+        self._everyone = th.arange(n_envs, dtype=th.int32, device=self.device)
         self._actors = self._everyone
         _views.add(self)
 

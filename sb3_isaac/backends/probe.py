@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import platform
 import re
@@ -21,8 +20,6 @@ from typing import Dict, NamedTuple, Optional, Tuple
 import torch as th
 
 from sb3_isaac import _isaacgym_first
-
-logger = logging.getLogger(__name__)
 
 SIM_ENVS_VARIABLE = "SB3_ISAAC_SIM_ENVS"
 """Environment variable: Isaac Gym's simulator is made for at least so many environments."""

@@ -29,8 +29,8 @@ def n_step_returns(
     :return: returns (B,), discounts (B,), which are gamma to the number of rewards summed, and that number minus one (B,)
     """
     steps, powers = steps_and_powers(len(rewards), gamma, rewards.device)
-    going_on = (flags[:-1] == RUNNING) & (steps[1:] <= until_newest)
-    weights = (going_on * gamma).cumprod(0)  # (n_steps - 1, B), of the steps after the first
+    not_done = (flags[:-1] == RUNNING) & (steps[1:] <= until_newest)
+    weights = (not_done * gamma).cumprod(0)  # (n_steps - 1, B), of the steps after the first
     returns = (weights * rewards[1:]).sum(0).add_(rewards[0])
     extra = (weights > 0.0).sum(0)
     return returns, powers.index_select(0, extra + 1), extra

@@ -207,7 +207,6 @@ class DeviceReplayBuffer(ReplayBuffer):
         rewards: th.Tensor,
         terminated: th.Tensor,
         truncated: th.Tensor,
-        valid: th.Tensor | None = None,
     ) -> None:
         """Add a step of all N envs. Copies; does not wait for the device if the storage is on it.
 
@@ -217,13 +216,10 @@ class DeviceReplayBuffer(ReplayBuffer):
         :param rewards: (N,)
         :param terminated: (N,) bool, wins over truncated
         :param truncated: (N,) bool
-        :param valid: (N,) bool, None for all: where False, the transition before is stored once more in place of this
-            one, which did not happen (see :attr:`~sb3_isaac.envs.vec_env.IsaacVecEnv.valid`)
         """
-        place = self._storage[self.pos]
-        in_place = obs.device == place.device and not self.optimize_memory_usage
-        row = self.pack(obs, next_obs, actions, rewards, terminated, truncated, out=place if in_place else None)
-        self.add_row(row, valid)
+        stored = self._storage[self.pos]
+        in_place = obs.device == stored.device and not self.optimize_memory_usage
+        self.add_row(self.pack(obs, next_obs, actions, rewards, terminated, truncated, out=stored if in_place else None))
 
     def pack(
         self,
@@ -246,18 +242,12 @@ class DeviceReplayBuffer(ReplayBuffer):
         )
         return th.cat(columns, dim=1) if out is None else th.cat(columns, dim=1, out=out)
 
-    def add_row(self, row: th.Tensor, valid: th.Tensor | None = None) -> None:
-        """Add what :meth:`pack` gave.
-
-        :param valid: see :meth:`add_tensors`
-        """
-        place = self._storage[self.pos]
-        if row.data_ptr() != place.data_ptr():  # else it was packed in place
-            row = row.to(place.device)
-            place.copy_(row[:, : self._width])
-        if valid is not None:
-            before = self._storage[self.pos - 1]
-            place.copy_(th.where(valid.to(place.device).unsqueeze(1), place, before))
+    def add_row(self, row: th.Tensor) -> None:
+        """Add what :meth:`pack` gave."""
+        stored = self._storage[self.pos]
+        if row.data_ptr() != stored.data_ptr():  # else it was packed in place
+            row = row.to(stored.device)
+            stored.copy_(row[:, : self._width])
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
@@ -340,7 +330,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         return (self.pos - 1) % self.buffer_size
 
     def at(self, index: th.Tensor, env: VecNormalize | None = None, newest: int | th.Tensor | None = None) -> ReplaySamples:
-        """The transitions at the given places.
+        """The transitions at the given indices.
 
         :param index: (B,) int64, ``row * n_envs + env``, on the storage's device
         :param newest: :attr:`newest`, for CUDA graphs as a tensor () on the storage's device
@@ -385,7 +375,7 @@ class DeviceReplayBuffer(ReplayBuffer):
     def _n_step_returns(
         self, index: th.Tensor, env: VecNormalize | None, newest: int | th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """The returns (B, 1) and discounts (B, 1) on ``device``, and the place (B,) of the last transition summed."""
+        """The returns (B, 1) and discounts (B, 1) on ``device``, and the index (B,) of the last transition summed."""
         n, rows = self.n_envs, self.buffer_size
         steps, _ = steps_and_powers(self.n_steps, self.gamma, index.device)
         window = (index + steps * n) % (rows * n)  # (n_steps, B)

@@ -11,13 +11,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_isaac.buffers.storage import float32_exact_dtype
+from sb3_isaac.buffers.storage import existing_device, float32_exact_dtype, restore_generator, save_generator
 
 ArrayOrTensor = Union[np.ndarray, th.Tensor]
 
 
 class RolloutTensors(NamedTuple):
-    """The storage of a :class:`DeviceRolloutBuffer`: float32, on its device, time first, written in place."""
+    """Views of the storage of a :class:`DeviceRolloutBuffer`: float32, on its device, time first, written in place."""
 
     observations: th.Tensor
     """(n_steps, N, *obs_shape), what the agent acted on"""
@@ -37,6 +37,21 @@ class RolloutTensors(NamedTuple):
     """(n_steps, N), after compute_returns_and_advantage"""
 
 
+class StepColumn:
+    """Storage (n_steps, N, ...) that is written step by step, each a copy."""
+
+    def __init__(self, storage: th.Tensor) -> None:
+        self.storage = storage
+        self._steps = storage.unbind(0)
+
+    def put(self, step: int | th.Tensor, value: th.Tensor) -> None:
+        """:param step: a number, or (1,) int64 on the device, which a graph can count"""
+        if isinstance(step, int):
+            self._steps[step].copy_(value)
+        else:
+            self.storage.index_copy_(0, step, value.unsqueeze(0).to(self.storage.dtype))
+
+
 def _as_array(name: str) -> Any:
     """SB3's attribute ``name`` as the numpy array (n_steps, N, ...) that SB3's own code expects."""
 
@@ -48,10 +63,11 @@ def _as_array(name: str) -> Any:
 
 
 class DeviceRolloutBuffer(RolloutBuffer):
-    """SB3's ``RolloutBuffer`` whose storage is preallocated on a torch device and filled in place.
+    """SB3's ``RolloutBuffer`` in packed rows on a torch device, filled in place.
 
-    ``tensors`` holds the data. The attributes with SB3's names (``values``, ``returns``, ...) give numpy arrays for
-    SB3's own code. Unlike SB3's they stay (n_steps, N, ...) after :meth:`get`, and all are float32.
+    What a minibatch needs of a transition is one row ``[obs, action, value, log_prob, advantage, return]``, so that one
+    gather serves a minibatch; ``tensors`` are views of it. The attributes with SB3's names (``values``, ``returns``, ...)
+    give numpy arrays for SB3's own code. Unlike SB3's they stay (n_steps, N, ...) after :meth:`get`, and all are float32.
 
     :param buffer_size: n_steps, transitions per env
     :param device: where the storage is and where minibatches are drawn
@@ -88,22 +104,57 @@ class DeviceRolloutBuffer(RolloutBuffer):
         float32_exact_dtype(action_space, "DeviceRolloutBuffer: actions")
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
         self.generator = None
-        shape = (buffer_size, n_envs)
-        # One tensor for all that a minibatch needs of one number per transition: one gather instead of four
-        self._scalars = th.zeros((4, *shape), device=self.device)
-        values, log_probs, advantages, returns = self._scalars.unbind(0)
-        self.tensors = RolloutTensors(
-            observations=th.zeros((*shape, *self.obs_shape), device=self.device),
-            actions=th.zeros((*shape, self.action_dim), device=self.device),
-            rewards=th.zeros(shape, device=self.device),
-            episode_starts=th.zeros(shape, device=self.device),
-            values=values,
-            log_probs=log_probs,
-            advantages=advantages,
-            returns=returns,
-        )
-        # SB3 counts transitions env by env, the storage is step by step: place of SB3's i-th transition
-        self._place = th.arange(buffer_size * n_envs, device=self.device).view(shape).t().reshape(-1)
+        self.obs_dim = int(np.prod(self.obs_shape))
+        self._allocate(0)
+
+    def _allocate(self, n_columns: int) -> None:
+        """:param n_columns: of the distributions"""
+        n_steps, n = self.buffer_size, self.n_envs
+        widths = [self.obs_dim, self.action_dim, 1, 1, 1, 1, n_columns]
+        table = th.zeros(n_steps, n, sum(widths), device=self.device)
+        self.rows = table.flatten(0, 1)
+        """(n_steps * N, columns): the packed rows, of env e at step t in row t * N + e"""
+        obs, actions, *scalars, distributions = th.split(table, widths, 2)
+        values, log_probs, advantages, returns = (scalar.squeeze(2) for scalar in scalars)
+        rewards, episode_starts = th.zeros(2, n_steps, n, device=self.device)
+        obs = obs.view(n_steps, n, *self.obs_shape)
+        self.tensors = RolloutTensors(obs, actions, rewards, episode_starts, values, log_probs, advantages, returns)
+        self.distributions = distributions
+        """(n_steps, N, columns), see :meth:`keep_distributions`"""
+        # SB3 counts transitions env by env, the rows are step by step: row of SB3's i-th transition
+        self._row_of = th.arange(n_steps * n, device=self.device).view(n_steps, n).t().reshape(-1)
+        columns = [obs, actions, rewards, values, log_probs] + [distributions] * (n_columns > 0)
+        self._columns = [StepColumn(column) for column in columns]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Numpy arrays and the name of the device, so that it loads without a GPU."""
+        state = {**self.__dict__, "device": str(self.device), "generator": save_generator(self.generator)}
+        for name in ("rows", "distributions", "_columns", "_row_of"):
+            del state[name]
+        state["tensors"] = {name: tensor.cpu().numpy() for name, tensor in self.tensors._asdict().items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Back to the device it came from, or to the nearest one that this machine has. Old pickles hold tensors."""
+        state = {name: value for name, value in state.items() if name not in ("_scalars", "_place")}
+        saved = state.pop("tensors")
+        saved = saved if isinstance(saved, dict) else saved._asdict()
+        state["device"] = existing_device(state["device"])
+        if not isinstance(state["generator"], th.Generator):
+            state["generator"] = restore_generator(state["generator"], state["device"])
+        self.__dict__.update(state)
+        self.obs_dim = int(np.prod(self.obs_shape))
+        self._allocate(0)
+        for name, value in saved.items():
+            getattr(self.tensors, name).copy_(th.as_tensor(value))
+
+    def keep_distributions(self, n_columns: int) -> None:
+        """Keep for each transition also what its action was drawn from. What is stored is lost if that was not so before.
+
+        :param n_columns: numbers for each transition, 0 for none
+        """
+        if n_columns != self.distributions.shape[2]:
+            self._allocate(n_columns)
 
     def reset(self) -> None:
         """Start a new rollout; the storage is overwritten as it comes."""
@@ -133,15 +184,32 @@ class DeviceRolloutBuffer(RolloutBuffer):
             raise RuntimeError(
                 f"DeviceRolloutBuffer is full after n_steps={self.buffer_size} steps, call reset() before adding more."
             )
-        tensors, n, step = self.tensors, self.n_envs, self.pos
-        tensors.observations[step].copy_(obs.reshape(n, *self.obs_shape))
-        tensors.actions[step].copy_(actions.reshape(n, self.action_dim))
-        tensors.rewards[step].copy_(rewards.reshape(n))
-        tensors.episode_starts[step].copy_(episode_starts.reshape(n))
-        tensors.values[step].copy_(values.reshape(n))
-        tensors.log_probs[step].copy_(log_probs.reshape(n))
+        self.tensors.episode_starts[self.pos].copy_(episode_starts.reshape(self.n_envs))
+        self.put(self.pos, obs, actions, rewards, values, log_probs)
         self.pos += 1
         self.full = self.pos == self.buffer_size
+
+    def put(
+        self,
+        step: int | th.Tensor,
+        obs: th.Tensor,
+        actions: th.Tensor,
+        rewards: th.Tensor,
+        values: th.Tensor,
+        log_probs: th.Tensor,
+        distributions: th.Tensor | None = None,
+    ) -> None:
+        """Write one step of all envs, without counting it. For the arguments see :meth:`add_tensors`.
+
+        :param step: a number, or (1,) int64 on the device, which a graph can count
+        :param distributions: (N, columns), not looked at unless they are kept, see :meth:`keep_distributions`
+        """
+        n = self.n_envs
+        shaped = (obs.reshape(n, *self.obs_shape), actions.reshape(n, self.action_dim), rewards.reshape(n))
+        given = (*shaped, values.reshape(n), log_probs.reshape(n), distributions)
+        for column, value in zip(self._columns, given):
+            if value is not None:
+                column.put(step, value)
 
     def add(
         self,
@@ -177,30 +245,15 @@ class DeviceRolloutBuffer(RolloutBuffer):
         last_values = th.as_tensor(last_values, dtype=th.float32, device=self.device).reshape(1, self.n_envs)
         dones = th.as_tensor(dones, dtype=th.float32, device=self.device).reshape(1, self.n_envs)
         next_values = th.cat((tensors.values[1:], last_values))
-        going_on = 1.0 - th.cat((tensors.episode_starts[1:], dones))  # the next observation is of the same episode
+        not_done = 1.0 - th.cat((tensors.episode_starts[1:], dones))  # the next observation is of the same episode
         # delta = r + gamma V(next) - V, in SB3's order of operations, so that the rounding is SB3's
-        advantages = tensors.advantages
-        th.mul(next_values, self.gamma, out=advantages)
-        advantages.mul_(going_on).add_(tensors.rewards).sub_(tensors.values)
-        decay = going_on.mul_(self.gamma * self.gae_lambda).unbind(0)
-        rows = advantages.unbind(0)
+        advantages = next_values.mul_(self.gamma).mul_(not_done).add_(tensors.rewards).sub_(tensors.values)
+        decay = not_done.mul_(self.gamma * self.gae_lambda).unbind(0)
+        steps = advantages.unbind(0)
         for step in reversed(range(self.buffer_size - 1)):
-            rows[step].addcmul_(decay[step], rows[step + 1])
+            steps[step].addcmul_(decay[step], steps[step + 1])
+        tensors.advantages.copy_(advantages)
         th.add(advantages, tensors.values, out=tensors.returns)
-
-    def leave_out(self, valid: th.Tensor) -> None:
-        """Put the transition before it (in the first row: after it) in the place of each that did not happen.
-
-        Call it after :meth:`compute_returns_and_advantage`. What surrounds such a transition is not touched by it: the one
-        before has ended its episode.
-
-        :param valid: (n_steps, N) bool, see :attr:`~sb3_isaac.envs.vec_env.IsaacVecEnv.valid`
-        """
-        rows = th.arange(self.buffer_size, device=self.device).unsqueeze(1) - (~valid).long()
-        rows = rows.abs().clamp(max=self.buffer_size - 1)  # -1, before the first row, becomes 1
-        for tensor in self.tensors:
-            index = rows.view(*rows.shape, *[1] * (tensor.dim() - 2)).expand_as(tensor)
-            tensor.copy_(tensor.gather(0, index))
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """All transitions once, in random order, in minibatches.
@@ -212,23 +265,25 @@ class DeviceRolloutBuffer(RolloutBuffer):
             raise RuntimeError(
                 f"DeviceRolloutBuffer has {self.pos} of n_steps={self.buffer_size} steps, fill it before calling get()."
             )
-        for indices in self.shuffled(batch_size):
-            yield self._get_samples(indices)
+        for rows in self.shuffled(batch_size):
+            yield self._samples(rows)
 
     def shuffled(self, batch_size: int | None = None) -> tuple[th.Tensor, ...]:
-        """Which transitions the minibatches of :meth:`get` consist of: ``env * n_steps + step``, in a new random order."""
+        """The rows that the minibatches of :meth:`get` consist of, in a new random order."""
         total = self.buffer_size * self.n_envs
         order = th.randperm(total, device=self.device, generator=self.generator)
-        return tuple(th.split(order, batch_size or total))
+        return tuple(th.split(self._row_of.index_select(0, order), batch_size or total))
 
     def _get_samples(self, batch_inds: ArrayOrTensor, env: VecNormalize | None = None) -> RolloutBufferSamples:
         """The transitions at ``env * n_steps + step``: SB3's count, as after its ``swap_and_flatten``."""
-        tensors = self.tensors
-        place = self._place.index_select(0, th.as_tensor(batch_inds, device=self.device))
-        values, log_probs, advantages, returns = self._scalars.flatten(1).index_select(1, place).unbind(0)
+        return self._samples(self._row_of.index_select(0, th.as_tensor(batch_inds, device=self.device)))
+
+    def _samples(self, rows: th.Tensor) -> RolloutBufferSamples:
+        batch, first = self.rows.index_select(0, rows), self.obs_dim + self.action_dim
+        values, log_probs, advantages, returns = batch[:, first : first + 4].unbind(1)
         return RolloutBufferSamples(
-            observations=tensors.observations.flatten(0, 1).index_select(0, place),
-            actions=tensors.actions.flatten(0, 1).index_select(0, place),
+            observations=batch[:, : self.obs_dim].reshape(-1, *self.obs_shape),
+            actions=batch[:, self.obs_dim : first],
             old_values=values,
             old_log_prob=log_probs,
             advantages=advantages,

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import stable_baselines3
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
-from sb3_isaac.buffers import sb3_buffer as replay_files
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
-from sb3_isaac.ddpg.fast_policy import FastActorCritic
-from sb3_isaac.off_policy import algorithm as off_policy
+from sb3_isaac.ddpg.fast_policy import FastTD3Policy
+from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm
 from sb3_isaac.off_policy.exploration import DeviceNoise, spread
-from sb3_isaac.off_policy.rollout import TensorRun
+from sb3_isaac.off_policy.update import chunks
 
 
-class DDPG(stable_baselines3.DDPG):
+class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
     """Stable-Baselines3's DDPG, trained in tensors where the environment is an IsaacVecEnv.
 
     Everything that SB3's DDPG takes means the same; here is what is different or new. With any other environment it is
@@ -45,69 +41,37 @@ class DDPG(stable_baselines3.DDPG):
     :raises ValueError: for an option marked * with an environment that has no tensor interface, or an unknown noise
     """
 
+    loss_names = ("critic_loss", "actor_loss")
+
     def __init__(
         self,
         policy: Any,
         env: Any,
         *args: Any,
-        n_steps: int = 1,
         per_env_noise: Optional[Sequence[float]] = None,
         shared_noise: bool = False,
-        reward_scale: float = 1.0,
-        spread_time_limits: bool = False,
-        compile: bool = False,
         stats_window_size: int = 100,
         **kwargs: Any,
     ) -> None:
-        self.n_steps = n_steps
         self.per_env_noise = per_env_noise
         self.shared_noise = shared_noise
-        self.reward_scale = reward_scale
-        self.spread_time_limits = spread_time_limits
-        self.compile = compile
-        self._run: Optional[TensorRun] = None  # not None: training runs in tensors
-        self._fast: Optional[FastActorCritic] = None  # not None: the networks are updated without autograd
-        if replay_files.SB3_HAS_N_STEPS:
-            kwargs["n_steps"] = n_steps
         super().__init__(policy, env, *args, **kwargs)
         self._stats_window_size = stats_window_size  # which SB3's DDPG does not pass on to its base class
 
-    def _setup_model(self) -> None:
-        if off_policy.on_tensor_path(self):
-            replay_files.use_device_buffer(self)
-        super()._setup_model()
+    def _only_in_tensors(self) -> Dict[str, bool]:
+        return {"per_env_noise": self.per_env_noise is not None, "shared_noise": self.shared_noise}
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: Any = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> Tuple[int, BaseCallback]:
-        if self._fast is not None:
-            self._fast.sync()
-        self._run = self._fast = None
-        args = (total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        extras = {"per_env_noise": self.per_env_noise is not None, "shared_noise": self.shared_noise}
-        if not off_policy.check_tensor_path(self, extras):
-            return super()._setup_learn(*args)
-        with off_policy.starting(self, reset_num_timesteps):
-            result = super()._setup_learn(*args)
-        self._noise = self._make_noise()
-        self._fast = FastActorCritic(self) if FastActorCritic.supports(self) else None
-        captured = self.compile and self._fast is not None and self.device.type == "cuda"
-        after_step = None if self._noise is None else self._noise.reset
-        self._run = TensorRun(self, self._act, after_step, ("critic_loss", "actor_loss"), captured)
-        self._updates = off_policy.Updates(self, self._update, captured and self.policy_delay == 1)
-        self._lr = th.zeros((), device=self.device) if captured else None  # where a captured graph reads it
-        space: Any = self.action_space
-        low, high = (th.as_tensor(bound, dtype=th.float32, device=self.device) for bound in (space.low, space.high))
-        is_unit = bool((space.low == -1.0).all() and (space.high == 1.0).all())
-        self._bounds = None if is_unit else (low, high)
-        return result
+    def _optimizers(self) -> List[th.optim.Optimizer]:
+        return [self.actor.optimizer, self.critic.optimizer]
 
-    def _make_noise(self) -> Optional[DeviceNoise]:
+    def _make_fast_policy(self) -> Optional[FastTD3Policy]:
+        if FastTD3Policy.why_not(self.policy) is not None:
+            return None
+        return FastTD3Policy(self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile)
+
+    # -- acting ------------------------------------------------------------------------------------------------------
+
+    def _make_exploration(self, captures: bool) -> Optional[DeviceNoise]:
         if self.action_noise is None and self.per_env_noise is None:
             return None
         scale = None
@@ -120,66 +84,39 @@ class DDPG(stable_baselines3.DDPG):
         return int(self.action_space.shape[0])
 
     @th.no_grad()
-    def _act(self, obs: th.Tensor, random: bool) -> Tuple[th.Tensor, th.Tensor]:
-        """Actions (N, action_dim) for observations (N, obs_dim): for the env, and in [-1, 1] for the replay buffer."""
+    def _act(self, obs: th.Tensor, random: bool) -> th.Tensor:
+        """Actions (N, action_dim) in [-1, 1] for observations (N, *obs_shape)."""
+        assert self._run is not None
+        noise, fast = self._run.exploration, self._run.fast
         if random:
             actions = th.rand((len(obs), self._action_dim()), device=obs.device).mul_(2.0).sub_(1.0)
         else:
-            actions = self._fast.acting.forward(obs) if self._fast is not None else self.actor(obs)
-        if self._noise is not None:
-            actions = self._noise.add_to(actions)
-        if self._bounds is None:
-            return actions, actions
-        low, high = self._bounds
-        return low + 0.5 * (actions + 1.0) * (high - low), actions
+            actions = self.actor(obs) if fast is None else fast.acting.forward(obs.flatten(1))
+        return actions if noise is None else noise.add_to(actions)
 
-    def collect_rollouts(  # type: ignore[override]
-        self,
-        env: Any,
-        callback: BaseCallback,
-        train_freq: Any,
-        replay_buffer: Any,
-        action_noise: Any = None,
-        learning_starts: int = 0,
-        log_interval: Optional[int] = None,
-    ) -> RolloutReturn:
-        if self._run is None:
-            return super().collect_rollouts(
-                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-            )
-        if self._fast is None:
-            self.policy.set_training_mode(False)
-        return off_policy.collect_rollouts(self, self._run, callback, train_freq, learning_starts, log_interval)
+    def _after_step(self, dones: th.Tensor) -> None:
+        if self._run is not None and self._run.exploration is not None:
+            self._run.exploration.reset(dones)
 
     # -- the update --------------------------------------------------------------------------------------------------
 
-    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        if self._run is None:
-            super().train(gradient_steps, batch_size)
-            return
-        start = time.perf_counter()
-        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])  # type: ignore[list-item]
-        if self._lr is not None:
-            self._lr.fill_(self.actor.optimizer.param_groups[0]["lr"])
-        if self._fast is None:
-            self.policy.set_training_mode(True)
-        before = self._n_updates
-        self._updates.run(gradient_steps, batch_size)
-        self._n_updates = before + gradient_steps  # a captured update does not count
-        counts = self._run.log.loss_counts
-        counts[0] += gradient_steps
-        counts[1] += self._n_updates // self.policy_delay - before // self.policy_delay
-        self._run.log.seconds["update"] += time.perf_counter() - start
-        self._run.note_update(self, gradient_steps, batch_size)
+    def _constants(self) -> Tuple[Any, ...]:
+        return self.tau, self.target_policy_noise, self.target_noise_clip
+
+    def _may_capture_updates(self) -> bool:
+        return self.policy_delay == 1
+
+    def _loss_counts(self, before: int, after: int) -> Sequence[int]:
+        return [after - before, after // self.policy_delay - before // self.policy_delay]
 
     def _update(self, samples: ReplaySamples, gradient_steps: int) -> None:
-        """Gradient steps on the minibatches that ``samples`` consists of, one after the other."""
-        step = self._autograd_step if self._fast is None else self._fast_step
+        assert self._run is not None
+        step = self._autograd_step if self._run.fast is None else self._fast_step
         # What does not depend on the networks, for all minibatches at once
         discounts = (1.0 - samples.dones) * (self.gamma if samples.discounts is None else samples.discounts)
         rewards = samples.rewards if self.reward_scale == 1.0 else samples.rewards * self.reward_scale
         columns = (samples.observations, samples.actions, samples.next_observations, discounts, rewards)
-        for rows in off_policy.pieces(len(rewards), len(rewards) // gradient_steps):
+        for rows in chunks(len(rewards), len(rewards) // gradient_steps):
             self._n_updates += 1
             step(*(column[rows] for column in columns))
 
@@ -194,14 +131,14 @@ class DDPG(stable_baselines3.DDPG):
     def _fast_step(
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, discounts: th.Tensor, rewards: th.Tensor
     ) -> None:
-        assert self._fast is not None and self._run is not None
-        losses = self._run.log.loss_sums
+        assert self._run is not None
+        fast, lr, losses = self._run.fast, self._run.lr, self._run.log.loss_sums
         obs = obs.flatten(1)
-        next_values = self._fast.next_values(next_obs.flatten(1), self._target_noise(actions))
-        self._fast.critic_step(obs, actions, th.addcmul(rewards, discounts, next_values), self._lr, losses[0])
+        next_values = fast.next_values(next_obs.flatten(1), self._target_noise(actions))
+        fast.critic_step(obs, actions, th.addcmul(rewards, discounts, next_values), lr, losses[0])
         if self._n_updates % self.policy_delay == 0:
-            self._fast.actor_step(obs, self._lr, losses[1])
-            self._fast.update_targets(self.tau)
+            fast.actor_step(obs, lr, losses[1])
+            fast.update_targets(self.tau)
 
     def _autograd_step(
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, discounts: th.Tensor, rewards: th.Tensor
@@ -229,32 +166,3 @@ class DDPG(stable_baselines3.DDPG):
             polyak_update(self.actor.parameters(), self.actor_target.parameters(), self.tau)
             polyak_update(self.critic_batch_norm_stats, self.critic_batch_norm_stats_target, 1.0)
             polyak_update(self.actor_batch_norm_stats, self.actor_batch_norm_stats_target, 1.0)
-
-    # -- files -------------------------------------------------------------------------------------------------------
-
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        super().set_parameters(*args, **kwargs)
-        if self._fast is not None:
-            self._fast.refresh()
-
-    def get_parameters(self) -> Dict[str, Dict[str, Any]]:
-        if self._fast is not None:
-            self._fast.sync()
-        return super().get_parameters()
-
-    def save(self, path: Any, exclude: Optional[Iterable[str]] = None, include: Optional[Iterable[str]] = None) -> None:
-        with replay_files.portable(self, None if self._run is None else self._run.last_obs()):
-            super().save(path, exclude, include)
-
-    def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "_fast", "_updates", "_lr", "_noise", "_bounds"]
-
-    def save_replay_buffer(self, path: Any) -> None:
-        """Save the replay buffer as SB3's own, which stock SB3 loads too."""
-        with replay_files.stock_buffer(self):
-            super().save_replay_buffer(path)
-
-    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        super().load_replay_buffer(path, truncate_last_traj)
-        if off_policy.on_tensor_path(self):
-            replay_files.use_device_buffer(self)

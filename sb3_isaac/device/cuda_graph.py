@@ -1,15 +1,20 @@
-"""Capture a function in a CUDA graph: hundreds of small kernels are then started by one call."""
+"""CUDA graphs, which start hundreds of small kernels by one call: warming up, capturing, replaying, voiding."""
 
 from __future__ import annotations
 
 import gc
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch as th
 
 
+def plain_attributes(owner: object) -> Dict[str, Any]:
+    """The numbers and switches that an object holds, which a graph of its methods keeps as they were."""
+    return {name: value for name, value in vars(owner).items() if isinstance(value, (bool, int, float, str))}
+
+
 class CudaGraph:
-    """A function without arguments that reads and writes tensors at fixed addresses, captured once and replayed.
+    """A function of tensors at fixed addresses, captured once and replayed.
 
     Capturing runs the Python code but no kernel, so the function's state on the device stays as it is. It must have run
     before (libraries initialise themselves in the first call), must not wait for the device, and gives the tensors of the
@@ -18,10 +23,21 @@ class CudaGraph:
     Source: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
     :param function: what to capture
+    :param inputs: its arguments; the content of tensors among them may differ at each replay
+    :param owners: objects whose attributes the function sets to new tensors. They are to stay the graph's tensors, whatever
+        happens between replays.
     :param generators: the random generators it uses besides torch's default
     """
 
-    def __init__(self, function: Callable[[], Any], generators: Iterable[th.Generator] = ()) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Any] = (),
+        owners: Sequence[object] = (),
+        generators: Sequence[th.Generator] = (),
+    ) -> None:
+        self._inputs = [x.clone() if isinstance(x, th.Tensor) else x for x in inputs]
+        before = [dict(vars(owner)) for owner in owners]
         self._graph = th.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
@@ -31,14 +47,81 @@ class CudaGraph:
         gc.disable()
         try:
             with th.cuda.graph(self._graph):
-                self.result = function()
+                self._result = function(*self._inputs)
         finally:
             if collecting:
                 gc.enable()
+        self._rebound = [
+            (owner, {k: v for k, v in vars(owner).items() if isinstance(v, th.Tensor) and old.get(k) is not v})
+            for owner, old in zip(owners, before)
+        ]
 
-    def __call__(self) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
+        for captured, given in zip(self._inputs, inputs):
+            if isinstance(captured, th.Tensor):
+                captured.copy_(given)
         self._graph.replay()
-        return self.result
+        for owner, tensors in self._rebound:
+            vars(owner).update(tensors)
+        return self._result
+
+
+class Graphed:
+    """A function that on a GPU is captured in CUDA graphs, one for each combination of its arguments' shapes.
+
+    The first call with such arguments runs as it is, the second captures, later ones replay.
+
+    :param function: arguments are tensors, and numbers that are part of the graph
+    :param enabled: False: always run the function as it is
+    :param owners: see :class:`CudaGraph`; also, a change of their numbers and switches voids the graphs
+    :param generators: see :class:`CudaGraph`
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        enabled: bool,
+        owners: Sequence[object] = (),
+        generators: Sequence[th.Generator] = (),
+    ) -> None:
+        self.function = function
+        self.enabled = enabled
+        self.graphs: Dict[Tuple[Any, ...], CudaGraph] = {}
+        self._warm: List[Tuple[Any, ...]] = []
+        self._owners = owners
+        self._generators = generators
+        self._constants: Any = None
+
+    def begin(self, *constants: Any) -> None:
+        """To be called before a series of calls: graphs that were captured with other constants are void.
+
+        :param constants: what the function reads and a graph keeps: numbers, and objects, which are compared by identity
+        """
+        if not self.enabled:
+            self.disable()
+            return
+        now = (constants, [(owner, plain_attributes(owner)) for owner in self._owners])
+        if now != self._constants:
+            self.graphs.clear()
+            self._warm.clear()
+            self._constants = now
+
+    def disable(self) -> None:
+        """Run the function as it is from now on, and forget its graphs."""
+        self.enabled, self._constants = False, None
+        self.graphs.clear()
+
+    def __call__(self, *inputs: Any) -> Any:
+        if not self.enabled:
+            return self.function(*inputs)
+        key = tuple(x.shape if isinstance(x, th.Tensor) else x for x in inputs)
+        graph = self.graphs.get(key)
+        if graph is None:
+            if key not in self._warm:
+                self._warm.append(key)
+                return self.function(*inputs)
+            graph = self.graphs[key] = CudaGraph(self.function, inputs, self._owners, self._generators)
+        return graph(*inputs)
 
 
 def check_compile(device: th.device) -> None:

@@ -59,7 +59,7 @@ class _Activation(NamedTuple):
     """Factor that the matrix product puts on the inputs, at no cost, on a CPU."""
 
 
-_ACTIVATIONS: Dict[Type[nn.Module], _Activation] = {
+ACTIVATIONS: Dict[Type[nn.Module], _Activation] = {
     nn.Identity: _Activation(lambda h, scratch: None, lambda grad, out: None),
     nn.Tanh: _Activation(_tanh_, _tanh_backward, scale=2.0),
     nn.ReLU: _Activation(lambda h, scratch: h.relu_(), _relu_backward),
@@ -74,7 +74,7 @@ def _is_plain(activation: nn.Module) -> bool:
         return activation.alpha == 1.0
     if type(activation) is nn.LeakyReLU:
         return activation.negative_slope == 0.01
-    return type(activation) in _ACTIVATIONS
+    return type(activation) in ACTIVATIONS
 
 
 def parse_layers(modules: Iterable[nn.Module]) -> Optional[List[Tuple[nn.Linear, Type[nn.Module]]]]:
@@ -144,7 +144,7 @@ class FastMLP:
         self._input = x
         outputs, grads, _ = self._first_rows(x.shape[0])
         for i, (linear, kind) in enumerate(self.layers):
-            activation, h = _ACTIVATIONS[kind], outputs[i]
+            activation, h = ACTIVATIONS[kind], outputs[i]
             scale = 1.0 if h.is_cuda else activation.scale
             th.addmm(linear.bias, x, linear.weight.t(), beta=scale, alpha=scale, out=h)
             # The gradients' buffers are free during the forward pass
@@ -172,7 +172,7 @@ class FastMLP:
         outputs, grads, grad_input = self._first_rows(grad.shape[0])
         for i in range(len(self.layers) - 1, -1, -1):
             linear, kind = self.layers[i]
-            _ACTIVATIONS[kind].backward(grad, outputs[i])
+            ACTIVATIONS[kind].backward(grad, outputs[i])
             if parameters:
                 self._parameter_gradients(i, grad, accumulate)
             if i > 0 or inputs:

@@ -32,28 +32,38 @@ def share_storage(parameters: Iterable[nn.Parameter]) -> th.Tensor:
     return flat
 
 
+def optimizer_settings(optimizer: th.optim.Optimizer) -> List[Any]:
+    """Everything but the learning rate and the parameters, which a graph of a step keeps as it was."""
+    return [value for group in optimizer.param_groups for key, value in group.items() if key not in ("params", "lr")]
+
+
 def clip_and_step_(
     flat: th.Tensor,
     grad: th.Tensor,
     exp_avg: th.Tensor,
     exp_avg_sq: th.Tensor,
-    steps: th.Tensor,
+    steps: Union[float, th.Tensor],
     lr: Union[float, th.Tensor],
     betas: Tuple[float, float],
     eps: float,
     max_norm: Optional[float],
 ) -> None:
-    """One step of Adam that a graph can replay: in place, with the step count () on the device.
+    """Clip the gradient to a norm as :func:`torch.nn.utils.clip_grad_norm_` and do one step of Adam, all in place.
 
+    :param steps: how many steps this makes: a number, or () on the device, which a graph can count
+    :param lr: learning rate, likewise
     :param max_norm: the largest norm of the gradient, which is scaled down to it; None: any
     """
-    if max_norm is not None:
-        grad.mul_((max_norm / (th.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0))
-    steps.add_(1)
+    if max_norm is not None and math.isfinite(max_norm):
+        grad.mul_((max_norm / (th.linalg.vector_norm(grad) + 1e-6)).clamp_(max=1.0))
     exp_avg.lerp_(grad, 1.0 - betas[0])
     exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1.0 - betas[1])
-    denominator = (exp_avg_sq / (1.0 - betas[1] ** steps)).sqrt() + eps
-    flat.sub_(lr / (1.0 - betas[0] ** steps) * exp_avg / denominator)
+    denominator = exp_avg_sq.sqrt().div_((1.0 - betas[1] ** steps) ** 0.5).add_(eps)
+    step_size = lr / (1.0 - betas[0] ** steps)
+    if isinstance(step_size, th.Tensor):
+        flat.sub_(exp_avg.div(denominator).mul_(step_size))
+    else:
+        flat.addcdiv_(exp_avg, denominator, value=-step_size)
 
 
 class FlatAdam:
@@ -69,41 +79,36 @@ class FlatAdam:
 
     def __init__(self, optimizer: th.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.parameters: List[nn.Parameter] = list(optimizer.param_groups[0]["params"])
+        parameters: List[nn.Parameter] = list(optimizer.param_groups[0]["params"])
+        self.flat = share_storage(parameters)
+        self.grad, self.exp_avg, self.exp_avg_sq = (th.zeros_like(self.flat) for _ in range(3))
+        # The step count is a tensor on a GPU, so that a captured CUDA graph counts on; a number is faster elsewhere.
+        self.steps: Union[float, th.Tensor] = th.zeros((), device=self.flat.device) if self.flat.is_cuda else 0.0
+        self._steps_at_sync, self._version = 0.0, 0
+        tensors = (self.flat, self.grad, self.exp_avg, self.exp_avg_sq)
+        self._views = list(zip(parameters, *(views_of(tensor, parameters) for tensor in tensors)))
         self._clip_and_step: Any = clip_and_step_
         self._bind()
 
     @staticmethod
     def supports(optimizer: th.optim.Optimizer) -> bool:
-        """Plain Adam with one group of float32 parameters on one device, without weight decay and variants."""
-        if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+        """Plain Adam with one group of float32 parameters on one device, all stepped equally often, without variants."""
+        if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1 or "step" in vars(optimizer):
             return False
         group = optimizer.param_groups[0]
-        same = {(p.dtype, p.device) for p in group["params"]}
-        plain = not (group["weight_decay"] or group["amsgrad"] or group.get("maximize") or group.get("capturable"))
-        return plain and len(same) == 1 and next(iter(same))[0] == th.float32
+        if group["weight_decay"] or group["amsgrad"] or group.get("maximize") or group.get("capturable"):
+            return False
+        hooks = [value for name, value in vars(optimizer).items() if name.startswith("_optimizer_step_")]
+        states = [optimizer.state.get(p) for p in group["params"]]
+        kinds = {(p.dtype, p.device, float(state["step"]) if state else 0.0) for p, state in zip(group["params"], states)}
+        return len(kinds) == 1 and next(iter(kinds))[0] == th.float32 and not any(hooks)
 
     def _bind(self) -> None:
-        state = self.optimizer.state
-        device = self.parameters[0].device
-        flat: Optional[th.Tensor] = getattr(self, "flat", None)
-        if flat is None or flat.device != device:
-            self.flat = share_storage(self.parameters)
-            self.grad = th.zeros_like(self.flat)
-            self.exp_avg = th.zeros_like(self.flat)
-            self.exp_avg_sq = th.zeros_like(self.flat)
-            self._grad_views = views_of(self.grad, self.parameters)
-            # The step count is a tensor on a GPU, so that a captured CUDA graph counts on; a number is faster elsewhere.
-            self.steps: Union[float, th.Tensor] = th.zeros((), device=device) if self.flat.is_cuda else 0.0
-        averages = views_of(self.exp_avg, self.parameters)
-        squares = views_of(self.exp_avg_sq, self.parameters)
-        steps = 0.0
-        for parameter, view, grad, average, square in zip(
-            self.parameters, views_of(self.flat, self.parameters), self._grad_views, averages, squares
-        ):
-            if parameter.data_ptr() != view.data_ptr():
-                view.copy_(parameter.data)
-                parameter.data = view
+        state, steps = self.optimizer.state, 0.0
+        for parameter, flat, grad, average, square in self._views:
+            if parameter.data_ptr() != flat.data_ptr():
+                flat.copy_(parameter.data)
+                parameter.data = flat
             parameter.grad = grad
             old = state.get(parameter)
             if old:
@@ -114,8 +119,7 @@ class FlatAdam:
                 average.zero_()
                 square.zero_()
             state[parameter] = {"step": th.tensor(steps), "exp_avg": average, "exp_avg_sq": square}
-        self.steps_at_sync = steps
-        """The step count at the last :meth:`sync`, on the host"""
+        self._steps_at_sync, self._version = steps, 0
         if isinstance(self.steps, th.Tensor):
             self.steps.fill_(steps)
         else:
@@ -124,71 +128,44 @@ class FlatAdam:
     def refresh(self) -> bool:
         """Bind anew if somebody replaced the tensors (``load_state_dict``, ``zero_grad(set_to_none=True)``).
 
-        To be called before a series of updates. Returns whether anything had changed. The flat tensors stay where they
-        are (a captured CUDA graph goes on with the new values), unless the parameters went to another device.
+        To be called before a series of updates. The flat tensors stay where they are: a captured CUDA graph goes on with the
+        new values. Returns whether anything had changed.
         """
-        averages = views_of(self.exp_avg, self.parameters)
-        data = views_of(self.flat, self.parameters)
-        for parameter, view, grad, average in zip(self.parameters, data, self._grad_views, averages):
+        state: Any = None
+        for parameter, flat, grad, average, square in self._views:
             state = self.optimizer.state.get(parameter)
-            if not state or state["exp_avg"].data_ptr() != average.data_ptr() or parameter.data_ptr() != view.data_ptr():
+            same = state and state["exp_avg"] is average and state["exp_avg_sq"] is square
+            if not same or parameter.data_ptr() != flat.data_ptr():
                 self._bind()
                 return True
             parameter.grad = grad
+        if state["step"]._version != self._version:  # somebody else wrote it
+            self._bind()
+            return True
         return False
 
-    def clip_grad_norm_(self, max_norm: Optional[float]) -> th.Tensor:
-        """As :func:`torch.nn.utils.clip_grad_norm_`, over all parameters. Returns the norm before clipping."""
-        norm: th.Tensor = th.linalg.vector_norm(self.grad)
-        if max_norm is not None and math.isfinite(max_norm):
-            self.grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
-        return norm
+    def clip_and_step(self, max_norm: Optional[float], lr: Union[float, th.Tensor, None] = None) -> None:
+        """One update of all parameters from their gradients, see :func:`clip_and_step_`.
 
-    def step(self, lr: Union[float, th.Tensor, None] = None) -> None:
-        """One update of all parameters from their gradients.
-
-        :param lr: learning rate (a number, or a tensor on the device); default: the optimizer's
+        :param lr: learning rate; default: the optimizer's
         """
         group = self.optimizer.param_groups[0]
-        beta1, beta2 = group["betas"]
         lr = group["lr"] if lr is None else lr
-        if isinstance(self.steps, th.Tensor):
-            self._step_on_device(lr, None)
-            return
-        self.exp_avg.lerp_(self.grad, 1.0 - beta1)
-        self.exp_avg_sq.mul_(beta2).addcmul_(self.grad, self.grad, value=1.0 - beta2)
         self.steps += 1
-        bias1, bias2 = 1.0 - beta1**self.steps, 1.0 - beta2**self.steps
-        denominator = self.exp_avg_sq.sqrt().div_(math.sqrt(bias2)).add_(group["eps"])
-        if isinstance(lr, th.Tensor):
-            self.flat.sub_(self.exp_avg / denominator * (lr / bias1))
-        else:
-            self.flat.addcdiv_(self.exp_avg, denominator, value=-lr / bias1)
-
-    def clip_and_step(self, max_norm: Optional[float], lr: Union[float, th.Tensor, None] = None) -> None:
-        """:meth:`clip_grad_norm_` and :meth:`step` in one, which on a GPU can be compiled."""
-        if isinstance(self.steps, th.Tensor):
-            lr = self.optimizer.param_groups[0]["lr"] if lr is None else lr
-            self._step_on_device(lr, max_norm if max_norm is not None and math.isfinite(max_norm) else None)
-        else:
-            self.clip_grad_norm_(max_norm)
-            self.step(lr)
+        tensors = self.flat, self.grad, self.exp_avg, self.exp_avg_sq
+        self._clip_and_step(*tensors, self.steps, lr, tuple(group["betas"]), group["eps"], max_norm)
 
     def compile(self) -> None:
         """Make one or two kernels of a step on a GPU; elsewhere compiling does not pay."""
         if isinstance(self.steps, th.Tensor):
             self._clip_and_step = th.compile(clip_and_step_, dynamic=False)
 
-    def _step_on_device(self, lr: Union[float, th.Tensor], max_norm: Optional[float]) -> None:
-        group = self.optimizer.param_groups[0]
-        tensors = self.flat, self.grad, self.exp_avg, self.exp_avg_sq, self.steps
-        self._clip_and_step(*tensors, lr, tuple(group["betas"]), group["eps"], max_norm)
-
-    def sync(self, steps: Optional[float] = None) -> None:
+    def sync(self, n_steps: int) -> None:
         """Write the step count into the torch optimizer's state. To be called after a series of updates.
 
-        :param steps: the count, where the caller has kept it; else it is read from the device, which waits for a GPU
+        :param n_steps: steps since the last time; the host knows without asking the device
         """
-        self.steps_at_sync = steps = float(self.steps) if steps is None else steps
-        for parameter in self.parameters:
-            self.optimizer.state[parameter]["step"].fill_(steps)
+        self._steps_at_sync += n_steps
+        self._version += 1
+        for parameter, *_ in self._views:
+            self.optimizer.state[parameter]["step"].fill_(self._steps_at_sync)

@@ -1,44 +1,53 @@
-"""DQN's networks of plain layers, updated without autograd."""
+"""SB3's DQNPolicy of plain layers without autograd: acting, targets, and the gradient of the Huber loss."""
 
 from __future__ import annotations
 
 from typing import Any, Optional
 
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
+from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
-from sb3_isaac.off_policy.algorithm import chunk_rows, pieces
+from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 
-class FastQNetworks:
-    """Q-network and target network of plain layers, without autograd.
+class FastDQNPolicy:
+    """Q-network and target network of a ``DQNPolicy`` without autograd.
 
-    :param model: a DQN for which :meth:`supports` is true
+    :param policy: one for which :meth:`why_not` has no reason
+    :param n_envs: the most observations to act on
+    :param batch_size: of the minibatches
+    :param compiled: compile the optimizer's step on a GPU
     """
 
-    def __init__(self, model: Any) -> None:
-        self.adam = FlatAdam(model.policy.optimizer)
-        if model.compile:
+    def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool) -> None:
+        self.adam = FlatAdam(policy.optimizer)
+        if compiled:
             self.adam.compile()
-        self.target_flat = share_storage(model.q_net_target.parameters())
-        self.n_actions = int(model.action_space.n)
-        self.chunk = chunk_rows(model)
-        online, target = (parse_layers(net.q_net) for net in (model.q_net, model.q_net_target))
+        self._target_flat = share_storage(policy.q_net_target.parameters())
+        self._chunk = chunk_rows(batch_size, self._target_flat.device)
+        online, target = (parse_layers(net.q_net) for net in (policy.q_net, policy.q_net_target))
         assert online is not None and target is not None
-        self.acting = FastMLP(online, model.n_envs)
-        self.online = FastMLP(online, self.chunk)
+        self.acting = FastMLP(online, n_envs)
+        self._online = FastMLP(online, self._chunk)
         # The target network is done when the other begins: they use the same buffers, which stay in the cache
-        self.target = FastMLP(target, self.chunk, self.online)
-        self._grad = self.target_flat.new_zeros(self.chunk, self.n_actions)
+        self._target = FastMLP(target, self._chunk, self._online)
+        self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)
 
     @staticmethod
-    def supports(model: Any) -> bool:
-        """The networks are Linear layers and known activations on flat observations, the optimizer is plain Adam."""
-        flat = all(type(net.features_extractor) is FlattenExtractor for net in (model.q_net, model.q_net_target))
-        return flat and parse_layers(model.q_net.q_net) is not None and FlatAdam.supports(model.policy.optimizer)
+    def why_not(policy: Any) -> Optional[str]:
+        """What makes ``policy`` more than SB3's plain MLP Q-network; None: this class can stand in for it."""
+        if not isinstance(policy.observation_space, spaces.Box) or is_image_space(policy.observation_space):
+            return f"the observations are {policy.observation_space}"
+        nets = [[net.q_net] for net in (policy.q_net, policy.q_net_target) if type(net) is QNetwork]
+        own = (DQNPolicy, QNetwork, FlattenExtractor)
+        return why_not_fast(policy, own, nets, optimizers=[(policy.optimizer, policy.q_net)])
 
     def next_values(self, next_obs: th.Tensor, double_q: bool) -> th.Tensor:
         """(B,), what the target network thinks of the next observations, for the best action.
@@ -46,10 +55,10 @@ class FastQNetworks:
         :param double_q: best in the eyes of the online network (https://arxiv.org/abs/1509.06461)
         """
         values = next_obs.new_empty(len(next_obs))
-        for rows in pieces(len(next_obs), self.chunk):
-            q = self.target.forward(next_obs[rows])
+        for rows in chunks(len(next_obs), self._chunk):
+            q = self._target.forward(next_obs[rows])
             if double_q:
-                best = self.online.forward(next_obs[rows]).argmax(1, keepdim=True)
+                best = self._online.forward(next_obs[rows]).argmax(1, keepdim=True)
                 values[rows] = q.gather(1, best).squeeze(1)
             else:
                 th.amax(q, 1, out=values[rows])
@@ -73,16 +82,24 @@ class FastQNetworks:
         :param lr: on the device; None: the optimizer's
         """
         batch = len(obs)
-        parts = zip(*(th.split(whole, self.chunk) for whole in (obs, actions, targets)))
+        parts = zip(*(th.split(whole, self._chunk) for whole in (obs, actions, targets)))
         for i, (x, action, target) in enumerate(parts):
-            q = self.online.forward(x)
+            q = self._online.forward(x)
             chosen = q.gather(1, action)
             loss_sum.add_(F.smooth_l1_loss(chosen, target, reduction="sum"), alpha=1.0 / batch)
             error = chosen.sub_(target).clamp_(-1.0, 1.0).mul_(1.0 / batch)  # the Huber loss's derivative
             grad = self._grad[: len(q)].zero_().scatter_(1, action, error)
-            self.online.backward(grad, accumulate=i > 0)
+            self._online.backward(grad, accumulate=i > 0)
         self.adam.clip_and_step(max_grad_norm, lr)
 
     def update_target(self, tau: float) -> None:
         """Polyak's average: the target network goes ``tau`` of the way to the online one."""
-        self.target_flat.lerp_(self.adam.flat, tau)
+        self._target_flat.lerp_(self.adam.flat, tau)
+
+    def refresh(self) -> None:
+        """Bind anew what ``load_state_dict`` replaced."""
+        self.adam.refresh()
+
+    def sync(self, n_steps: int) -> None:
+        """Give the optimizer the number of its steps, of which so many are new."""
+        self.adam.sync(n_steps)

@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.monitor import ResultsWriter
 
 from sb3_isaac import backends
 from sb3_isaac.backends.cartpole import OBS_DIM, CartpoleTask
@@ -42,8 +41,7 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
         **task_kwargs: Any,
     ) -> None:
         CartpoleTask.parse(**task_kwargs)  # a mistake is reported here, not at the first reset
-        if backend != "auto" and backend not in backends.BACKENDS:
-            raise ValueError(f"Unknown backend {backend!r}: choose one of {', '.join(sorted(backends.BACKENDS))} or auto.")
+        backends.check_name(backend)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"Unknown render_mode {render_mode!r}: choose one of {self.metadata['render_modes']} or None.")
         if n_bins is not None and not discrete:
@@ -59,9 +57,7 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
         self.action_space: spaces.Space[Any] = spaces.Discrete(n_bins) if discrete else spaces.Box(-1.0, 1.0, (1,), np.float32)
         self._batch_of_one: Optional[IsaacVecEnv] = None
 
-    def make_batched(
-        self, n_envs: int, seed: Optional[int] = None, results_writer: Optional[ResultsWriter] = None
-    ) -> IsaacVecEnv:
+    def make_batched(self, n_envs: int, seed: Optional[int] = None) -> IsaacVecEnv:
         """N copies of this environment as one :class:`IsaacVecEnv`.
 
         :raises ValueError: for a number of environments or a seed that is none
@@ -71,7 +67,7 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
         seed = None if seed is None else int(seed)
         n_envs = int(n_envs) if isinstance(n_envs, np.integer) else n_envs
         tensor_env = backends.make(self.backend, n_envs, self.device, seed, **self.task_kwargs)
-        env = IsaacVecEnv(tensor_env, self.observation_space, self.action_space, self.render_mode, results_writer)
+        env = IsaacVecEnv(tensor_env, self.observation_space, self.action_space, self.render_mode)
         env.spec = self.spec
         return env
 
@@ -142,13 +138,13 @@ class CartpoleVectorEnv(gym.vector.VectorEnv):  # type: ignore[type-arg]
         return np.asarray(self._env.reset()), {}
 
     def step(self, actions: Any) -> Tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Dict[str, Any]]:
-        obs, reward, dones, infos = self._env.step(actions)
-        last_obs = np.array(obs)
-        for i in dones.nonzero()[0]:
-            last_obs[i] = infos[int(i)]["terminal_observation"]
-        truncated = infos.truncated  # type: ignore[attr-defined]
+        step: Any = self._env.step(actions)
+        obs, reward, dones, infos = step
+        last_obs, truncated = np.array(obs), infos.truncated
+        for i, info in infos.filled().items():
+            last_obs[i] = info["terminal_observation"]
         info = {"final_obs": last_obs, "_final_obs": dones} if dones.any() else {}
-        return np.asarray(obs), reward, dones & ~truncated, truncated.copy(), info
+        return obs, reward, dones & ~truncated, truncated.copy(), info
 
     def render(self) -> Any:
         return self._env.render()

@@ -51,7 +51,7 @@ class CartpoleRenderer:
     :raises ImportError: pygame is missing
     """
 
-    def __init__(self, max_envs: int = 16) -> None:
+    def __init__(self, max_envs: int) -> None:
         self._pygame = _import_pygame()
         self._pygame.font.init()
         self.max_envs = max_envs
@@ -60,28 +60,28 @@ class CartpoleRenderer:
         self._scenes: Dict[Tuple[int, int, float], Tuple[Any, Any]] = {}
         self._fonts: Dict[int, Any] = {}
 
-    def images(self, render_state: Mapping[str, Any], statistics: Mapping[str, np.ndarray]) -> List[np.ndarray]:
+    def images(self, render_state: Mapping[str, Any], returns: np.ndarray) -> List[np.ndarray]:
         """One (height, width, 3) uint8 RGB picture per environment.
 
         :param render_state: host copies from :meth:`~sb3_isaac.backends.base.TensorEnv.render_state`: dof_state (N, 4),
             force (N,) in newtons, progress (N,), max_effort, reset_dist
-        :param statistics: "returns" (N,), of the running episodes
+        :param returns: (N,), of the running episodes
         """
         n_tiles = min(len(render_state["dof_state"]), self.max_envs)
-        return [self._draw(i, tile_size(n_tiles), render_state, statistics) for i in range(n_tiles)]
+        return [self._draw(i, tile_size(n_tiles), render_state, returns) for i in range(n_tiles)]
 
-    def grid(self, render_state: Mapping[str, Any], statistics: Mapping[str, np.ndarray]) -> np.ndarray:
+    def grid(self, render_state: Mapping[str, Any], returns: np.ndarray) -> np.ndarray:
         """All pictures in one, tiled as SB3 tiles them: (height, width, 3) uint8."""
-        return np.asarray(tile_images(self.images(render_state, statistics)))
+        return np.asarray(tile_images(self.images(render_state, returns)))
 
-    def show(self, render_state: Mapping[str, Any], statistics: Mapping[str, np.ndarray], fps: int = 60) -> None:
+    def show(self, render_state: Mapping[str, Any], returns: np.ndarray, fps: int = 60) -> None:
         """Show the grid in a window, at most ``fps`` times a second.
 
         :raises RuntimeError: this machine has no display
         :raises KeyboardInterrupt: the window was closed, which stops the program as Ctrl-C does
         """
         pygame = self._pygame
-        frame = self.grid(render_state, statistics).swapaxes(0, 1)
+        frame = self.grid(render_state, returns).swapaxes(0, 1)
         if self._window is None:
             self._window = self._open_window(frame.shape[:2])
             self._clock = pygame.time.Clock()
@@ -117,15 +117,13 @@ class CartpoleRenderer:
         pygame.display.set_caption("Isaac Gym cartpole")
         return window
 
-    def _draw(
-        self, i: int, size: Tuple[int, int], render_state: Mapping[str, Any], statistics: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    def _draw(self, i: int, size: Tuple[int, int], render_state: Mapping[str, Any], returns: np.ndarray) -> np.ndarray:
         pygame = self._pygame
         position, _, angle, _ = (float(value) for value in render_state["dof_state"][i])
         # After a reset the force and the return still belong to the episode that ended.
         fresh = int(render_state["progress"][i]) == 0
         force = 0.0 if fresh else float(render_state["force"][i]) / float(render_state["max_effort"])
-        episode_return = 0.0 if fresh else float(statistics["returns"][i])
+        episode_return = 0.0 if fresh else float(returns[i])
 
         reset_dist = float(render_state["reset_dist"])
         canvas, empty_rail = self._scene(size, reset_dist)

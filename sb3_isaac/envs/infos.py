@@ -46,16 +46,15 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
         """The dicts of the environments that are done (and of those somebody wrote into), by index."""
         if self._filled is None:
             done = (self._result.terminated | self._result.truncated).nonzero().squeeze(-1)
-            columns = (self._result.final_obs, self._returns, self._lengths, self._result.truncated)
-            index = done.cpu().numpy()
-            final_obs, returns, lengths, truncated = (column[done].cpu().numpy() for column in columns)
+            columns = (done, self._result.final_obs[done], self._returns[done], self._lengths[done])
+            truncated = self.truncated
             self._filled = {
                 int(i): {
-                    "terminal_observation": final_obs[k],
-                    "TimeLimit.truncated": bool(truncated[k]),
-                    "episode": {"r": round(float(returns[k]), 6), "l": int(lengths[k]), "t": self._t},
+                    "terminal_observation": final_obs,
+                    "TimeLimit.truncated": bool(truncated[i]),
+                    "episode": {"r": round(float(episode_return), 6), "l": int(length), "t": self._t},
                 }
-                for k, i in enumerate(index)
+                for i, final_obs, episode_return, length in zip(*(column.cpu().numpy() for column in columns))
             }
         return self._filled
 
@@ -74,8 +73,8 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
             return self._as_list()[index]
         if self._list is not None:
             return self._list[index]
-        position = range(len(self))[index]  # negative indices and IndexError, as a list has them
-        return self.filled().setdefault(position, {})
+        # range: negative indices and IndexError, as a list has them
+        return self.filled().setdefault(range(len(self))[index], {})
 
     def __setitem__(self, index: Any, info: Any) -> None:
         self._as_list()[index] = info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Tuple
 
 import numpy as np
@@ -36,9 +37,10 @@ class RunningMoments:
 
     def columns(self, which: slice) -> RunningMoments:
         """Some of the columns, as views: they share their numbers with this object."""
-        part = RunningMoments.__new__(RunningMoments)
-        part.__dict__.update({name: tensor[which] for name, tensor in self.__dict__.items()})
-        return part
+        some = copy.copy(self)
+        for name, tensor in vars(self).items():
+            setattr(some, name, tensor[which])
+        return some
 
     def update(self, batch: th.Tensor) -> None:
         """Take in a batch.

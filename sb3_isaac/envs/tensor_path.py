@@ -1,17 +1,74 @@
-"""The tensor path of VecEnvs: which wrappers have it, and what to do about the others."""
+"""The tensor path of VecEnvs: what it offers, which wrappers have it, and what to do about the others."""
 
 from __future__ import annotations
 
-from typing import Any, List, Tuple, Type
+import time
+from typing import TYPE_CHECKING, Any, Iterable, List, Mapping, Optional, Protocol, Tuple, Type
 
+import numpy as np
+import torch as th
+from gymnasium import spaces
 from stable_baselines3.common import vec_env as sb3
 
-FORWARDED = (
-    "device", "tensor_env", "dones", "episode_returns", "episode_lengths", "valid",
-    "make_infos", "log_episodes", "spread_time_limits",
-)  # fmt: skip
-"""What a wrapper on the tensor path offers unchanged from the environment inside, next to its own ``reset_tensor``,
-``step_tensor`` and ``obs_tensor``."""
+from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.device.host import same_device
+from sb3_isaac.envs.infos import Infos
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+
+class Forwarded(Protocol):
+    """The half of :class:`TensorVecEnv` that a wrapper hands on unchanged from the environment inside."""
+
+    device: th.device
+    """Where all tensors are."""
+    tensor_env: TensorEnv
+    """The simulator behind the VecEnv."""
+    dones: th.Tensor
+    """(N,) bool: which episodes ended in the last step. Updated in place."""
+    episode_returns: th.Tensor
+    """(N,) float32: returns of the episodes so far, of those that have just ended until the next step. Updated in place."""
+    episode_lengths: th.Tensor
+    """(N,) int64: their lengths, likewise."""
+    t_start: float
+    """When the environment was made, from ``time.time()``."""
+
+    def make_infos(self, result: StepResult) -> Infos:
+        """SB3's infos for the step just taken. Free until somebody reads them."""
+
+    def log_episodes(self, returns: Iterable[float], lengths: Iterable[int]) -> None:
+        """Write finished episodes to the monitor file, if there is one. All get the present time."""
+
+    def spread_time_limits(self, generator: Optional[th.Generator] = None) -> None:
+        """Give every episode a random age, so that the time-outs of the first episodes do not come all at once."""
+
+
+class TensorVecEnv(Forwarded, Protocol):
+    """A VecEnv of N environments that can be stepped in tensors: :class:`~sb3_isaac.IsaacVecEnv`, wrapped or not.
+
+    ``tensor_path = True`` on a class says that it is one, see :func:`supports_tensors`.
+    """
+
+    num_envs: int
+    """Number of environments N."""
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    obs_tensor: th.Tensor
+    """(N, *obs_shape) float32: the observation to act on. Each step may put another tensor here."""
+
+    def reset_tensor(self) -> th.Tensor:
+        """Reset all environments. Returns obs (N, *obs_shape) float32."""
+
+    def step_tensor(self, actions: th.Tensor) -> StepResult:
+        """One step without leaving the device, without a host synchronisation and without a check of the actions.
+
+        :param actions: (N, action_dim) float32 for a Box, (N,) int64 for a Discrete action space
+        """
+
+
+FORWARDED = tuple(name for name in (*Forwarded.__annotations__, *vars(Forwarded)) if not name.startswith("_"))
+"""The names of what a wrapper hands on."""
 
 WAYS_OUT: List[Tuple[Type[sb3.VecEnvWrapper], str]] = [
     (sb3.VecNormalize, "use sb3_isaac.VecNormalize, which has the same arguments and the same files"),
@@ -33,8 +90,8 @@ OWN_WRAPPER = (
 )
 
 
-def supports_tensors(env: Any) -> bool:
-    """Whether ``env``, with every wrapper on it, can be stepped in tensors (see :meth:`IsaacVecEnv.step_tensor`)."""
+def supports_tensors(env: Any) -> TypeIs[TensorVecEnv]:
+    """Whether ``env``, with every wrapper on it, can be stepped in tensors."""
     # VecEnvWrapper passes unknown attributes on to the env inside: a wrapper must say for itself that it supports tensors.
     while isinstance(env, sb3.VecEnvWrapper):
         if not getattr(type(env), "tensor_path", False):
@@ -43,23 +100,79 @@ def supports_tensors(env: Any) -> bool:
     return bool(getattr(env, "tensor_path", False))
 
 
-def check_tensor_path(env: Any) -> bool:
-    """Whether an algorithm should train on ``env`` in tensors. It should call this before it starts.
+def wrapper_without_tensors(env: Any) -> Optional[str]:
+    """Which wrapper forces an IsaacVecEnv onto SB3's slow path, and what to do about it.
 
     :param env: a VecEnv, wrapped or not
-    :return: True: use ``reset_tensor`` and ``step_tensor``. False: no IsaacVecEnv inside, behave as SB3.
-    :raises ValueError: if a wrapper would force an IsaacVecEnv onto SB3's slow path; the message says what to do
+    :return: a sentence; None if no wrapper is in the way, or if there is no IsaacVecEnv inside
     """
     inner = env.unwrapped if isinstance(env, sb3.VecEnv) else env
     if supports_tensors(env) or not supports_tensors(inner):
-        return supports_tensors(env)
+        return None
     while getattr(type(env), "tensor_path", False):
         env = env.venv
     way_out = next((text for wrapper, text in WAYS_OUT if isinstance(env, wrapper)), OWN_WRAPPER)
-    raise ValueError(
+    return (
         f"{type(env).__name__} has no tensor path and would slow training down many times: {way_out}. "
         "With the algorithms of stable_baselines3 itself it works as it is."
     )
+
+
+def why_not_tensors(env: Any, device: th.device) -> Optional[str]:
+    """What keeps an algorithm on ``device`` from training on ``env`` in tensors; None: nothing does.
+
+    :param env: a VecEnv, wrapped or not, or None
+    """
+    if not supports_tensors(env):
+        return wrapper_without_tensors(env) or "The environment is no IsaacVecEnv (sb3_isaac.make_vec_env)."
+    if not same_device(env.device, device):
+        return f"The environment is on {env.device} and the model on {device}: give both the same device."
+    return None
+
+
+def check_tensors(env: Any, why_not: Optional[str], options: Mapping[str, bool]) -> bool:
+    """Whether an algorithm trains in tensors, asked before it starts, when what cannot work has to be said.
+
+    :param why_not: from :func:`why_not_tensors`, or what else keeps the algorithm from it
+    :param options: those that exist in tensors only, and whether they are in use
+    :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or one of ``options`` be ignored
+    """
+    if why_not is None:
+        return True
+    if supports_tensors(env.unwrapped if isinstance(env, sb3.VecEnv) else env):
+        raise ValueError(why_not)
+    used = [name for name, in_use in options.items() if in_use]
+    if used:
+        raise ValueError(f"{', '.join(used)} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out elsewhere.")
+    return False
+
+
+def layers(env: TensorVecEnv) -> List[Any]:
+    """The wrappers, the VecEnv and the simulator: what a step of ``env`` changes."""
+    found: List[Any] = [env]
+    while isinstance(found[-1], sb3.VecEnvWrapper):
+        found.append(found[-1].venv)
+    return [*found, env.tensor_env]
+
+
+def generators(env: TensorVecEnv) -> List[th.Generator]:
+    """The random generators that a step of ``env`` draws from, besides torch's default."""
+    generator = getattr(env.tensor_env, "generator", None)
+    return [] if generator is None else [generator]
+
+
+def note_episodes(env: TensorVecEnv, ep_info_buffer: Any, returns: np.ndarray, lengths: np.ndarray) -> None:
+    """Put finished episodes where SB3 has them: in an algorithm's ``ep_info_buffer`` and the monitor file.
+
+    :param ep_info_buffer: the algorithm's deque
+    :param returns: (episodes,), in the order in which they ended
+    :param lengths: (episodes,)
+    """
+    t = round(time.time() - env.t_start, 6)
+    kept = ep_info_buffer.maxlen or len(returns)
+    rows = zip(returns[-kept:], lengths[-kept:])
+    ep_info_buffer.extend({"r": round(float(r), 6), "l": int(n), "t": t} for r, n in rows)
+    env.log_episodes(returns, lengths)
 
 
 def forward_tensor_path(wrapper: sb3.VecEnvWrapper) -> None:

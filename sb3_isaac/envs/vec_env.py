@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
 
 MAX_RENDERED_ENVS = 16
@@ -33,7 +34,6 @@ class IsaacVecEnv(VecEnv):
     :param action_space: Box of shape (action_dim,) within [-1, 1] (default), or Discrete(n) for n evenly spaced values of
         a one-dimensional action, from -1 to 1 (n=3: -1, 0, 1)
     :param render_mode: None, "rgb_array" or "human"
-    :param results_writer: where to log finished episodes, in the format of SB3's Monitor
     :raises ValueError: for an action space that the simulator cannot serve
     """
 
@@ -45,7 +45,6 @@ class IsaacVecEnv(VecEnv):
         observation_space: Optional[spaces.Space[Any]] = None,
         action_space: Optional[spaces.Space[Any]] = None,
         render_mode: Optional[str] = None,
-        results_writer: Optional[ResultsWriter] = None,
     ) -> None:
         self.tensor_env = tensor_env
         self.device = tensor_env.device
@@ -65,16 +64,14 @@ class IsaacVecEnv(VecEnv):
         super().__init__(tensor_env.n_envs, observation_space, action_space)
         self.metadata: Dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 60}
         self.t_start = time.time()
-        self.results_writer = results_writer
+        self.results_writer: Optional[ResultsWriter] = None
+        """Where finished episodes are logged, in the format of SB3's Monitor."""
         self.obs_tensor = th.zeros(self.num_envs, tensor_env.obs_dim, device=self.device)
         self.dones = th.zeros(self.num_envs, dtype=th.bool, device=self.device)
         self.episode_returns = th.zeros(self.num_envs, device=self.device)
         self.episode_lengths = th.zeros(self.num_envs, dtype=th.int64, device=self.device)
-        self.valid = tensor_env.valid
-        """(N,) bool, which transitions of the last step happened, updated in place; None if all do. Only of IsaacGymEnvs tasks
-        that cannot be reset within the step, see :class:`~sb3_isaac.envs.vec_task.VecTaskEnv`."""
         self._actions: Optional[th.Tensor] = None
-        self._renderer: Optional[Any] = None
+        self._renderer: Optional[CartpoleRenderer] = None
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
@@ -98,7 +95,7 @@ class IsaacVecEnv(VecEnv):
         result = self.tensor_env.step(actions)
         # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
         self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
-        self.episode_lengths.masked_fill_(self.dones, 0).add_(1 if self.valid is None else self.valid)
+        self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
         th.logical_or(result.terminated, result.truncated, out=self.dones)
         self.obs_tensor = result.obs
         return result
@@ -131,8 +128,7 @@ class IsaacVecEnv(VecEnv):
         obs = self.reset_tensor()
         self._reset_seeds()
         self._reset_options()
-        copy: np.ndarray = obs.cpu().numpy().copy()
-        return copy
+        return np.array(obs.cpu().numpy())
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = self._check_actions(actions)
@@ -147,8 +143,7 @@ class IsaacVecEnv(VecEnv):
         columns = (result.obs, result.reward.unsqueeze(-1), self.dones.unsqueeze(-1))
         packed = th.cat(columns, dim=-1).cpu().numpy()
         obs, reward, dones = packed[:, :-2].copy(), packed[:, -2].copy(), packed[:, -1] != 0.0
-        # Here SB3 may keep the infos beyond the next step, so what they need is copied now.
-        infos.truncated  # noqa: B018
+        # SB3 may keep the infos beyond the next step: what they need is copied here.
         episodes = [info["episode"] for info in infos.filled().values()]
         self.log_episodes([episode["r"] for episode in episodes], [episode["l"] for episode in episodes])
         return obs, reward, dones, infos  # type: ignore[return-value]  # a lazy sequence in place of a list
@@ -241,22 +236,16 @@ class IsaacVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[Optional[np.ndarray]]:
         """One RGB picture (height, width, 3) uint8 of each of the first environments, at most 16."""
-        images: Sequence[np.ndarray] = self._make_renderer().images(self.tensor_env.render_state(), self._host_statistics())
-        return images
+        return self._make_renderer().images(self.tensor_env.render_state(), self.episode_returns.cpu().numpy())
 
     def render(self, mode: Optional[str] = None) -> Optional[np.ndarray]:
         """A grid of the first environments: returned ("rgb_array") or shown in a window ("human")."""
         if (mode or self.render_mode) == "human":
-            self._make_renderer().show(self.tensor_env.render_state(), self._host_statistics())
+            self._make_renderer().show(self.tensor_env.render_state(), self.episode_returns.cpu().numpy())
             return None
         return super().render(mode)
 
-    def _host_statistics(self) -> Any:
-        return {"returns": self.episode_returns.cpu().numpy(), "lengths": self.episode_lengths.cpu().numpy()}
-
-    def _make_renderer(self) -> Any:
+    def _make_renderer(self) -> CartpoleRenderer:
         if self._renderer is None:
-            from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
-
-            self._renderer = CartpoleRenderer(max_envs=MAX_RENDERED_ENVS)
+            self._renderer = CartpoleRenderer(MAX_RENDERED_ENVS)
         return self._renderer

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common import vec_env as sb3
 
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.envs.tensor_path import forward_tensor_path, supports_tensors
+from sb3_isaac.envs.tensor_path import TensorVecEnv, forward_tensor_path, supports_tensors
 
 
 class VecFrameStack(sb3.VecFrameStack):
@@ -21,41 +21,40 @@ class VecFrameStack(sb3.VecFrameStack):
     """
 
     tensor_path = True
-    venv: Any
     device: th.device
     dones: th.Tensor
     obs_tensor: th.Tensor
 
     def __init__(self, venv: sb3.VecEnv, n_stack: int, channels_order: Optional[Union[str, Mapping[str, str]]] = None) -> None:
         super().__init__(venv, n_stack, channels_order)
-        self._stack: Optional[th.Tensor] = None
+        self._inside: Optional[TensorVecEnv] = None
+        self._stack = th.zeros(0)
         if supports_tensors(venv):
             forward_tensor_path(self)
+            self._inside = venv
             self._stack = th.zeros((self.num_envs, *(self.observation_space.shape or ())), device=self.device)
             self.obs_tensor = self._stack.clone()
 
     def reset_tensor(self) -> th.Tensor:
         """Reset all environments. Returns obs (N, n_stack * obs_dim), zeros in place of what came before."""
-        stack = self._tensors()
-        obs = self.venv.reset_tensor()
-        stack.zero_()[:, -obs.shape[1] :].copy_(obs)
-        self.obs_tensor = stack.clone()
+        obs = self._tensor_venv().reset_tensor()
+        self._stack.zero_()[:, -obs.shape[1] :].copy_(obs)
+        self.obs_tensor = self._stack.clone()
         return self.obs_tensor
 
     def step_tensor(self, actions: th.Tensor) -> StepResult:
         """One step on the device. ``final_obs`` ends with the true last observation, as SB3's terminal_observation."""
-        stack = self._tensors()
-        result: StepResult = self.venv.step_tensor(actions)
-        older = stack[:, result.obs.shape[1] :]
+        result = self._tensor_venv().step_tensor(actions)
+        older = self._stack[:, result.obs.shape[1] :]
         final_obs = th.cat((older, result.final_obs), dim=1)
         self.obs_tensor = th.cat((older.masked_fill(self.dones.unsqueeze(1), 0.0), result.obs), dim=1)
-        stack.copy_(self.obs_tensor)
+        self._stack.copy_(self.obs_tensor)
         return result._replace(obs=self.obs_tensor, final_obs=final_obs)
 
-    def _tensors(self) -> th.Tensor:
-        if self._stack is None:
+    def _tensor_venv(self) -> TensorVecEnv:
+        if self._inside is None:
             raise RuntimeError(f"{type(self.unwrapped).__name__} has no tensor path: use reset() and step().")
-        return self._stack
+        return self._inside
 
     def reset(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
         obs: Union[np.ndarray, Dict[str, np.ndarray]] = super().reset()
@@ -63,13 +62,13 @@ class VecFrameStack(sb3.VecFrameStack):
         return obs
 
     def step_wait(self) -> Any:
-        if self._stack is not None:  # the last step may have been taken in tensors
+        if self._inside is not None:  # the last step may have been taken in tensors
             self.stacked_obs.stacked_obs = self._stack.cpu().numpy().copy()
         step = super().step_wait()
         self._take_over_numpy_stack()
         return step
 
     def _take_over_numpy_stack(self) -> None:
-        if self._stack is not None:
+        if self._inside is not None:
             self._stack.copy_(th.from_numpy(self.stacked_obs.stacked_obs))
             self.obs_tensor = self._stack.clone()

@@ -15,13 +15,25 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
-from sb3_isaac.envs.tensor_path import FORWARDED, forward_tensor_path, supports_tensors
+from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, forward_tensor_path, supports_tensors
 
-TENSOR_STATE = (
-    "_moments", "_obs_moments", "_return_moments", "_batch", "_obs_rows", "_returns", "_original_reward",
-    "_original_final_obs", "obs_tensor",
-)  # fmt: skip
-"""Attributes that stock SB3 does not have; they stay out of the files."""
+
+class _TensorState:
+    """What the tensor path keeps beside SB3's attributes, all at fixed addresses. Never saved.
+
+    :param venv: the environment inside
+    :param n_obs: how many entries of an observation have statistics
+    :param epsilon: see :class:`VecNormalize`
+    """
+
+    def __init__(self, venv: TensorVecEnv, n_obs: int, epsilon: float) -> None:
+        self.venv = venv
+        # One column per observation entry, the last for the discounted return: updated together, in half the kernels.
+        self.moments = RunningMoments(n_obs + 1, venv.device, epsilon)
+        self.obs_moments = self.moments.columns(slice(0, -1))
+        self.return_moments = self.moments.columns(slice(-1, None))
+        self.batch = th.zeros(n_obs + 1, venv.num_envs, dtype=th.float64, device=venv.device)
+        self.obs_rows, self.returns = self.batch[:-1], self.batch[-1]
 
 
 class VecNormalize(SB3VecNormalize):
@@ -50,7 +62,6 @@ class VecNormalize(SB3VecNormalize):
     """
 
     tensor_path = True
-    venv: Any
     device: th.device
     dones: th.Tensor
     obs_tensor: th.Tensor
@@ -68,43 +79,41 @@ class VecNormalize(SB3VecNormalize):
         epsilon: float = 1e-8,
         norm_obs_keys: Optional[List[str]] = None,
     ) -> None:
-        self._moments: Optional[RunningMoments] = None
+        self._state: Optional[_TensorState] = None
         super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon, norm_obs_keys)
         self._start_tensor_path()
 
     def _start_tensor_path(self) -> None:
         """Move the statistics to the device of the environment, if it has a tensor path."""
-        if not supports_tensors(self.venv):
+        venv = self.venv
+        if not supports_tensors(venv):
             return
         if not isinstance(self.observation_space, spaces.Box):
             raise ValueError(f"In tensors VecNormalize needs Box observations, not {self.observation_space}.")
         forward_tensor_path(self)
-        # One column per observation entry, the last for the discounted return: updated together, in half the kernels.
         n_obs = self.observation_space.shape[0] if "obs_rms" in self.__dict__ else 0
-        moments = RunningMoments(n_obs + 1, self.device, self.epsilon)
-        self._obs_moments, self._return_moments = moments.columns(slice(0, -1)), moments.columns(slice(-1, None))
-        for name, part, shape in (("obs_rms", self._obs_moments, (n_obs,)), ("ret_rms", self._return_moments, ())):
+        state = _TensorState(venv, n_obs, self.epsilon)
+        for name, moments, shape in (("obs_rms", state.obs_moments, (n_obs,)), ("ret_rms", state.return_moments, ())):
             if name in self.__dict__:
-                live = LiveRunningMeanStd(part, shape)
+                live = LiveRunningMeanStd(moments, shape)
                 live.assign(self.__dict__[name])
                 self.__dict__[name] = live
-        self._batch = th.zeros(n_obs + 1, self.num_envs, dtype=th.float64, device=self.device)
-        self._obs_rows, self._returns = self._batch[:-1], self._batch[-1]
+        # What a step assigns anew are attributes of the wrapper itself: there CudaGraph looks for such tensors.
         self._original_reward = th.zeros(self.num_envs, device=self.device)
-        self._original_final_obs = self.venv.obs_tensor
-        self._moments = moments
-        self.obs_tensor = self.normalize_obs_tensor(self.venv.obs_tensor)
+        self._original_final_obs = venv.obs_tensor
+        self._state = state
+        self.obs_tensor = self.normalize_obs_tensor(venv.obs_tensor)
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
     def reset_tensor(self) -> th.Tensor:
         """Reset all environments. Returns obs (N, obs_dim) float32, normalised."""
-        self._tensors()
-        obs = self.venv.reset_tensor()
-        self._returns.zero_()
+        state = self._tensor_state()
+        obs = state.venv.reset_tensor()
+        state.returns.zero_()
         if self.training and self.norm_obs:
-            self._obs_rows.copy_(obs.t())
-            self._obs_moments.update(self._obs_rows)
+            state.obs_rows.copy_(obs.t())
+            state.obs_moments.update(state.obs_rows)
         self.obs_tensor = self.normalize_obs_tensor(obs)
         return self.obs_tensor
 
@@ -114,17 +123,17 @@ class VecNormalize(SB3VecNormalize):
         As in SB3, the statistics take in ``obs`` (after the resets) and not ``final_obs``, and the reward is scaled with
         the statistics that already know it.
         """
-        moments = self._tensors()
-        result: StepResult = self.venv.step_tensor(actions)
+        state = self._tensor_state()
+        result = state.venv.step_tensor(actions)
         self._original_reward, self._original_final_obs = result.reward, result.final_obs
         if self.training:
-            th.add(result.reward, self._returns, alpha=self.gamma, out=self._returns)
+            th.add(result.reward, state.returns, alpha=self.gamma, out=state.returns)
             if self.norm_obs:
-                self._obs_rows.copy_(result.obs.t())
-                moments.update(self._batch)
+                state.obs_rows.copy_(result.obs.t())
+                state.moments.update(state.batch)
             else:
-                self._return_moments.update(self._returns.unsqueeze(0))
-        self._returns.masked_fill_(self.dones, 0.0)
+                state.return_moments.update(state.returns.unsqueeze(0))
+        state.returns.masked_fill_(self.dones, 0.0)
         self.obs_tensor = self.normalize_obs_tensor(result.obs)
         return result._replace(
             obs=self.obs_tensor,
@@ -136,7 +145,7 @@ class VecNormalize(SB3VecNormalize):
         """:meth:`normalize_obs` for a tensor (..., obs_dim) on any device, for example a replay sample."""
         if not self.norm_obs:
             return obs
-        moments = self._obs_moments if self._moments is not None else self._moments_of(self.obs_rms)
+        moments = self._moments_of(self.obs_rms) if self._state is None else self._state.obs_moments
         scale, offset = moments.scale, moments.offset
         if obs.device != scale.device:
             scale, offset = scale.to(obs.device), offset.to(obs.device)
@@ -146,31 +155,27 @@ class VecNormalize(SB3VecNormalize):
         """:meth:`normalize_reward` for a tensor of any shape on any device."""
         if not self.norm_reward:
             return reward
-        moments = self._return_moments if self._moments is not None else self._moments_of(self.ret_rms)
-        scaled: th.Tensor = reward * moments.scale.to(reward.device)
-        return scaled.clamp_(-self.clip_reward, self.clip_reward)
+        moments = self._moments_of(self.ret_rms) if self._state is None else self._state.return_moments
+        return (reward * moments.scale.to(reward.device)).clamp_(-self.clip_reward, self.clip_reward)
 
     def get_original_obs_tensor(self) -> th.Tensor:
         """(N, obs_dim): the current observation as the environment gave it."""
-        self._tensors()
-        obs: th.Tensor = self.venv.obs_tensor
-        return obs
+        return self._tensor_state().venv.obs_tensor
 
     def get_original_reward_tensor(self) -> th.Tensor:
         """(N,): the rewards of the last step as the environment gave them."""
-        self._tensors()
+        self._tensor_state()
         return self._original_reward
 
     def get_original_final_obs_tensor(self) -> th.Tensor:
         """(N, obs_dim): ``final_obs`` of the last ``step_tensor`` as the environment gave it, for a replay buffer."""
-        self._tensors()
-        final_obs: th.Tensor = self._original_final_obs
-        return final_obs
+        self._tensor_state()
+        return self._original_final_obs
 
-    def _tensors(self) -> RunningMoments:
-        if self._moments is None:
+    def _tensor_state(self) -> _TensorState:
+        if self._state is None:
             raise RuntimeError(f"{type(self.unwrapped).__name__} has no tensor path: use reset() and step().")
-        return self._moments
+        return self._state
 
     def _moments_of(self, rms: Any) -> RunningMoments:
         """SB3's numpy statistics (there is no tensor path) as tensors."""
@@ -183,55 +188,55 @@ class VecNormalize(SB3VecNormalize):
     # -- SB3's VecNormalize ------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        moments = self.__dict__.get("_moments")
-        if moments is not None:
+        state = self.__dict__.get("_state")
+        if state is not None:
             if name in ("obs_rms", "ret_rms"):
                 self.__dict__[name].assign(value)  # into the tensors, which keep their address
                 return
             if name == "norm_obs" and value and "obs_rms" not in self.__dict__:
                 raise ValueError("VecNormalize was made with norm_obs=False and has no statistics of observations.")
             if name == "epsilon":
-                moments.epsilon.fill_(value)
-                moments.refresh()
+                state.moments.epsilon.fill_(value)
+                state.moments.refresh()
         super().__setattr__(name, value)
 
     @property
     def returns(self) -> np.ndarray:
         """(N,) float64: discounted returns of the running episodes."""
-        if self._moments is not None:
+        if self._state is not None:
             # On a CPU the tensor's own memory, because SB3 writes into it.
-            self.__dict__["returns"] = self._returns.cpu().numpy()
+            self.__dict__["returns"] = self._state.returns.cpu().numpy()
         returns: np.ndarray = self.__dict__["returns"]
         return returns
 
     @returns.setter
     def returns(self, value: np.ndarray) -> None:
         self.__dict__["returns"] = value
-        if self._moments is not None:
-            self._returns.copy_(th.from_numpy(value))
+        if self._state is not None:
+            self._state.returns.copy_(th.from_numpy(value))
 
     def reset(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
         obs: Union[np.ndarray, Dict[str, np.ndarray]] = super().reset()
-        if self._moments is not None:
-            self.obs_tensor = self.normalize_obs_tensor(self.venv.obs_tensor)
+        if self._state is not None:
+            self.obs_tensor = self.normalize_obs_tensor(self._state.venv.obs_tensor)
         return obs
 
     def step_wait(self) -> VecEnvStepReturn:
         step: VecEnvStepReturn = super().step_wait()
-        if self._moments is not None:
-            self._returns.masked_fill_(self.dones, 0.0)
+        if self._state is not None:
+            self._state.returns.masked_fill_(self.dones, 0.0)
             self._original_reward = th.from_numpy(self.old_reward).to(self.device)
-            self.obs_tensor = self.normalize_obs_tensor(self.venv.obs_tensor)
+            self.obs_tensor = self.normalize_obs_tensor(self._state.venv.obs_tensor)
         return step
 
     def get_original_obs(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
-        if self._moments is not None:
-            obs: np.ndarray = self.venv.obs_tensor.cpu().numpy().copy()
+        if self._state is not None:
+            obs: np.ndarray = self._state.venv.obs_tensor.cpu().numpy().copy()
             return obs
         return super().get_original_obs()
 
     def get_original_reward(self) -> np.ndarray:
-        if self._moments is not None:
+        if self._state is not None:
             reward: np.ndarray = self._original_reward.cpu().numpy().copy()
             return reward
         return super().get_original_reward()
@@ -239,10 +244,11 @@ class VecNormalize(SB3VecNormalize):
     # -- files -------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> Dict[str, Any]:
-        state: Dict[str, Any] = super().__getstate__()
-        for name in (*TENSOR_STATE, *FORWARDED):
+        # Stock SB3 has neither tensors nor what is forwarded.
+        state = {name: value for name, value in super().__getstate__().items() if not isinstance(value, th.Tensor)}
+        for name in ("_state", *FORWARDED):
             state.pop(name, None)
-        if self._moments is not None:
+        if self._state is not None:
             state.update({name: state[name].copy() for name in ("obs_rms", "ret_rms") if name in state})
         return state
 
@@ -251,7 +257,7 @@ class VecNormalize(SB3VecNormalize):
         return object.__new__, (SB3VecNormalize,), self.__getstate__()
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        self.__dict__["_moments"] = None
+        self.__dict__["_state"] = None
         super().__setstate__(state)
 
     def set_venv(self, venv: VecEnv) -> None:

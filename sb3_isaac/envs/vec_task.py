@@ -13,7 +13,6 @@ not train if it were not.
 from __future__ import annotations
 
 import inspect
-import logging
 import random
 from typing import Any, Callable, Dict, Optional
 
@@ -23,8 +22,6 @@ from gymnasium import spaces
 
 from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
-
-logger = logging.getLogger(__name__)
 
 ResetFn = Callable[[Any, th.Tensor], Any]
 ObserveFn = Callable[[Any], Any]
@@ -44,9 +41,8 @@ def wrap_vec_task(
         model = sb3_isaac.PPO("MlpPolicy", sb3_isaac.wrap_vec_task(task))
 
     Done environments are reset within the step by ``task.reset_idx(env_ids)`` and ``task.compute_observations()``, which is
-    what the task calls itself, one step later. A task whose methods want other arguments needs ``reset`` and ``observe``.
-    Where a task has neither, its late reset stays, and the transition that it makes up is marked in
-    :attr:`VecTaskEnv.valid`.
+    what the task calls itself, one step later. A task without them, or whose methods want other arguments, needs ``reset``
+    and ``observe``.
 
     :param task: an object like IsaacGymEnvs' VecTask: ``step``, ``reset_buf``, ``progress_buf``, ``obs_buf``, ``num_envs``,
         ``num_obs``, ``num_actions``, ``max_episode_length``, ``rl_device``
@@ -55,12 +51,10 @@ def wrap_vec_task(
     :param failed: ``failed(task)`` gives (N,) bool, which environments have failed, before they are reset. Without it, and
         without ``extras["terminate"]``, a failure in the very step of the time limit counts as a time limit, because
         ``time_outs`` does not tell them apart.
-    :raises ValueError: the task's spaces or agents have no counterpart here
+    :raises ValueError: the task's spaces or agents have no counterpart here, or it cannot be reset within the step
     """
     tensor_env = VecTaskEnv(task, reset, observe, failed)
-    clip = float(getattr(task, "clip_obs", np.inf))
-    observation_space = box(task.observation_space, clip, "observation")
-    return IsaacVecEnv(tensor_env, observation_space, tensor_env.action_space)
+    return IsaacVecEnv(tensor_env, tensor_env.observation_space, tensor_env.action_space)
 
 
 def box(space: Any, clip: float, what: str) -> spaces.Box:
@@ -94,21 +88,25 @@ class VecTaskEnv(TensorEnv):
         self.n_envs = int(task.num_envs)
         self.obs_dim, self.action_dim = int(task.num_obs), int(task.num_actions)
         self.max_episode_length = int(task.max_episode_length)
+        self._clip_obs = float(getattr(task, "clip_obs", np.inf))
+        self.observation_space = box(task.observation_space, self._clip_obs, "observation")
         self.action_space = box(task.action_space, float(getattr(task, "clip_actions", np.inf)), "action")
         self._low = th.as_tensor(self.action_space.low, device=self.device)
         self._high = th.as_tensor(self.action_space.high, device=self.device)
         self._failed = failed
-        self._reset_fn = reset or _own_method(task, "reset_idx", 1)
-        self._observe_fn = observe or _own_method(task, "compute_observations", 0)
-        self._has_set = False
-        self._at_once = self._reset_fn is not None and self._observe_fn is not None
-        if not self._at_once:
-            self.valid = th.ones(self.n_envs, dtype=th.bool, device=self.device)
-            logger.warning(
-                "%s has no reset_idx(env_ids) and compute_observations() to reset it within the step: its resets come one "
-                "step late, and each makes up one transition. Pass reset= and observe= to wrap_vec_task.",
-                type(task).__name__,
+        self._reset_fn: Any = reset or _own_method(task, "reset_idx", 1)
+        self._observe_fn: Any = observe or _own_method(task, "compute_observations", 0)
+        missing: Dict[str, str] = {}
+        if self._reset_fn is None:
+            missing["reset="] = "reset_idx(env_ids)"
+        if self._observe_fn is None:
+            missing["observe="] = "compute_observations()"
+        if missing:
+            raise ValueError(
+                f"{type(task).__name__} cannot be reset within the step, because it has no "
+                f"{' and no '.join(missing.values())}: pass {' and '.join(missing)} to wrap_vec_task."
             )
+        self._has_set = False
 
     @property
     def progress(self) -> th.Tensor:  # type: ignore[override]
@@ -122,28 +120,16 @@ class VecTaskEnv(TensorEnv):
         th.manual_seed(seed)
 
     def reset(self) -> th.Tensor:
-        everyone = th.arange(self.n_envs, device=self.task.reset_buf.device)
-        if self._at_once:
-            if self._has_set:
-                # a setter may be called once between two simulates, and the last step's resets were that once
-                self._step_task(self._no_action())
-            return self._reset(everyone)
-        # the task resets what is marked in its next step, whose action it ignores
-        self.task.reset_buf.fill_(1)
-        obs: th.Tensor = self._step_task(self._no_action())[0]["obs"]
-        if self.valid is not None:
-            self.valid.fill_(True)
-        return obs.clone()
-
-    def _no_action(self) -> th.Tensor:
-        return th.zeros(self.n_envs, self.action_dim, device=self.device)
+        if self._has_set:
+            # a setter may be called once between two simulates, and the last step's resets were that once
+            self._step_task(th.zeros(self.n_envs, self.action_dim, device=self.device))
+        return self._reset(th.arange(self.n_envs, device=self.task.reset_buf.device))
 
     def _step_task(self, actions: th.Tensor) -> Any:
         self._has_set = False
         return self.task.step(actions)
 
     def step(self, actions: th.Tensor) -> StepResult:
-        late = self.task.reset_buf != 0
         obs_dict, reward, dones, extras = self._step_task(th.max(th.min(actions, self._high), self._low))
         # the task writes its next step over these tensors, and so does a reset
         final_obs, reward, done = obs_dict["obs"].clone(), reward.float().clone(), dones != 0
@@ -154,13 +140,9 @@ class VecTaskEnv(TensorEnv):
             truncated &= extras["terminate"].to(self.device) == 0
         terminated = done & ~truncated
         obs = final_obs
-        if self._at_once:
-            env_ids = done.nonzero().flatten()
-            if len(env_ids) > 0:
-                obs = th.where(done.unsqueeze(-1), self._reset(env_ids.to(self.task.reset_buf.device)), final_obs)
-        elif self.valid is not None:
-            self.valid.copy_(~late)
-            reward *= self.valid
+        env_ids = done.nonzero().flatten()
+        if len(env_ids) > 0:
+            obs = th.where(done.unsqueeze(-1), self._reset(env_ids.to(self.task.reset_buf.device)), final_obs)
         return StepResult(obs, reward, terminated, truncated, final_obs)
 
     def _timed_out(self, extras: Dict[str, Any]) -> th.Tensor:
@@ -169,7 +151,6 @@ class VecTaskEnv(TensorEnv):
 
     def _reset(self, env_ids: th.Tensor) -> th.Tensor:
         """Reset some environments and look at all. Returns obs (N, obs_dim), as the task's step gives it."""
-        assert self._reset_fn is not None and self._observe_fn is not None
         task = self.task
         self._has_set = True
         self._reset_fn(task, env_ids)
@@ -181,8 +162,7 @@ class VecTaskEnv(TensorEnv):
         noise = (getattr(task, "dr_randomizations", None) or {}).get("observations")
         if noise:
             obs = noise["noise_lambda"](obs)  # as the task's step does
-        clip = float(getattr(task, "clip_obs", np.inf))
-        clipped: th.Tensor = th.clamp(obs, -clip, clip).to(self.device)  # a copy
+        clipped: th.Tensor = th.clamp(obs, -self._clip_obs, self._clip_obs).to(self.device)  # a copy
         return clipped
 
     def get_state(self) -> Dict[str, th.Tensor]:

@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_isaac.envs.tensor_path import supports_tensors
+from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.evaluation.files import replacing
 from sb3_isaac.evaluation.measure import EvaluationResult, evaluate
 
@@ -29,7 +30,7 @@ class RewardLog(BaseCallback):
     :param verbose: see SB3
     """
 
-    _env: Any
+    _env: IsaacVecEnv
 
     def __init__(self, window: int = 100, verbose: int = 0) -> None:
         super().__init__(verbose)
@@ -40,9 +41,10 @@ class RewardLog(BaseCallback):
         """Sums over all environments, () float64: of the window's rewards, and of the returns of unfinished episodes."""
 
     def _on_training_start(self) -> None:
-        self._env = self.training_env.unwrapped
-        if not supports_tensors(self._env):
-            raise ValueError(f"RewardLog needs an IsaacVecEnv, not {type(self._env).__name__}: leave the callback out.")
+        env = self.training_env.unwrapped
+        if not isinstance(env, IsaacVecEnv):
+            raise ValueError(f"RewardLog needs an IsaacVecEnv, not {type(env).__name__}: leave the callback out.")
+        self._env = env
         if self.path is None and self._env.results_writer is not None:
             self.path = os.path.join(os.path.dirname(self._env.results_writer.file_handler.name), FILE_NAME)
             self._write(COLUMNS, "w")
@@ -61,8 +63,7 @@ class RewardLog(BaseCallback):
         return True
 
     def _sum_of_running_returns(self) -> th.Tensor:
-        running: th.Tensor = self._env.episode_returns.masked_fill(self._env.dones, 0.0).sum(dtype=th.float64)
-        return running
+        return self._env.episode_returns.masked_fill(self._env.dones, 0.0).sum(dtype=th.float64)
 
     def _write(self, row: List[Any], mode: str) -> None:
         with open(str(self.path), mode, newline="") as file:

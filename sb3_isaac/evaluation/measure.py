@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from sb3_isaac.envs.tensor_path import supports_tensors
+from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
 
 TensorPolicy = Callable[[th.Tensor], th.Tensor]
 
@@ -128,10 +128,10 @@ def evaluate(
         env = DummyVecEnv([lambda: single])
     check_spaces(model, env)
     start = time.perf_counter()
-    policy = tensor_policy(model, deterministic) if supports_tensors(env) else None
+    policy = tensor_policy(model, deterministic)
     bar = tqdm(total=n_episodes, unit="episode", disable=not progress_bar, leave=False)
     with _left_as_it_was(model, env), bar:
-        if policy is not None:
+        if policy is not None and supports_tensors(env):
             returns, lengths, truncated = _play_in_tensors(policy, env, n_episodes=n_episodes, bar=bar)
         else:
             returns, lengths, truncated = _play_in_numpy(
@@ -193,7 +193,7 @@ Episodes = Tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @th.no_grad()
-def _play_in_tensors(policy: TensorPolicy, env: Any, *, n_episodes: int, bar: tqdm) -> Episodes:
+def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, *, n_episodes: int, bar: tqdm) -> Episodes:
     n_envs, device = env.num_envs, env.device
     # SB3's division of the episodes. Environment i writes its k-th episode to row first[i] + k; what does not count goes to
     # one row more, so that every step does the same work without asking which environments are done.

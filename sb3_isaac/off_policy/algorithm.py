@@ -1,10 +1,10 @@
-"""What DQN and DDPG share: when they train in tensors, and how they collect transitions then."""
+"""The base class of DQN and DDPG: how they are set up, collect transitions, train and are saved, in tensors."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, cast
+import warnings
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, cast
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
@@ -12,188 +12,389 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
-from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS, STANDARD_BUFFERS, use_device_buffer
-from sb3_isaac.device.cuda_graph import CudaGraph, check_compile
-from sb3_isaac.device.host import HostView, same_device
-from sb3_isaac.envs import tensor_path
-from sb3_isaac.envs.tensor_path import supports_tensors
-from sb3_isaac.off_policy.rollout import TensorRun
+from sb3_isaac.buffers.sb3_buffer import NOT_FOR_STOCK, SB3_HAS_N_STEPS, STANDARD_BUFFERS, as_stock_buffer, copy_transitions
+from sb3_isaac.device.cuda_graph import check_compile
+from sb3_isaac.device.eligibility import Watch
+from sb3_isaac.device.flat_adam import optimizer_settings
+from sb3_isaac.device.host import HostView
+from sb3_isaac.envs.tensor_path import TensorVecEnv, check_tensors, note_episodes, why_not_tensors
+from sb3_isaac.off_policy.rollout import Rollout
+from sb3_isaac.off_policy.training_log import TrainingLog
+from sb3_isaac.off_policy.update import Updates
 
-CHUNK = 8192
-"""Rows of a large batch that a CPU works through at once: their activations stay in its cache."""
-SAMPLE_ROWS = 4096
-"""Small batches are drawn from the replay buffer together, up to so many transitions."""
-
-
-# -- where training runs ---------------------------------------------------------------------------------------------
-
-
-def _obstacle(model: Any) -> Optional[str]:
-    if not same_device(model.env.device, model.device):
-        return f"the environment is on {model.env.device} and the model on {model.device}: give both the same device"
-    if model.replay_buffer_class not in STANDARD_BUFFERS:
-        name = model.replay_buffer_class.__name__
-        return f"replay_buffer_class={name} works in numpy: leave it out, or use SB3's own algorithm"
-    normalize = model.get_vec_normalize_env()
-    if normalize is not None and normalize.observation_space.shape != model.observation_space.shape:
-        return (
-            "the replay buffer keeps observations as they are before VecNormalize: put VecNormalize outside the other wrapper"
-        )
-    return None
+MAX_REPLAY_RATIO = 1000.0
+MAX_UPDATES_PER_STEP = 100.0
+"""More gradient samples per transition, or more gradient steps per vectorised step, draw a warning."""
 
 
-def on_tensor_path(model: OffPolicyAlgorithm) -> bool:
-    """Whether ``model`` can train in tensors: its env supports them, on its device, with a standard replay buffer."""
-    return model.env is not None and supports_tensors(model.env) and _obstacle(model) is None
+class TensorRun:
+    """What training in tensors keeps besides SB3's attributes. Never saved."""
+
+    def __init__(self, rollout: Rollout, updates: Updates, log: TrainingLog, exploration: Any, watch: Watch) -> None:
+        self.rollout = rollout
+        self.updates = updates
+        self.log = log
+        self.exploration = exploration
+        """What the algorithm explores with"""
+        self.watch = watch
+        self.fast: Any = None
+        """The networks without autograd, see the algorithm's fast_policy.py; None: they go through autograd"""
+        self.lr: Optional[th.Tensor] = None
+        """() on the device, where a captured graph reads the learning rate; None: the optimizers have it"""
+        self.warned = False
 
 
-def check_tensor_path(model: Any, extras: Dict[str, bool]) -> bool:
-    """As :func:`on_tensor_path`, before training starts, when what cannot work has to be said.
+class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
+    """What DQN and DDPG do alike in tensors. To stand before SB3's class among the bases of an algorithm.
 
-    :param extras: options that exist on the tensor path only, and whether they are in use
-    :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or one of ``extras`` be ignored
-    :raises RuntimeError: if ``compile`` is asked for and torch is too old
+    With an environment that has no tensor path every method is SB3's. For the options see the algorithms.
     """
-    if tensor_path.check_tensor_path(model.env):
-        why = _obstacle(model)
-        if why is not None:
-            raise ValueError(f"Training cannot run in tensors, because {why}.")
-        if model.compile:
-            check_compile(model.device)
+
+    loss_names: Tuple[str, ...] = ()
+    """Logged as ``train/<name>``; :meth:`_update` adds to ``TrainingLog.loss_sums`` in this order."""
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        *args: Any,
+        n_steps: int = 1,
+        reward_scale: float = 1.0,
+        spread_time_limits: bool = False,
+        compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.n_steps = n_steps
+        self.reward_scale = reward_scale
+        self.spread_time_limits = spread_time_limits
+        self.compile = compile
+        self._run: Optional[TensorRun] = None  # not None: training runs in tensors
+        if SB3_HAS_N_STEPS:
+            kwargs["n_steps"] = n_steps
+        super().__init__(policy, env, *args, **kwargs)
+
+    # -- what an algorithm has to say --------------------------------------------------------------------------------
+
+    def _only_in_tensors(self) -> Dict[str, bool]:
+        """Its options that exist on the tensor path only, and whether they are in use."""
+        raise NotImplementedError
+
+    def _make_fast_policy(self) -> Any:
+        """Its networks without autograd, or None where they must go through autograd."""
+        raise NotImplementedError
+
+    def _make_exploration(self, captures: bool) -> Any:
+        """What :meth:`_act` explores with. ``captures``: for a CUDA graph, which reads tensors only."""
+        raise NotImplementedError
+
+    def _look_again(self, run: TensorRun) -> None:
+        """Called when a rollout or an update begins: choose the path, as callbacks may have changed the policy."""
+        if run.watch.changed(self._optimizers()):
+            run.fast = self._make_fast_policy()
+
+    def _act(self, obs: th.Tensor, random: bool) -> th.Tensor:
+        """Actions for observations (N, *obs_shape), as the replay buffer keeps them, and random ones on demand."""
+        raise NotImplementedError
+
+    def _after_step(self, dones: th.Tensor) -> None:
+        """Called after each step of the environments with ``dones`` (N,) bool, within the captured graph."""
+
+    def _optimizers(self) -> List[th.optim.Optimizer]:
+        """Those whose learning rate follows the schedule."""
+        raise NotImplementedError
+
+    def _update(self, samples: ReplaySamples, gradient_steps: int) -> None:
+        """Gradient steps on the minibatches that ``samples`` consists of, one after the other."""
+        raise NotImplementedError
+
+    def _constants(self) -> Tuple[Any, ...]:
+        """The settings that :meth:`_update` reads, which a captured graph keeps as they were."""
+        raise NotImplementedError
+
+    def _may_capture_updates(self) -> bool:
+        """Whether all gradient steps do the same work."""
         return True
-    extras = {
-        **extras,
-        "reward_scale": model.reward_scale != 1.0,
-        "spread_time_limits": model.spread_time_limits,
-        "compile": model.compile,
-        "n_steps (before SB3 2.7)": model.n_steps > 1 and not SB3_HAS_N_STEPS,
-    }
-    used = [name for name, in_use in extras.items() if in_use]
-    if used:
-        raise ValueError(f"{', '.join(used)} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out elsewhere.")
-    return False
 
+    def _loss_counts(self, before: int, after: int) -> Sequence[int]:
+        """How often each loss was added to when ``_n_updates`` went from ``before`` to ``after``."""
+        return [after - before]
 
-@contextlib.contextmanager
-def starting(model: Any, reset_num_timesteps: bool) -> Iterator[None]:
-    """Around SB3's ``_setup_learn`` on the tensor path."""
-    use_device_buffer(model)
-    if model.compile:
-        model.env.tensor_env.compile()
-    envs_are_reset = reset_num_timesteps or model._last_obs is None
-    # SB3 would make an object of the noise for each environment
-    noise, model.action_noise = model.action_noise, None
-    try:
-        yield
-    finally:
-        model.action_noise = noise
-    if envs_are_reset:
-        if model.n_steps > 1:
-            model.replay_buffer.end_trajectories()
-        if model.spread_time_limits:
-            model.env.spread_time_limits()
+    # -- set-up ------------------------------------------------------------------------------------------------------
 
+    @property
+    def tensor_vec_env(self) -> TensorVecEnv:
+        """The environment, which has a tensor path."""
+        return cast(TensorVecEnv, self.env)
 
-# -- the rollout -----------------------------------------------------------------------------------------------------
+    def _setup_model(self) -> None:
+        if self._why_not_tensors() is None:
+            self._use_device_buffer()
+        super()._setup_model()
 
+    def _why_not_tensors(self) -> Optional[str]:
+        """What keeps training from running in tensors: the environment, its device, or another replay buffer."""
+        why_not = why_not_tensors(self.env, self.device)
+        if why_not is not None:
+            return why_not
+        if self.replay_buffer_class not in STANDARD_BUFFERS:
+            name = cast(type, self.replay_buffer_class).__name__
+            return f"replay_buffer_class={name} works in numpy: leave it out, or use SB3's own algorithm."
+        normalize = self.get_vec_normalize_env()
+        if normalize is not None and normalize.observation_space.shape != self.observation_space.shape:
+            return (
+                "Training cannot run in tensors, because the replay buffer keeps observations as they are before "
+                "VecNormalize: put VecNormalize outside the other wrapper."
+            )
+        return None
 
-def collect_rollouts(
-    model: OffPolicyAlgorithm,
-    run: TensorRun,
-    callback: BaseCallback,
-    train_freq: TrainFreq,
-    learning_starts: int,
-    log_interval: Optional[int],
-) -> RolloutReturn:
-    """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
-    env, log = run.env, run.log
-    if env.num_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
-        raise ValueError(f"train_freq in episodes needs a single environment, here are {env.num_envs}: count in steps.")
-    num_collected_steps, num_collected_episodes = 0, 0
-    progress, continue_training = 0, True
-    start = time.perf_counter()
-    run.begin()
-    callback.on_rollout_start()
-    with th.no_grad():
-        while progress < train_freq.frequency:
-            # SB3 stores transitions after the callback; but that may step the same simulator, which overwrites them
-            step = run.step(random=model.num_timesteps < learning_starts)
-            model.num_timesteps += env.num_envs
-            num_collected_steps += 1
-            actions, rewards, dones = HostView(step.actions), HostView(step.result.reward), HostView(env.dones)
-            new_obs, infos = HostView(step.result.obs), env.make_infos(step.result)
-            callback.update_locals(locals())
-            continue_training = callback.on_step()
-            if not continue_training:
-                break
-            model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
-            model._on_step()
-            if train_freq.unit == TrainFrequencyUnit.EPISODE:
-                num_collected_episodes += int(env.dones)
-            progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
-            log.read_if_due(model, log_interval)
-    log.seconds["rollout"] += time.perf_counter() - start
-    log.read_if_due(model, log_interval, force=not continue_training or model.num_timesteps >= model._total_timesteps)
-    if continue_training:
-        callback.on_rollout_end()
-    return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training)
+    def _trains_in_tensors(self) -> bool:
+        """Asked before training starts.
 
+        :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored
+        :raises RuntimeError: if ``compile`` is asked for and torch is too old
+        """
+        options = {
+            **self._only_in_tensors(),
+            "reward_scale": self.reward_scale != 1.0,
+            "spread_time_limits": self.spread_time_limits,
+            "compile": self.compile,
+            "n_steps (before SB3 2.7)": self.n_steps > 1 and not SB3_HAS_N_STEPS,
+        }
+        tensors = check_tensors(self.env, self._why_not_tensors(), options)
+        if tensors and self.compile:
+            check_compile(self.device)
+        return tensors
 
-# -- the update ------------------------------------------------------------------------------------------------------
+    def _use_device_buffer(self) -> None:
+        """Have a DeviceReplayBuffer, with what the present replay buffer holds.
 
+        The attribute ``replay_buffer_class`` stays SB3's, so that stock SB3 loads the model.
 
-def pieces(n: int, size: int) -> List[slice]:
-    """Slices of at most ``size`` rows that cover ``n`` rows."""
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def chunk_rows(model: OffPolicyAlgorithm) -> int:
-    """Rows that the networks work through at once."""
-    return max(SAMPLE_ROWS, model.batch_size) if model.device.type == "cuda" else CHUNK
-
-
-class Updates:
-    """Draws minibatches and has gradient steps done on them, on a GPU also in a CUDA graph.
-
-    :param model: its replay buffer is a DeviceReplayBuffer
-    :param update: from transitions and the number of minibatches that they are; must be safe to capture
-    :param captured: whether in a CUDA graph
-    """
-
-    def __init__(self, model: OffPolicyAlgorithm, update: Callable[[ReplaySamples, int], None], captured: bool) -> None:
-        self._model, self._update, self._may_capture = model, update, captured
-        self._graphs: Dict[Any, Optional[CudaGraph]] = {}
-        self._places: Dict[Any, th.Tensor] = {}
-        self._newest = th.zeros((), dtype=th.int64, device=model.device)
-
-    def run(self, gradient_steps: int, batch_size: int) -> None:
-        """``gradient_steps`` steps on minibatches of ``batch_size`` transitions."""
-        buffer = cast(DeviceReplayBuffer, self._model.replay_buffer)
-        for steps in pieces(gradient_steps, max(1, SAMPLE_ROWS // batch_size)):
-            n = steps.stop - steps.start
-            if self._may_capture and same_device(buffer.storage_device, self._model.device):
-                self._run_captured(buffer, n, n * batch_size)
-            else:
-                self._update(buffer.sample_tensors(n * batch_size, env=self._model._vec_normalize_env), n)
-
-    def _run_captured(self, buffer: DeviceReplayBuffer, n: int, n_samples: int) -> None:
-        key = (n, n_samples, buffer)
-        places = buffer.draw(n_samples)
-        if key in self._graphs:
-            self._places[key].copy_(places)
-        else:
-            self._places[key] = places
-        static = self._places[key]
-        self._newest.fill_(buffer.newest)
-
-        def update() -> None:
-            self._update(buffer.at(static, env=self._model._vec_normalize_env, newest=self._newest), n)
-
-        if key not in self._graphs:  # once without a graph, which initialises CUDA's libraries
-            self._graphs[key] = None
-            update()
+        :raises ValueError: if the present buffer has another size or number of environments
+        """
+        self.replay_buffer_class = None  # SB3 fills in its standard class
+        kwargs = self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)
+        self.n_steps = int(kwargs.get("n_steps", self.n_steps))
+        old = self.replay_buffer
+        if isinstance(old, DeviceReplayBuffer):
+            if old.n_envs != self.n_envs:
+                raise ValueError(f"The replay buffer holds {old.n_envs} environments, the training has {self.n_envs}.")
             return
-        graph = self._graphs[key]
-        if graph is None:
-            graph = self._graphs[key] = CudaGraph(update)
-        graph()
+        self.replay_buffer = DeviceReplayBuffer(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **{"n_steps": self.n_steps, "gamma": self.gamma, **kwargs},
+        )
+        if old is not None and old.size() > 0:
+            copy_transitions(old, self.replay_buffer)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> Tuple[int, BaseCallback]:
+        self._run = None
+        args = (total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if not self._trains_in_tensors():
+            return super()._setup_learn(*args)
+        self._use_device_buffer()
+        env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
+        if self.compile:
+            env.tensor_env.compile()
+        envs_are_reset = reset_num_timesteps or self._last_obs is None
+        # SB3 would make an object of the noise for each environment
+        noise, self.action_noise = self.action_noise, None
+        try:
+            result = super()._setup_learn(*args)
+        finally:
+            self.action_noise = noise
+        if envs_are_reset:
+            if self.n_steps > 1:
+                buffer.end_trajectories()
+            if self.spread_time_limits:
+                env.spread_time_limits()
+        self._run = self._make_run(env, buffer)
+        return result
+
+    def _make_run(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> TensorRun:
+        captures = self.compile and self.device.type == "cuda"
+        vec_normalize = self.get_vec_normalize_env()
+        run = TensorRun(
+            rollout=Rollout(env, vec_normalize, buffer, act=self._act, after_step=self._after_step, captures=captures),
+            updates=Updates(vec_normalize, self._update, captures=captures),
+            log=TrainingLog(env.num_envs, self.device, self.loss_names, self._episode_num),
+            exploration=self._make_exploration(captures),
+            watch=Watch(self.policy),
+        )
+        run.lr = th.zeros((), device=self.device) if captures else None
+        self._look_again(run)
+        return run
+
+    # -- the rollout -------------------------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self,
+        env: Any,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: Any,
+        action_noise: Any = None,
+        learning_starts: int = 0,
+        log_interval: Optional[int] = None,
+    ) -> RolloutReturn:
+        """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
+        run = self._run
+        if run is None:
+            return super().collect_rollouts(
+                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+            )
+        env, log = self.tensor_vec_env, run.log
+        if env.num_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
+            raise ValueError(f"train_freq in episodes needs a single environment, here are {env.num_envs}: count in steps.")
+        num_collected_steps, num_collected_episodes = 0, 0
+        progress, continue_training = 0, True
+        start, env_seconds = time.perf_counter(), run.rollout.env_seconds
+        callback.on_rollout_start()
+        self._look_again(run)
+        if run.fast is None:
+            self.policy.set_training_mode(False)
+        run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast)
+        with th.no_grad():
+            while progress < train_freq.frequency:
+                # SB3 stores transitions after the callback; but that may step the same simulator, which overwrites them
+                step = run.rollout.step(random=self.num_timesteps < learning_starts)
+                log.note_episodes(step.episodes)
+                self.num_timesteps += env.num_envs
+                num_collected_steps += 1
+                actions, rewards, dones = HostView(step.actions), HostView(step.result.reward), HostView(env.dones)
+                new_obs, infos = HostView(step.result.obs), env.make_infos(step.result)
+                callback.update_locals(locals())
+                continue_training = callback.on_step()
+                if not continue_training:
+                    break
+                self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+                self._on_step()
+                if train_freq.unit == TrainFrequencyUnit.EPISODE:
+                    num_collected_episodes += int(env.dones)
+                progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
+                if log.is_full:
+                    self._read_log(log, log_interval)
+        log.seconds["rollout"] += time.perf_counter() - start
+        log.seconds["env"] += run.rollout.env_seconds - env_seconds
+        if log.is_full or not continue_training or self.num_timesteps >= self._total_timesteps:
+            self._read_log(log, log_interval)
+        if continue_training:
+            callback.on_rollout_end()
+        return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training)
+
+    def _read_log(self, log: TrainingLog, log_interval: Optional[int]) -> None:
+        """Read the device, which training waits for nowhere else, and tell SB3's logger.
+
+        :param log_interval: as SB3, in episodes, but at most one log for each read; None: never
+        :raises FloatingPointError: if a loss or a return is not finite
+        """
+        losses, returns, lengths = log.read()
+        for name, loss in losses.items():
+            self.logger.record(f"train/{name}", loss)
+        if losses:
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/replay_ratio", log.replay_ratio)
+        if len(returns) > 0:
+            self._episode_num += len(returns)
+            note_episodes(self.tensor_vec_env, self.ep_info_buffer, returns, lengths)
+        if log_interval is not None and self._episode_num - log.episodes_logged >= log_interval:
+            log.episodes_logged = self._episode_num
+            for name, seconds in log.seconds.items():
+                self.logger.record(f"time/{name}", seconds)
+                log.seconds[name] = 0.0
+            # SB3 2.4 has the old name only, SB3 2.9 warns about it
+            (getattr(self, "dump_logs", None) or self._dump_logs)()
+
+    # -- the update --------------------------------------------------------------------------------------------------
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        run = self._run
+        if run is None:
+            super().train(gradient_steps, batch_size)
+            return
+        start = time.perf_counter()
+        optimizers = self._optimizers()
+        self._update_learning_rate(optimizers)
+        if run.lr is not None:
+            run.lr.fill_(optimizers[0].param_groups[0]["lr"])
+        self._look_again(run)
+        if run.fast is None:
+            self.policy.set_training_mode(True)
+        else:
+            run.fast.refresh()
+        before = self._n_updates
+        settings = [optimizer_settings(optimizer) for optimizer in optimizers]
+        constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())
+        run.updates.graphed_update.enabled = run.updates.captures and run.fast is not None and self._may_capture_updates()
+        run.updates.run(cast(DeviceReplayBuffer, self.replay_buffer), gradient_steps, batch_size, constants)
+        self._n_updates = before + gradient_steps  # a captured update does not count
+        counts = self._loss_counts(before, self._n_updates)
+        run.log.count_losses(counts)
+        if run.fast is not None:
+            run.fast.sync(*counts)
+        run.log.seconds["update"] += time.perf_counter() - start
+        self._note_replay_ratio(run, gradient_steps, batch_size)
+
+    def _note_replay_ratio(self, run: TensorRun, gradient_steps: int, batch_size: int) -> None:
+        """Keep the replay ratio: gradient samples for each transition collected. Warns once where it makes no sense."""
+        per_step = gradient_steps / cast(TrainFreq, self.train_freq).frequency
+        ratio = run.log.replay_ratio = per_step * batch_size / self.n_envs
+        if not run.warned and (ratio > MAX_REPLAY_RATIO or per_step > MAX_UPDATES_PER_STEP):
+            run.warned = True
+            why = " (gradient_steps=-1 means one per environment and step)" if self.gradient_steps < 0 else ""
+            warnings.warn(
+                f"{per_step:g} gradient steps for each step of {self.n_envs} environments{why}, a replay ratio of "
+                f"{ratio:g}: training will be slow, set gradient_steps to a small number.",
+                stacklevel=3,
+            )
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Any, exclude: Optional[Iterable[str]] = None, include: Optional[Iterable[str]] = None) -> None:
+        """Save what stock SB3, of any version and without a GPU, can load."""
+        swapped: Dict[str, Any] = {}
+        if self.replay_buffer_class in STANDARD_BUFFERS:
+            # Each SB3 version chooses its own class again, and its arguments
+            kwargs = self.replay_buffer_kwargs
+            swapped["replay_buffer_class"] = None
+            swapped["replay_buffer_kwargs"] = {key: kwargs[key] for key in kwargs if key not in NOT_FOR_STOCK}
+            swapped["n_steps"] = kwargs.get("n_steps", self.n_steps)
+        # Where the agent goes on, unless the model has got another env or will reset this one
+        if self._run is not None and self._run.rollout.env is self.tensor_vec_env and self._last_obs is not None:
+            swapped["_last_obs"] = self._run.rollout.last_obs()
+        before = {name: getattr(self, name) for name in swapped}
+        self.__dict__.update(swapped)
+        try:
+            super().save(path, exclude, include)
+        finally:
+            self.__dict__.update(before)
+
+    def _excluded_save_params(self) -> List[str]:
+        return [*super()._excluded_save_params(), "_run"]
+
+    def save_replay_buffer(self, path: Any) -> None:
+        """Save the replay buffer as SB3's own, which stock SB3 loads too."""
+        buffer = self.replay_buffer
+        if isinstance(buffer, DeviceReplayBuffer):
+            self.replay_buffer = as_stock_buffer(buffer)
+        try:
+            super().save_replay_buffer(path)
+        finally:
+            self.replay_buffer = buffer
+
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        super().load_replay_buffer(path, truncate_last_traj)
+        if self._why_not_tensors() is None:
+            self._use_device_buffer()

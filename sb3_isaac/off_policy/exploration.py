@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, Optional, Sequence, Union
 
 import numpy as np
 import torch as th
@@ -38,15 +38,40 @@ def spread(name: str, ends: Sequence[float], n_envs: int, device: th.device, mos
     return exponents.exp().to(device=device, dtype=th.float32)
 
 
-def epsilon_greedy(greedy: th.Tensor, n_actions: int, epsilon: Any) -> th.Tensor:
-    """Replace greedy actions by uniformly random ones, each with probability ``epsilon``: a coin per environment.
+class EpsilonGreedy:
+    """Epsilon-greedy exploration of N environments, with a coin for each.
 
-    :param greedy: (N,) int64
+    :param n_actions: number of discrete actions
     :param epsilon: a number, or (N,) float32 with one for each environment
-    :return: (N,) int64
+    :param device: where the actions are
+    :param on_device: keep a number in a tensor, where a CUDA graph reads it; elsewhere a number is faster
     """
-    explore = th.rand(greedy.shape, device=greedy.device) < epsilon
-    return th.where(explore, th.randint(n_actions, greedy.shape, device=greedy.device), greedy)
+
+    def __init__(self, n_actions: int, epsilon: Union[float, th.Tensor], device: th.device, on_device: bool = False) -> None:
+        self.n_actions = n_actions
+        self.mean = float(epsilon.mean()) if isinstance(epsilon, th.Tensor) else epsilon
+        """The mean of all environments"""
+        self.epsilon: Any = th.full((1,), self.mean, device=device) if on_device else epsilon
+        self._device = device
+
+    def set(self, epsilon: float) -> None:
+        """Explore with another probability, the same for all environments."""
+        if epsilon == self.mean:
+            return
+        self.mean = epsilon
+        if isinstance(self.epsilon, th.Tensor):
+            self.epsilon.fill_(epsilon)
+        else:
+            self.epsilon = epsilon
+
+    def random_actions(self, n: int) -> th.Tensor:
+        """(n,) int64, uniform."""
+        return th.randint(self.n_actions, (n,), device=self._device)
+
+    def explore(self, greedy: th.Tensor) -> th.Tensor:
+        """Greedy actions (N,) int64, each replaced by a random one with probability epsilon."""
+        explore = th.rand(greedy.shape, device=greedy.device) < self.epsilon
+        return th.where(explore, self.random_actions(len(greedy)), greedy)
 
 
 class DeviceNoise:

@@ -14,44 +14,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 
+from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.ppo.loss import (
     HALF_LOG_2PI,
     N_SUMS,
     Batch,
-    Objective,
+    LossSettings,
     categorical_gradients,
     gaussian_gradients,
+    scaled_advantages,
     value_gradient,
-    weights,
 )
 
 CPU_ROWS = 8192
-"""On a CPU a minibatch is worked on in pieces of at most so many rows, which stay in the cache."""
-
-
-def why_not_fast(policy: Any) -> Optional[str]:
-    """What makes ``policy`` more than SB3's plain MLP actor-critic; None: :class:`FastActorCritic` can stand in for it."""
-    if type(policy) is not ActorCriticPolicy:
-        return f"the policy is a {type(policy).__name__}"
-    if type(policy.features_extractor) is not FlattenExtractor or type(policy.mlp_extractor) is not MlpExtractor:
-        return "it has its own features extractor"
-    if not isinstance(policy.observation_space, spaces.Box) or is_image_space(policy.observation_space):
-        return f"the observations are {policy.observation_space}"
-    if type(policy.action_dist) not in (DiagGaussianDistribution, CategoricalDistribution):
-        return f"actions come from a {type(policy.action_dist).__name__}"
-    if policy.squash_output:
-        return "its output is squashed"
-    if any(parse_layers(layers) is None for layers in _layers(policy)):
-        return "its networks are not Linear layers with tanh, ReLU, ELU or LeakyReLU"
-    if not all(p.requires_grad and p.dtype == th.float32 and not p._backward_hooks for p in policy.parameters()):
-        return "some parameters are frozen, hooked or not float32"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name, None) for module in policy.modules() for name in hooks):
-        return "its modules have hooks"
-    if any(name in vars(policy) for name in ("forward", "evaluate_actions", "predict_values", "get_distribution")):
-        return "its methods were replaced"
-    return None
+"""On a CPU a minibatch is worked on in chunks of at most so many rows, which stay in the cache."""
 
 
 def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
@@ -59,10 +36,10 @@ def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
     return (extractor.policy_net, policy.action_net), (extractor.value_net, policy.value_net)
 
 
-class FastActorCritic:
+class FastActorCriticPolicy:
     """Stands in for an ``ActorCriticPolicy``, whose parameters it uses. Call under ``torch.no_grad()``.
 
-    :param policy: one for which :func:`why_not_fast` has no reason
+    :param policy: one for which :meth:`why_not` has no reason
     :param max_rows: the most observations of one call
     """
 
@@ -75,23 +52,50 @@ class FastActorCritic:
         self.actor = FastMLP(actor, max_rows, share=self.critic)  # the critic is through when the actor starts
         self.log_std: Optional[th.Tensor] = getattr(policy, "log_std", None)
         self._action_dim = 1 if self.log_std is None else self.log_std.numel()
-        self._weights: Any = weights
+        self._scale: Any = scaled_advantages
         self._value_gradient: Any = value_gradient
         self._categorical_gradients: Any = categorical_gradients
         self._gaussian_gradients: Any = gaussian_gradients
 
+    @staticmethod
+    def why_not(policy: Any, trains: bool) -> Optional[str]:
+        """What makes ``policy`` more than SB3's plain MLP actor-critic; None: this class can stand in for it.
+
+        :param trains: also in the update, with its optimizer
+        """
+        if type(policy) is not ActorCriticPolicy:
+            return f"the policy is a {type(policy).__name__}"
+        if not isinstance(policy.observation_space, spaces.Box) or is_image_space(policy.observation_space):
+            return f"the observations are {policy.observation_space}"
+        if type(policy.action_dist) not in (DiagGaussianDistribution, CategoricalDistribution):
+            return f"actions come from a {type(policy.action_dist).__name__}"
+        if policy.squash_output:
+            return "its output is squashed"
+        own = (ActorCriticPolicy, FlattenExtractor, MlpExtractor)
+        if type(policy.mlp_extractor) is not MlpExtractor:
+            return f"mlp_extractor is a {type(policy.mlp_extractor).__name__}"
+        log_std = getattr(policy, "log_std", None)
+        optimizers = [(policy.optimizer, policy)] if trains else []
+        return why_not_fast(policy, own, _layers(policy), more=[] if log_std is None else [log_std], optimizers=optimizers)
+
+    @property
+    def distribution_columns(self) -> int:
+        """Numbers that tell what an action was drawn from, see :meth:`act`."""
+        return self.actor.layers[-1][0].out_features
+
     def compile(self) -> None:
         """Compile the loss, which then takes one pass over its rows, or a few kernels."""
-        self._weights = th.compile(weights, dynamic=False)
+        self._scale = th.compile(scaled_advantages, dynamic=False)
         self._value_gradient = th.compile(value_gradient, dynamic=False)
         self._categorical_gradients = th.compile(categorical_gradients, dynamic=False)
         self._gaussian_gradients = th.compile(gaussian_gradients, dynamic=False)
 
-    def act(self, obs: th.Tensor) -> Tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def act(self, obs: th.Tensor) -> Tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """As the policy's ``forward``, with the same random numbers.
 
         :param obs: (N, *obs_shape)
-        :return: actions (N, action_dim) or (N,) int64, values (N,), log-probabilities (N,)
+        :return: actions (N, action_dim) or (N,) int64, values (N,), log-probabilities (N,), and what the actions were drawn
+            from (see :attr:`Batch.old_distribution`)
         """
         obs = obs.reshape(obs.shape[0], -1)
         values = self.critic.forward(obs).squeeze(1)
@@ -100,7 +104,7 @@ class FastActorCritic:
             noise = th.empty_like(out).normal_()
             actions = th.addcmul(out, noise, self.log_std.exp())
             log_prob = noise.square().sum(1) * -0.5 - (self.log_std.sum() + out.shape[1] * HALF_LOG_2PI)
-            return actions, values, log_prob
+            return actions, values, log_prob, out
         log_p = th.log_softmax(out, 1)
         p = log_p.exp()
         if hasattr(th, "compile"):
@@ -108,20 +112,14 @@ class FastActorCritic:
             actions = (p / th.empty_like(p).exponential_()).argmax(1)
         else:
             actions = th.multinomial(p, 1, replacement=True).squeeze(1)
-        return actions, values, log_p.gather(1, actions.unsqueeze(1)).squeeze(1)
+        return actions, values, log_p.gather(1, actions.unsqueeze(1)).squeeze(1), log_p
 
     def values(self, obs: th.Tensor) -> th.Tensor:
         """V (n,) of observations (n, *obs_shape), any number of them."""
-        pieces = th.split(obs.reshape(obs.shape[0], -1), self.max_rows)
-        return th.cat([self.critic.forward(piece).squeeze(1).clone() for piece in pieces])
+        chunks = th.split(obs.reshape(obs.shape[0], -1), self.max_rows)
+        return th.cat([self.critic.forward(chunk).squeeze(1).clone() for chunk in chunks])
 
-    def distribution(self, obs: th.Tensor) -> th.Tensor:
-        """What actions are drawn from at observations (n, *obs_shape), any number of them: see :attr:`Batch.old`."""
-        pieces = th.split(obs.reshape(obs.shape[0], -1), self.max_rows)
-        out = th.cat([self.actor.forward(piece).clone() for piece in pieces])
-        return out if self.log_std is not None else th.log_softmax(out, 1)
-
-    def gradients(self, rows: th.Tensor, objective: Objective, old_log_std: Optional[th.Tensor] = None) -> th.Tensor:
+    def gradients(self, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor] = None) -> th.Tensor:
         """Write the gradients of PPO's loss on a minibatch into the parameters' ``grad``.
 
         :param rows: packed, see :meth:`Batch.unpack`
@@ -130,35 +128,35 @@ class FastActorCritic:
         """
         n_rows = rows.shape[0]
         batch = Batch.unpack(rows, self.critic.layers[0][0].in_features, self._action_dim)
-        batch = batch._replace(weights=self._weights(batch.weights, objective.normalize_advantage))
+        batch = batch._replace(advantages=self._scale(batch.advantages, loss_settings.normalize_advantage))
         if n_rows <= self.max_rows:
-            return self._piece(batch, objective, n_rows, old_log_std, accumulate=False)
+            return self._chunk(batch, loss_settings, n_rows, old_log_std, accumulate=False)
         total = th.zeros(N_SUMS, device=rows.device)
         for start in range(0, n_rows, self.max_rows):
-            piece = Batch._make(None if column is None else column[start : start + self.max_rows] for column in batch)
-            total += self._piece(piece, objective, n_rows, old_log_std, accumulate=start > 0)
+            chunk = Batch._make(None if column is None else column[start : start + self.max_rows] for column in batch)
+            total += self._chunk(chunk, loss_settings, n_rows, old_log_std, accumulate=start > 0)
         return total
 
-    def _piece(
-        self, batch: Batch, objective: Objective, n_rows: int, old_log_std: Optional[th.Tensor], accumulate: bool
+    def _chunk(
+        self, batch: Batch, loss_settings: LossSettings, n_rows: int, old_log_std: Optional[th.Tensor], accumulate: bool
     ) -> th.Tensor:
         """:param n_rows: of the whole minibatch"""
         # One network after the other: what one has in the cache, the other one uses
         values = self.critic.forward(batch.observations)
-        grad_values, squared_errors = self._value_gradient(values, batch, objective, n_rows)
+        grad_values, squared_errors = self._value_gradient(values, batch, loss_settings, n_rows)
         self.critic.backward(grad_values, accumulate)
         out = self.actor.forward(batch.observations)
         sums: th.Tensor
         if self.log_std is None:
-            grad, sums = self._categorical_gradients(out, squared_errors, batch, objective, n_rows)
+            grad, sums = self._categorical_gradients(out, squared_errors, batch, loss_settings, n_rows)
         else:
             grad, grad_log_std, sums = self._gaussian_gradients(
-                out, self.log_std, old_log_std, squared_errors, batch, objective
+                out, self.log_std, old_log_std, squared_errors, batch, loss_settings
             )
             assert self.log_std.grad is not None
             if accumulate:
                 self.log_std.grad.add_(grad_log_std)
             else:  # the entropy does not depend on the rows
-                th.sub(grad_log_std, objective.ent_coef, out=self.log_std.grad)
+                th.sub(grad_log_std, loss_settings.ent_coef, out=self.log_std.grad)
         self.actor.backward(grad, accumulate)
         return sums

@@ -13,12 +13,12 @@ import torch as th
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 POLICY_LOSS, SQUARED_ERROR, APPROX_KL, CLIPPED, ENTROPY, KL = range(6)
-"""Places of a minibatch's statistics: the policy loss, and sums over the rows: squared error of the values, SB3's estimate of
+"""Indices of a minibatch's statistics: the policy loss, and sums over the rows: squared error of the values, SB3's estimate of
 the KL divergence, rows outside the clip range, entropy, exact KL divergence from the old policy."""
 N_SUMS = 6
 
 
-class Objective(NamedTuple):
+class LossSettings(NamedTuple):
     """What PPO minimises (https://arxiv.org/abs/1707.06347), with SB3's names."""
 
     clip_range: Any
@@ -40,11 +40,11 @@ class Batch(NamedTuple):
     """(rows,)"""
     old_log_prob: th.Tensor
     """(rows,)"""
-    weights: th.Tensor
-    """(rows,), from :func:`weights`; before that, the advantages"""
+    advantages: th.Tensor
+    """(rows,), scaled by :func:`scaled_advantages` for the gradients"""
     returns: th.Tensor
     """(rows,)"""
-    old: Optional[th.Tensor]
+    old_distribution: Optional[th.Tensor]
     """What the actions were drawn from, where the exact KL divergence is wanted: (rows, action_dim) means of a Gaussian, or
     (rows, n_actions) log-probabilities of a Categorical"""
 
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
         return cls._make((rows[:, :obs_dim], rows[:, obs_dim:first], *rows[:, first : first + 4].unbind(1), old))
 
 
-def weights(advantages: th.Tensor, normalize: bool) -> th.Tensor:
+def scaled_advantages(advantages: th.Tensor, normalize: bool) -> th.Tensor:
     """What each row's probability ratio adds to the policy loss: -advantage / rows.
 
     :param advantages: (rows,) of the whole minibatch
@@ -78,26 +78,26 @@ def policy_gradient(log_ratio: th.Tensor, batch: Batch, clip_range: Any) -> Tupl
     """
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    loss, clipped_loss = batch.weights * ratio, batch.weights * clipped_ratio
+    loss, clipped_loss = batch.advantages * ratio, batch.advantages * clipped_ratio
     # Where the clipped one is larger the gradient is zero; d ratio / d log_ratio = ratio
     grad = loss * (loss >= clipped_loss)
     return grad, (th.maximum(loss, clipped_loss), ratio - 1.0 - log_ratio, (ratio != clipped_ratio).to(ratio.dtype))
 
 
-def value_gradient(values: th.Tensor, batch: Batch, objective: Objective, n_rows: int) -> Tuple[th.Tensor, th.Tensor]:
+def value_gradient(values: th.Tensor, batch: Batch, loss_settings: LossSettings, n_rows: int) -> Tuple[th.Tensor, th.Tensor]:
     """The value loss of rows that are part of a minibatch of ``n_rows``.
 
     :param values: (rows, 1)
     :return: the loss's gradient with respect to ``values`` (rows, 1), and the squared errors (rows,)
     """
-    values, clip = values.squeeze(1), objective.clip_range_vf
+    values, clip = values.squeeze(1), loss_settings.clip_range_vf
     if clip is None:
         error = grad = values - batch.returns
     else:
         change = values - batch.old_values
         error = batch.old_values + change.clamp(-clip, clip) - batch.returns
         grad = error * (change.abs() <= clip)
-    return (grad * (2.0 * objective.vf_coef / n_rows)).unsqueeze(1), error.square()
+    return (grad * (2.0 * loss_settings.vf_coef / n_rows)).unsqueeze(1), error.square()
 
 
 def gaussian_gradients(
@@ -106,13 +106,13 @@ def gaussian_gradients(
     old_log_std: Optional[th.Tensor],
     squared_errors: th.Tensor,
     batch: Batch,
-    objective: Objective,
+    loss_settings: LossSettings,
 ) -> Tuple[th.Tensor, th.Tensor, th.Tensor]:
     """Gradients of the policy loss for a diagonal Gaussian.
 
     :param mean: (rows, action_dim)
     :param log_std: (action_dim,)
-    :param old_log_std: (action_dim,) that goes with ``batch.old``
+    :param old_log_std: (action_dim,) that goes with ``batch.old_distribution``
     :param squared_errors: (rows,) of the values, to be summed with the other statistics
     :return: gradients with respect to mean and log_std (the latter without the entropy's), and the statistics (N_SUMS,)
     """
@@ -121,19 +121,19 @@ def gaussian_gradients(
     z_square = z.square()
     distance = z_square.sum(1) if dim > 1 else z_square.squeeze(1)
     log_ratio = distance * -0.5 - (batch.old_log_prob + (total_log_std + dim * HALF_LOG_2PI))
-    grad, (loss, approx_kl, clipped) = policy_gradient(log_ratio, batch, objective.clip_range)
+    grad, (loss, approx_kl, clipped) = policy_gradient(log_ratio, batch, loss_settings.clip_range)
     entropy = (total_log_std + dim * (0.5 + HALF_LOG_2PI)).expand_as(loss)
-    if batch.old is None or old_log_std is None:
+    if batch.old_distribution is None or old_log_std is None:
         kl = approx_kl
     else:
-        moved = ((batch.old - mean) * inv_std).square().sum(1) * 0.5
+        moved = ((batch.old_distribution - mean) * inv_std).square().sum(1) * 0.5
         kl = moved + (log_std - old_log_std + 0.5 * (2.0 * (old_log_std - log_std)).exp() - 0.5).sum()
     sums = th.stack((loss, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)
     return grad.unsqueeze(1) * z * inv_std, grad @ (z_square - 1.0), sums
 
 
 def categorical_gradients(
-    logits: th.Tensor, squared_errors: th.Tensor, batch: Batch, objective: Objective, n_rows: int
+    logits: th.Tensor, squared_errors: th.Tensor, batch: Batch, loss_settings: LossSettings, n_rows: int
 ) -> Tuple[th.Tensor, th.Tensor]:
     """As :func:`gaussian_gradients`, for (rows, n_actions) logits: the gradient with respect to them, and the statistics.
 
@@ -143,11 +143,15 @@ def categorical_gradients(
     p = log_p.exp()
     actions = batch.actions.long()
     log_ratio = log_p.gather(1, actions).squeeze(1) - batch.old_log_prob
-    grad, (loss, approx_kl, clipped) = policy_gradient(log_ratio, batch, objective.clip_range)
+    grad, (loss, approx_kl, clipped) = policy_gradient(log_ratio, batch, loss_settings.clip_range)
     entropy = -(p * log_p).sum(1)
     chosen = actions == th.arange(logits.shape[1], device=logits.device)
     grad_logits = (chosen.to(p.dtype) - p) * grad.unsqueeze(1)
-    if objective.ent_coef != 0.0:
-        grad_logits = grad_logits + p * (log_p + entropy.unsqueeze(1)) * (objective.ent_coef / n_rows)
-    kl = approx_kl if batch.old is None else (batch.old.exp() * (batch.old - log_p)).sum(1)
+    if loss_settings.ent_coef != 0.0:
+        grad_logits = grad_logits + p * (log_p + entropy.unsqueeze(1)) * (loss_settings.ent_coef / n_rows)
+    kl = (
+        approx_kl
+        if batch.old_distribution is None
+        else (batch.old_distribution.exp() * (batch.old_distribution - log_p)).sum(1)
+    )
     return grad_logits, th.stack((loss, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from typing import Any, ClassVar, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import stable_baselines3
 import torch as th
@@ -15,10 +15,18 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import check_compile
-from sb3_isaac.device.host import HostView, same_device
-from sb3_isaac.envs.tensor_path import check_tensor_path, supports_tensors
+from sb3_isaac.device.host import HostView
+from sb3_isaac.envs.tensor_path import check_tensors, note_episodes, supports_tensors, why_not_tensors
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
+
+
+class _Run:
+    """What training in tensors keeps besides SB3's attributes. Never saved."""
+
+    def __init__(self) -> None:
+        self.rollout: Optional[Rollout] = None
+        self.update: Optional[PPOUpdate] = None
 
 
 class PPO(stable_baselines3.PPO):
@@ -47,8 +55,6 @@ class PPO(stable_baselines3.PPO):
     :raises ValueError: if an option is out of range
     """
 
-    _never_saved: ClassVar[Tuple[str, ...]] = ("_rollout", "_update")
-
     def __init__(
         self,
         policy: Any,
@@ -72,8 +78,7 @@ class PPO(stable_baselines3.PPO):
         """The learning rate that ``adaptive_lr_kl`` has come to; None before the first update."""
         self.spread_time_limits = spread_time_limits
         self.compile = compile
-        self._rollout: Optional[Rollout] = None
-        self._update: Optional[PPOUpdate] = None
+        self._run = _Run()
         if adaptive_lr_kl is not None and not adaptive_lr_kl > 0.0:
             raise ValueError(f"adaptive_lr_kl must be greater than 0, or None for a fixed rate, got {adaptive_lr_kl!r}.")
         if not (adaptive_lr_factor > 1.0 and 0.0 < adaptive_lr_min <= adaptive_lr_max):
@@ -91,24 +96,20 @@ class PPO(stable_baselines3.PPO):
 
     def _setup_model(self) -> None:
         asked_for = self.rollout_buffer_class
-        if self._tensor_env() and asked_for in (None, RolloutBuffer):
+        if why_not_tensors(self.env, self.device) is None and asked_for in (None, RolloutBuffer):
             self.rollout_buffer_class = DeviceRolloutBuffer
         if self.n_minibatches is not None:
             self.batch_size = _batch_size(self.n_minibatches, self.n_steps, self.n_envs)
         super()._setup_model()
-        self._rollout = self._update = None
+        self._run = _Run()
         # What is saved is SB3's own, so that stock SB3 loads it
         if self.rollout_buffer_class is DeviceRolloutBuffer:
             self.rollout_buffer_class = RolloutBuffer
 
-    def _tensor_env(self) -> bool:
-        env: Any = self.env
-        return env is not None and supports_tensors(env) and same_device(env.device, self.device)
-
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """As SB3's; the rollout buffer is replaced if the new env needs another kind."""
         super().set_env(env, force_reset)
-        if self._tensor_env() and type(self.rollout_buffer) is RolloutBuffer:
+        if why_not_tensors(self.env, self.device) is None and type(self.rollout_buffer) is RolloutBuffer:
             self.rollout_buffer = DeviceRolloutBuffer(
                 self.n_steps,
                 self.observation_space,
@@ -120,34 +121,22 @@ class PPO(stable_baselines3.PPO):
                 **self.rollout_buffer_kwargs,
             )
 
-    def _check_tensor_path(self) -> bool:
-        """Whether to train in tensors.
-
-        :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored
-        """
-        if not check_tensor_path(self.env):
-            for name in ("spread_time_limits", "compile"):
-                if getattr(self, name):
-                    raise ValueError(
-                        f"{name} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out for other environments."
-                    )
-            return False
-        if not same_device(self.env.device, self.device):  # type: ignore[union-attr]
-            raise ValueError(
-                f"The environment is on {self.env.device} and the model on {self.device}: "  # type: ignore[union-attr]
-                "give both the same device."
-            )
-        if not isinstance(self.rollout_buffer, DeviceRolloutBuffer):
-            raise ValueError(
+    def _trains_in_tensors(self) -> bool:
+        """:raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored"""
+        why_not = why_not_tensors(self.env, self.device)
+        if why_not is None and not isinstance(self.rollout_buffer, DeviceRolloutBuffer):
+            why_not = (
                 f"rollout_buffer_class={type(self.rollout_buffer).__name__} works in numpy: leave it out or use "
                 "DeviceRolloutBuffer here, or use stable_baselines3.PPO."
             )
-        if self.compile:
+        options = {"spread_time_limits": self.spread_time_limits, "compile": self.compile}
+        tensors = check_tensors(self.env, why_not, options)
+        if tensors and self.compile:
             check_compile(self.device)
-        return True
+        return tensors
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
-        tensors = self._check_tensor_path()
+        tensors = self._trains_in_tensors()
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         if tensors and self.spread_time_limits and self._last_obs is not before:  # SB3 has reset the environments
@@ -164,10 +153,11 @@ class PPO(stable_baselines3.PPO):
         start = time.perf_counter()
         policy: Any = self.policy
         policy.set_training_mode(False)
-        rollout = self._rollout
+        rollout = self._run.rollout
         if rollout is None or not rollout.belongs_to(env, policy, rollout_buffer):
-            rollout = self._rollout = Rollout(env, policy, rollout_buffer, self.compile)
-        rollout.begin(self._last_obs, self._last_episode_starts)  # type: ignore[arg-type]
+            rollout = self._run.rollout = Rollout(env, policy, rollout_buffer, self.compile)
+        keep_distributions = self.adaptive_lr_kl is not None
+        rollout.begin(self._last_obs, self._last_episode_starts, keep_distributions)  # type: ignore[arg-type]
         if self.use_sde:
             policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
@@ -201,13 +191,7 @@ class PPO(stable_baselines3.PPO):
         """Take over what the host learns of a rollout. Returns V (N, 1) of the last observations."""
         end = rollout.finish(self.gamma)
         self._last_obs, self._last_episode_starts = end.last_obs, end.last_dones
-        assert self.ep_info_buffer is not None
-        t = round(time.time() - getattr(rollout.env, "t_start", time.time()), 6)
-        kept = self.ep_info_buffer.maxlen or len(end.returns)
-        self.ep_info_buffer.extend(
-            {"r": round(float(r), 6), "l": int(n), "t": t} for r, n in zip(end.returns[-kept:], end.lengths[-kept:])
-        )
-        rollout.env.log_episodes(end.returns, end.lengths)
+        note_episodes(rollout.env, self.ep_info_buffer, end.returns, end.lengths)
         return end.values
 
     def train(self) -> None:
@@ -222,27 +206,33 @@ class PPO(stable_baselines3.PPO):
         lr = float(policy.optimizer.param_groups[0]["lr"])
         adaptive_lr = None
         if self.adaptive_lr_kl is not None:
-            adaptive_lr = AdaptiveLR(self.adaptive_lr_kl, self.adaptive_lr_factor, self.adaptive_lr_min, self.adaptive_lr_max)
+            adaptive_lr = AdaptiveLR(
+                target=self.adaptive_lr_kl,
+                factor=self.adaptive_lr_factor,
+                lowest=self.adaptive_lr_min,
+                highest=self.adaptive_lr_max,
+            )
             lr = lr if self.adapted_lr is None else self.adapted_lr
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         clip_range_vf: Any = self.clip_range_vf
         if clip_range_vf is not None:
             clip_range_vf = clip_range_vf(self._current_progress_remaining)
-        if self._update is None or not self._update.belongs_to(policy) or self._update.compiled != self.compile:
-            self._update = PPOUpdate(policy, self.compile)
+        update = self._run.update
+        if update is None or not update.belongs_to(policy, self.rollout_buffer, self.compile):
+            update = self._run.update = PPOUpdate(policy, self.rollout_buffer, self.compile)
         settings = Settings(
-            self.n_epochs,
-            self.batch_size,
-            clip_range,
-            clip_range_vf,
-            self.ent_coef,
-            self.vf_coef,
-            self.max_grad_norm,
-            self.normalize_advantage,
-            self.target_kl,
-            adaptive_lr,
+            n_epochs=self.n_epochs,
+            batch_size=self.batch_size,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            max_grad_norm=self.max_grad_norm,
+            normalize_advantage=self.normalize_advantage,
+            target_kl=self.target_kl,
+            adaptive_lr=adaptive_lr,
         )
-        log = self._update.run(self.rollout_buffer, settings, lr)
+        log = update.run(settings, lr)
         self._n_updates += log.epochs
         if log.stopped_at is not None and self.verbose >= 1:
             print(f"Early stopping at step {log.epochs - 1} due to reaching max kl: {log.stopped_at:.2f}")
@@ -259,7 +249,7 @@ class PPO(stable_baselines3.PPO):
         self.logger.record("time/update", time.perf_counter() - start)
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), *self._never_saved]
+        return [*super()._excluded_save_params(), "_run"]
 
 
 def _batch_size(n_minibatches: int, n_steps: int, n_envs: int) -> int:

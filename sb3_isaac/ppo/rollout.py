@@ -11,10 +11,12 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
+from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer, StepColumn
+from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.host import to_host
-from sb3_isaac.device.step_graph import StepGraph, plain_settings
-from sb3_isaac.ppo.fast_policy import FastActorCritic, why_not_fast
+from sb3_isaac.envs.tensor_path import TensorVecEnv, generators, layers
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.update import unchecked_distributions
 
 
@@ -44,21 +46,6 @@ class RolloutEnd(NamedTuple):
     """(N, 1) on the device, V(last_obs); None if the rollout ended early"""
 
 
-class _Column:
-    """Storage (n_steps, N, ...) that is written row by row, each row a copy."""
-
-    def __init__(self, storage: th.Tensor) -> None:
-        self.storage = storage
-        self._rows = storage.unbind(0)
-
-    def put(self, step: Union[int, th.Tensor], value: th.Tensor) -> None:
-        """:param step: a number, or (1,) int64 on the device, which a graph can count"""
-        if isinstance(step, int):
-            self._rows[step].copy_(value)
-        else:
-            self.storage.index_copy_(0, step, value.unsqueeze(0).to(self.storage.dtype))
-
-
 class Rollout:
     """Steps an environment with a policy and fills a DeviceRolloutBuffer, all on the device.
 
@@ -68,54 +55,56 @@ class Rollout:
     :param compiled: compile the simulator's step, if it can be; on a GPU, capture the whole step in a CUDA graph
     """
 
-    def __init__(self, env: Any, policy: ActorCriticPolicy, buffer: DeviceRolloutBuffer, compiled: bool = False) -> None:
+    def __init__(
+        self, env: TensorVecEnv, policy: ActorCriticPolicy, buffer: DeviceRolloutBuffer, compiled: bool = False
+    ) -> None:
         self.env, self.policy, self.buffer = env, policy, buffer
         if compiled:
             env.tensor_env.compile()
-        self._may_capture = compiled and buffer.device.type == "cuda" and env.tensor_env.capturable
         self.env_seconds = 0.0
-        """Time spent in the env since :meth:`begin` (on a GPU: until it had all its orders)"""
+        """Time spent in the env since :meth:`begin` (on a GPU: until all kernels were queued)"""
         n_steps, n, device = buffer.buffer_size, buffer.n_envs, buffer.device
         self.obs = th.zeros((n, *buffer.obs_shape), device=device)
         """(N, *obs_shape), what the agent acts on next"""
-        # All that the host is to read in one piece: three numbers for each step and env, and the last observations
+        # All that the host is to read in one tensor: three numbers for each step and env, and the last observations
         self._log = th.zeros(3 * n_steps * n + self.obs.numel(), device=device)
         truncated, returns, lengths = self._log[: 3 * n_steps * n].view(3, n_steps, n).unbind(0)
         self._log_obs = self._log[3 * n_steps * n :].view(self.obs.shape)
-        self._truncated, self._returns = _Column(truncated), _Column(returns)
-        self._lengths = _Column(lengths)  # 0 where no episode ended
-        self._final_obs = _Column(th.zeros((n_steps, n, *buffer.obs_shape), device=device))
-        tensors = buffer.tensors
-        self._obs, self._actions = _Column(tensors.observations), _Column(tensors.actions)
-        self._rewards = _Column(tensors.rewards)
-        valid = None if env.valid is None else th.ones(n_steps, n, dtype=th.bool, device=device)
-        self._valid = None if valid is None else _Column(valid)
-        self._values, self._log_probs = _Column(tensors.values), _Column(tensors.log_probs)
+        self._truncated, self._returns = StepColumn(truncated), StepColumn(returns)
+        self._lengths = StepColumn(lengths)  # 0 where no episode ended
+        self._final_obs = StepColumn(th.zeros((n_steps, n, *buffer.obs_shape), device=device))
         space = policy.action_space
         self._low = self._high = None
         if isinstance(space, spaces.Box):
             self._low, self._high = (th.as_tensor(bound, device=device) for bound in (space.low, space.high))
-        self._fast: Optional[FastActorCritic] = None
+        self._watch = Watch(policy)
+        self._fast: Optional[FastActorCriticPolicy] = None
         self._host_obs: Optional[np.ndarray] = None
         self._host_dones: Optional[np.ndarray] = None
         self._next_step = 0
         self._step_on_device = th.zeros(1, dtype=th.int64, device=device)
-        self._graph: Optional[StepGraph] = None
-        self._graph_for: Any = None
+        self._may_capture = compiled and device.type == "cuda" and env.tensor_env.capturable
+        self.graphed_step = Graphed(self._step_for_graphs, False, layers(env), generators(env))
 
     def belongs_to(self, env: Any, policy: Any, buffer: Any) -> bool:
         """Whether this object was made for these."""
         return env is self.env and policy is self.policy and buffer is self.buffer
 
-    def begin(self, last_obs: np.ndarray, last_dones: np.ndarray) -> None:
+    def begin(self, last_obs: np.ndarray, last_dones: np.ndarray, keep_distributions: bool) -> None:
         """Start a rollout where the last one ended, or elsewhere.
 
         :param last_obs: (N, *obs_shape), what to act on; the array from the last :class:`RolloutEnd` is not copied
         :param last_dones: (N,) bool, whether an episode begins there, likewise
+        :param keep_distributions: fill the buffer's ``distributions`` too, where the policy allows it
         """
         self.buffer.reset()
         self._next_step, self.env_seconds = 0, 0.0
         self._step_on_device.zero_()
+        if self._watch.changed([]):
+            plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
+            self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs) if plain else None
+        keep = keep_distributions and self._fast is not None
+        self.buffer.keep_distributions(self._fast.distribution_columns if self._fast is not None and keep else 0)
         starts = self.buffer.tensors.episode_starts[0]
         if last_dones is self._host_dones:
             th.gt(self._lengths.storage[-1], 0.0, out=starts)
@@ -123,31 +112,26 @@ class Rollout:
             starts.copy_(th.as_tensor(last_dones), non_blocking=True)
         if last_obs is not self._host_obs:
             self.obs.copy_(th.as_tensor(last_obs), non_blocking=True)
-        if why_not_fast(self.policy) is not None:
-            self._fast = None
-        elif self._fast is None:
-            self._fast = FastActorCritic(self.policy, self.buffer.n_envs)
-        if not self._may_capture or self._fast is None:
-            self._graph = self._graph_for = None
-            return
-        settings = plain_settings(self.env)
-        if settings != self._graph_for:  # this rollout runs without a graph, which initialises CUDA's libraries
-            self._graph, self._graph_for = None, settings
-        elif self._graph is None:
-            self._graph = StepGraph(self.env, lambda: self._step(self._step_on_device))
+        self.graphed_step.enabled = self._may_capture and self._fast is not None
+        self.graphed_step.begin(self._fast, self.buffer.rows.data_ptr())
 
     def step(self) -> PolicyStep:
         """One step of all environments."""
-        step: PolicyStep = self._step(self._next_step) if self._graph is None else self._graph()
+        step: PolicyStep = self.graphed_step() if self.graphed_step.enabled else self._step(self._next_step)
         self._next_step += 1
         return step
 
+    def _step_for_graphs(self) -> PolicyStep:
+        step = self._step(self._step_on_device)
+        self._step_on_device.add_(1)
+        return step
+
     def _step(self, step: Union[int, th.Tensor]) -> PolicyStep:
-        """:param step: index of the step, see :class:`_Column`"""
-        self._obs.put(step, self.obs)
+        """:param step: index of the step, see :meth:`StepColumn.put`"""
+        distributions = None
         with th.no_grad():
             if self._fast is not None:
-                actions, values, log_probs = self._fast.act(self.obs)
+                actions, values, log_probs, distributions = self._fast.act(self.obs)
             else:
                 with unchecked_distributions():
                     actions, values, log_probs = self.policy(self.obs)
@@ -156,19 +140,12 @@ class Rollout:
             before = time.perf_counter()
             result = self.env.step_tensor(env_actions)
             self.env_seconds += time.perf_counter() - before
-            self._actions.put(step, actions.reshape(self.buffer.n_envs, -1))
-            self._values.put(step, values)
-            self._log_probs.put(step, log_probs)
-            self._rewards.put(step, result.reward)
-            if self._valid is not None:
-                self._valid.put(step, self.env.valid)
+            self.buffer.put(step, self.obs, actions, result.reward, values, log_probs, distributions)
             self._final_obs.put(step, result.final_obs)
             self._truncated.put(step, result.truncated)
             self._returns.put(step, self.env.episode_returns)
             self._lengths.put(step, self.env.episode_lengths * self.env.dones)
             self.obs.copy_(result.obs)
-            if isinstance(step, th.Tensor):
-                step.add_(1)
         return PolicyStep(actions, env_actions, values, log_probs, result, self.env.dones)
 
     def _for_env(self, actions: th.Tensor) -> th.Tensor:
@@ -206,14 +183,12 @@ class Rollout:
         dones = self._lengths.storage > 0.0
         with th.no_grad():
             if len(truncated) > 0:
-                places = th.from_numpy(truncated).to(self.buffer.device, non_blocking=True)
-                final_values = self._predict_values(self._final_obs.storage.flatten(0, 1).index_select(0, places))
-                tensors.rewards.view(-1).index_add_(0, places, final_values * gamma)
+                rows = th.from_numpy(truncated).to(self.buffer.device, non_blocking=True)
+                final_values = self._predict_values(self._final_obs.storage.flatten(0, 1).index_select(0, rows))
+                tensors.rewards.view(-1).index_add_(0, rows, final_values * gamma)
             values = self._predict_values(self.obs)
             tensors.episode_starts[1:].copy_(dones[:-1])
             self.buffer.compute_returns_and_advantage(values, dones[-1])
-            if self._valid is not None:
-                self.buffer.leave_out(self._valid.storage)
         self.buffer.pos, self.buffer.full = self.buffer.buffer_size, True
         return values.unsqueeze(1)
 

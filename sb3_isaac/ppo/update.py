@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, cast
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.device.cuda_graph import CudaGraph
-from sb3_isaac.device.flat_adam import FlatAdam
+from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.eligibility import Watch
+from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
 from sb3_isaac.device.host import to_host
-from sb3_isaac.ppo.fast_policy import CPU_ROWS, FastActorCritic, why_not_fast
-from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, Objective
+from sb3_isaac.ppo.fast_policy import CPU_ROWS, FastActorCriticPolicy
+from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, LossSettings
 
 
 class AdaptiveLR(NamedTuple):
@@ -78,109 +80,107 @@ def unchecked_distributions() -> Iterator[None]:
         th.distributions.Distribution.set_default_validate_args(before)
 
 
-class _Captured(NamedTuple):
-    """The work on minibatches of one size, captured."""
-
-    places: th.Tensor
-    """Where the graphs read which transitions to take"""
-    gradients: CudaGraph
-    apply: CudaGraph
-
-
 class PPOUpdate:
     """Updates a policy from rollout buffers as ``stable_baselines3.PPO.train`` does, reading the device once.
 
-    SB3's plain MLP policies go through :class:`FastActorCritic`, all others through autograd. The parameters and the state
-    of the policy's optimizer stay the policy's own.
+    SB3's plain MLP policies go through :class:`FastActorCriticPolicy`, all others through autograd. The parameters and the
+    state of the policy's optimizer stay the policy's own.
 
     :param policy: an ActorCriticPolicy
+    :param buffer: the rollouts
     :param compiled: compile the loss; on a GPU also the optimizer, and capture the work on a minibatch in CUDA graphs
     """
 
-    def __init__(self, policy: Any, compiled: bool = False) -> None:
+    def __init__(self, policy: Any, buffer: RolloutBuffer, compiled: bool = False) -> None:
         self.policy = policy
         self.optimizer = policy.optimizer
         self.device = policy.device
+        self.buffer = buffer
         self.compiled = compiled
-        self._captures = compiled and self.device.type == "cuda"
-        self.adam = FlatAdam(policy.optimizer) if self._is_plain_adam() else None
-        if compiled and self.adam is not None:
-            self.adam.compile()
-        self.lr = th.zeros((), device=self.device)
+        self.fast: Optional[FastActorCriticPolicy] = None
+        """None: autograd does the last update, or none was done"""
+        self.adam: Optional[FlatAdam] = None
+        """What makes the steps on the fast path"""
+        self._watch = Watch(policy)
+        self._plain = False
+        self._lr = th.zeros((), device=self.device)
         """The learning rate, where it adapts or is read by a graph."""
         self._clip = th.zeros(2, device=self.device)
-        self._fast: Optional[FastActorCritic] = None
-        self._rows: Optional[th.Tensor] = None
-        """What the rollout buffer holds in packed rows, one for each transition, so that one gather serves a minibatch"""
+        self._sums = th.zeros(N_SUMS, device=self.device)
+        """The minibatch's statistics"""
         self._old_log_std: Optional[th.Tensor] = None
-        self._captured: Dict[int, _Captured] = {}
-        self._capture_for: Any = None
+        self._settings: Any = None
+        self._loss_settings: Any = None
+        self._captures = compiled and self.device.type == "cuda"
+        self.gradients, self.step = Graphed(self._fast_gradients, False), Graphed(self._step, False)
 
-    def _is_plain_adam(self) -> bool:
-        ours = {id(p) for p in self.policy.parameters()}
-        return FlatAdam.supports(self.optimizer) and {id(p) for p in self.optimizer.param_groups[0]["params"]} == ours
+    def belongs_to(self, policy: Any, buffer: RolloutBuffer, compiled: bool) -> bool:
+        """Whether this object was made for these, and for the optimizer that the policy has now."""
+        mine = (self.policy, self.optimizer, self.device, self.buffer, self.compiled)
+        return mine == (policy, policy.optimizer, policy.device, buffer, compiled)
 
-    def belongs_to(self, policy: Any) -> bool:
-        """Whether policy and optimizer are still those that this object was made for."""
-        return policy is self.policy and policy.optimizer is self.optimizer and policy.device == self.device
-
-    def run(self, buffer: RolloutBuffer, settings: Settings, lr: float) -> UpdateLog:
-        """All epochs over a full rollout buffer.
+    def run(self, settings: Settings, lr: float) -> UpdateLog:
+        """All epochs over the full rollout buffer.
 
         :param lr: the learning rate, or the first one if it adapts
         :raises FloatingPointError: if a loss is NaN
-        :raises ValueError: if the learning rate is to adapt and the optimizer is not plain Adam
         """
-        self._buffer, self._settings = buffer, settings
-        self.lr.fill_(lr)
-        fast = self._prepare()
+        buffer = self.buffer
+        self._settings = settings
+        self._lr.fill_(lr)
+        self._look_again(settings)
         per_epoch = -(-buffer.buffer_size * buffer.n_envs // settings.batch_size)
         sums = th.zeros(settings.n_epochs * per_epoch, N_SUMS, device=self.device)
-        rows: List[int] = []
+        n_rows: List[int] = []
         epochs, stopped_at = 0, None
-        with th.no_grad() if fast else unchecked_distributions():
+        with unchecked_distributions() if self.fast is None else th.no_grad():
             while epochs < settings.n_epochs and stopped_at is None:
                 epochs += 1
-                # Of the fast path: which of the packed rows to take
-                shuffled = cast(DeviceRolloutBuffer, buffer).shuffled if fast else buffer.get
-                batches: Iterable[Any] = shuffled(settings.batch_size)
-                for batch in batches:
-                    n_rows = len(batch) if fast else len(batch.advantages)
-                    batch_sums = self._gradients(batch)
-                    sums[len(rows)].copy_(batch_sums)
-                    rows.append(n_rows)
+                for minibatch in self._minibatches(settings.batch_size):
+                    if isinstance(minibatch, th.Tensor):
+                        n_rows.append(len(minibatch))
+                        self.gradients(minibatch)
+                    else:
+                        n_rows.append(len(minibatch.advantages))
+                        self._autograd_gradients(minibatch)
+                    sums[len(n_rows) - 1].copy_(self._sums)
                     if settings.target_kl is not None:
                         # Stopping early is the host's decision: here it has to wait for the device
-                        kl = float(to_host(batch_sums)[APPROX_KL]) / n_rows
+                        kl = float(to_host(self._sums)[APPROX_KL]) / n_rows[-1]
                         if kl > 1.5 * settings.target_kl:
                             stopped_at = kl
                             break
-                    self._apply(batch_sums, n_rows)
+                    self.step(n_rows[-1])
         if self.adam is not None:
-            self.adam.sync(self.adam.steps_at_sync + len(rows) - (stopped_at is not None))
-        return self._log(sums[: len(rows)], np.array(rows), epochs, stopped_at)
+            self.adam.sync(len(n_rows) - (stopped_at is not None))
+        return self._log(settings, sums[: len(n_rows)], n_rows, epochs, stopped_at)
 
-    def _prepare(self) -> bool:
-        """Look at policy and optimizer again, which may have changed since. Returns whether the fast path can be taken."""
-        buffer, settings, adam = self._buffer, self._settings, self.adam
-        if adam is None:
-            if settings.adaptive_lr is not None:
-                raise ValueError(
-                    "adaptive_lr_kl needs torch.optim.Adam over all parameters, without weight decay or variants."
-                )
-            return False
-        adam.refresh()
-        if not isinstance(buffer, DeviceRolloutBuffer) or why_not_fast(self.policy) is not None:
-            self._captured.clear()
-            self._capture_for = None
-            return False
-        n_rows = buffer.buffer_size * buffer.n_envs
-        cached = n_rows if self.device.type == "cuda" else CPU_ROWS
-        piece = min(settings.batch_size, n_rows, cached)
-        if self._fast is None or self._fast.max_rows != piece:
-            self._fast = FastActorCritic(self.policy, piece)
+    def _minibatches(self, batch_size: int) -> Iterable[Any]:
+        """On the fast path which rows of the buffer to take, else SB3's samples."""
+        if self.fast is not None and isinstance(self.buffer, DeviceRolloutBuffer):
+            return self.buffer.shuffled(batch_size)
+        return self.buffer.get(batch_size)
+
+    def _look_again(self, settings: Settings) -> None:
+        """Choose the path: policy, optimizer and settings may have changed since the last update."""
+        buffer = self.buffer
+        if self._watch.changed([self.optimizer]):
+            self._plain, self.fast, self.adam = FastActorCriticPolicy.why_not(self.policy, trains=True) is None, None, None
+        if not self._plain or not isinstance(buffer, DeviceRolloutBuffer):
+            self.gradients.disable()
+            self.step.disable()
+            return
+        if self.adam is None:
+            self.adam = FlatAdam(self.optimizer)
             if self.compiled:
-                self._fast.compile()
+                self.adam.compile()
+        self.adam.refresh()
+        n_rows = buffer.buffer_size * buffer.n_envs
+        chunk = min(settings.batch_size, n_rows, n_rows if self.device.type == "cuda" else CPU_ROWS)
+        if self.fast is None or self.fast.max_rows != chunk:
+            self.fast = FastActorCriticPolicy(self.policy, chunk)
+            if self.compiled:
+                self.fast.compile()
         clip_range: Any = settings.clip_range
         clip_range_vf: Any = settings.clip_range_vf
         if self.compiled:  # read from where they lie, because schedules change them
@@ -189,83 +189,44 @@ class PPOUpdate:
             if clip_range_vf is not None:
                 self._clip[1].fill_(clip_range_vf)
                 clip_range_vf = self._clip[1]
-        self._objective = Objective(
-            clip_range, clip_range_vf, settings.ent_coef, settings.vf_coef, settings.normalize_advantage
+        self._loss_settings = LossSettings(
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            ent_coef=settings.ent_coef,
+            vf_coef=settings.vf_coef,
+            normalize_advantage=settings.normalize_advantage,
         )
-        with th.no_grad():
-            self._pack(buffer, self._fast, settings.adaptive_lr is not None)
-        if self._captures:
-            # The first update runs without graphs, which initialises CUDA's libraries
-            constants = (settings._replace(clip_range=0.0), clip_range_vf is None, id(self._rows), id(self._fast))
-            if constants != self._capture_for:
-                self._capture_for, self._may_capture = constants, False
-                self._captured.clear()
-            else:
-                self._may_capture = True
-        return True
+        if self.fast.log_std is not None:  # a graph expects it where it was
+            old = th.empty_like(self.fast.log_std) if self._old_log_std is None else self._old_log_std
+            self._old_log_std = old.detach().copy_(self.fast.log_std.detach())
+        constants = (settings._replace(clip_range=0.0, clip_range_vf=None), clip_range_vf is None, self.fast)
+        for graphed in (self.gradients, self.step):
+            graphed.enabled = self._captures
+            graphed.begin(*constants, buffer.rows.data_ptr(), optimizer_settings(self.optimizer))
 
-    def _pack(self, buffer: DeviceRolloutBuffer, fast: FastActorCritic, with_old: bool) -> None:
-        """Fill :attr:`_rows`, in the order in which SB3 counts transitions: env by env.
-
-        :param with_old: also what the actions were drawn from, which has not changed since
-        """
-        data, (n_steps, n) = buffer.tensors, buffer.tensors.rewards.shape
-        scalars = (data.values, data.log_probs, data.advantages, data.returns)
-        columns = [data.observations.flatten(2), data.actions.flatten(2), *(x.unsqueeze(2) for x in scalars)]
-        if with_old:
-            columns.append(fast.distribution(data.observations.flatten(0, 1)).view(n_steps, n, -1))
-            if fast.log_std is not None:  # a graph expects it where it was
-                old = fast.log_std.new_empty(fast.log_std.shape) if self._old_log_std is None else self._old_log_std
-                self._old_log_std = old.copy_(fast.log_std)
-        width = sum(column.shape[2] for column in columns)
-        if self._rows is None or self._rows.shape != (n * n_steps, width):
-            self._rows = th.empty(n * n_steps, width, device=self.device)
-        table = self._rows.view(n, n_steps, width).transpose(0, 1)
-        for part, column in zip(th.split(table, [column.shape[2] for column in columns], 2), columns):
-            part.copy_(column)
-
-    def _gradients(self, batch: Any) -> th.Tensor:
-        """Write a minibatch's gradients into the parameters. Returns its sums (N_SUMS,), valid until the next minibatch."""
-        if not isinstance(batch, th.Tensor):
-            return self._autograd_gradients(batch)
-        if not (self._captures and self._may_capture):
-            return self._fast_gradients(batch)
-        captured = self._captured.get(len(batch))
-        if captured is None:
-            places, n_rows = batch.clone(), len(batch)
-            gradients = CudaGraph(lambda: self._fast_gradients(places))
-            sums = gradients.result
-            captured = _Captured(places, gradients, CudaGraph(lambda: self._step(sums, n_rows)))
-            self._captured[n_rows] = captured
-        captured.places.copy_(batch)
-        result: th.Tensor = captured.gradients()
-        return result
-
-    def _apply(self, sums: th.Tensor, n_rows: int) -> None:
-        if n_rows in self._captured:
-            self._captured[n_rows].apply()
-        else:
-            self._step(sums, n_rows)
-
-    def _step(self, sums: th.Tensor, n_rows: int) -> None:
+    def _step(self, n_rows: int) -> None:
         """Clip the gradients and let the optimizer use them."""
         settings = self._settings
-        if self.adam is None:
-            th.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
-            self.optimizer.step()
-            return
         with th.no_grad():
             if settings.adaptive_lr is not None:
-                settings.adaptive_lr.adapt_(self.lr, sums[KL] / n_rows)
-            changes = settings.adaptive_lr is not None or self._captures
-            self.adam.clip_and_step(settings.max_grad_norm, self.lr if changes else None)
+                settings.adaptive_lr.adapt_(self._lr, self._sums[KL] / n_rows)
+            if self.adam is not None:
+                changes = settings.adaptive_lr is not None or self.step.enabled
+                self.adam.clip_and_step(settings.max_grad_norm, self._lr if changes else None)
+                return
+        if settings.adaptive_lr is not None:
+            update_learning_rate(self.optimizer, float(self._lr))
+        th.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
+        self.optimizer.step()
 
-    def _fast_gradients(self, places: th.Tensor) -> th.Tensor:
-        assert self._fast is not None and self._rows is not None
-        return self._fast.gradients(self._rows.index_select(0, places), self._objective, self._old_log_std)
+    def _fast_gradients(self, rows: th.Tensor) -> None:
+        """Write the gradients of a minibatch, whose rows of the buffer are given, and its statistics."""
+        assert self.fast is not None and isinstance(self.buffer, DeviceRolloutBuffer)
+        minibatch = self.buffer.rows.index_select(0, rows)
+        self._sums.copy_(self.fast.gradients(minibatch, self._loss_settings, self._old_log_std))
 
-    def _autograd_gradients(self, samples: Any) -> th.Tensor:
-        """For any policy: SB3's loss, line by line."""
+    def _autograd_gradients(self, samples: Any) -> None:
+        """The same for any policy: SB3's loss, line by line."""
         settings, actions = self._settings, samples.actions
         if isinstance(self.policy.action_space, spaces.Discrete):
             actions = actions.long().flatten()
@@ -282,19 +243,18 @@ class PPOUpdate:
         squared_errors = (samples.returns - values).square()
         entropy = -log_prob if entropy is None else entropy  # the usual estimate where there is no formula
         loss = settings.vf_coef * squared_errors.mean() - settings.ent_coef * entropy.mean() - surrogate.mean()
-        if self.adam is None:
-            self.optimizer.zero_grad()
-        else:
-            self.adam.grad.zero_()
+        self.optimizer.zero_grad()
         loss.backward()
         with th.no_grad():
             approx_kl, clipped = ratio - 1.0 - log_ratio, ((ratio - 1.0).abs() > clip).float()
             sums = [term.sum() for term in (squared_errors, approx_kl, clipped, entropy, approx_kl)]
-            return th.stack([-surrogate.mean(), *sums])
+            self._sums.copy_(th.stack([-surrogate.mean(), *sums]))
 
-    def _log(self, sums: th.Tensor, rows: np.ndarray, epochs: int, stopped_at: Optional[float]) -> UpdateLog:
+    def _log(
+        self, settings: Settings, sums: th.Tensor, n_rows: Sequence[int], epochs: int, stopped_at: Optional[float]
+    ) -> UpdateLog:
         """Read what there is to tell: the only time that an update waits for the device (with target_kl: the last)."""
-        buffer, settings = self._buffer, self._settings
+        buffer = self.buffer
         with th.no_grad():
             if isinstance(buffer, DeviceRolloutBuffer):
                 values, returns = buffer.tensors.values, buffer.tensors.returns
@@ -302,11 +262,11 @@ class PPOUpdate:
                 values, returns = th.as_tensor(buffer.values), th.as_tensor(buffer.returns)
             unexplained, variance = (returns - values).var(unbiased=False), returns.var(unbiased=False)
             log_std = getattr(self.policy, "log_std", None)
-            std = self.lr if log_std is None else log_std.exp().mean()
-            more = th.stack([x.to(self.device) for x in (unexplained, variance, std, self.lr)])
+            std = self._lr if log_std is None else log_std.exp().mean()
+            more = th.stack([x.to(self.device) for x in (unexplained, variance, std, self._lr)])
             host = to_host(th.cat((sums.flatten(), more)))
         sums_ = host[:-4].reshape(-1, N_SUMS)
-        means = sums_ / rows[:, None]
+        means = sums_ / np.array(n_rows)[:, None]
         unexplained_, variance_, std_, lr = (float(x) for x in host[-4:])
         if np.isnan(means).any():
             raise FloatingPointError(

@@ -45,6 +45,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         hyperparameter file
     """
 
+    algorithms = ALGOS
+    """Algorithms that stand in for rl_zoo3's of the same names; ``{}`` trains with stock SB3."""
     # Attributes of rl_zoo3, which has no types
     env_kwargs: Dict[str, Any]
     eval_env_kwargs: Dict[str, Any]
@@ -90,7 +92,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.trial_hyperparams is not None:  # drop what the file has and the trial did not have
             for key in set(hyperparams) - set(self.trial_hyperparams) - set(self.custom_hyperparams or {}):
                 del hyperparams[key], saved[key]
-        if self.optimize_hyperparameters and self.algo in ALGOS:
+        if self.optimize_hyperparameters and self.algo in self.algorithms:
             self.search = search.Search(self, hyperparams)
         known = known_keys(self.algorithm_class) | set(search.SETTINGS if self.search else ())
         for key in hyperparams:
@@ -108,7 +110,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     @property
     def algorithm_class(self) -> Type[BaseAlgorithm]:
         """Ours where there is one, else rl_zoo3's."""
-        return ALGOS.get(self.algo) or rl_zoo3.utils.ALGOS[self.algo]
+        return self.algorithms.get(self.algo) or rl_zoo3.utils.ALGOS[self.algo]
 
     def _preprocess_hyperparams(
         self, hyperparams: Dict[str, Any]
@@ -159,7 +161,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def setup_experiment(self) -> Optional[Tuple[BaseAlgorithm, Dict[str, Any]]]:
         zoo_algos = rl_zoo3.exp_manager.ALGOS
-        rl_zoo3.exp_manager.ALGOS = {**zoo_algos, **ALGOS}  # for a while: runs on other environments keep rl_zoo3's
+        rl_zoo3.exp_manager.ALGOS = {**zoo_algos, **self.algorithms}  # for a while: runs on other environments keep rl_zoo3's
         try:
             result: Optional[Tuple[BaseAlgorithm, Dict[str, Any]]] = super().setup_experiment()
             return result
@@ -220,7 +222,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> Dict[str, Any]:
         number = None if trial_id is None else int(trial_id)
-        if self.algo not in ALGOS:
+        if self.algo not in self.algorithms:
             return dict(super().load_trial(storage, study_name, number, convert))
         found = load_trial(storage, study_name, number, purpose=self.purpose, convert=convert)
         self.trial_hyperparams = found if convert else None

@@ -13,7 +13,7 @@ import torch as th
 
 from sb3_isaac import backends
 from sb3_isaac.backends.base import StepResult, TensorEnv
-from tests.sync_guard import QuietGym, SyncGuard
+from tests.conftest import QuietGym, SyncGuard
 
 BACKEND = os.environ.get("SB3_ISAAC_TEST_BACKEND", "torch")
 DEVICE = os.environ.get("SB3_ISAAC_TEST_DEVICE", "cpu")

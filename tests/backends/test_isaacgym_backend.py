@@ -1,13 +1,9 @@
-"""The Isaac Gym backend: most of it runs in one child process on the stand-in, see standin.py."""
+"""The Isaac Gym backend: most of it runs in one child process on the stand-in, see conftest.py."""
 
 from __future__ import annotations
 
-import ast
-import glob
 import importlib.util
 import logging
-import os
-import re
 import sys
 
 import numpy as np
@@ -16,43 +12,30 @@ import torch as th
 
 from sb3_isaac import backends
 from sb3_isaac.backends import probe
-from tests import standin
+from tests.backends.conftest import assert_passed_on_standin
+from tests.conftest import ENV_IDS, STANDIN, run_python
 
 ISAACGYM_INSTALLED = probe.import_problem() != probe.NOT_INSTALLED
 
 
 def test_backend_on_the_standin():
-    standin.assert_passed("checks_backend", at_least=37)
+    assert_passed_on_standin("checks_backend", at_least=37)
 
 
 def test_contract_on_the_standin():
-    standin.assert_passed("test_backend_contract", at_least=25)
+    assert_passed_on_standin("test_backend_contract", at_least=25)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "dqn", "ddpg"])
 def test_training_and_evaluation_share_the_one_simulator(algo, tmp_path):
     """As a user types it. A second simulator, or a larger one, would end the run."""
-    env_id = f"IsaacGymCartpole{'Discrete' if algo == 'dqn' else ''}-v0"
+    env_id = ENV_IDS[algo]
     flags = ["--algo", algo, "--env", env_id, "--env-kwargs", "backend:isaacgym", "device:cpu", "max_episode_length:40"]
     flags += ["-n", "6144", "--eval-freq", "2048", "--n-eval-envs", "16", "-f", str(tmp_path), "--device", "cpu"]
-    done = standin.run(["-m", "sb3_isaac.cli", "train", *flags])
+    done = run_python("-m", "sb3_isaac.cli", "train", *flags, standin=True)
     assert done.returncode == 0, done.stdout
     evaluations = np.load(tmp_path / algo / f"{env_id}_1" / "evaluations.npz")
     assert len(evaluations["timesteps"]) >= 2 and evaluations["ep_lengths"].max() <= 40
-
-
-def test_only_two_files_touch_isaacgym():
-    """One uses it, and one imports it before torch."""
-    package = os.path.dirname(os.path.dirname(backends.__file__))
-    users = set()
-    for path in glob.glob(os.path.join(package, "**", "*.py"), recursive=True):
-        with open(path) as file:
-            text = file.read()
-        imported = [alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names]
-        imported += [node.module or "" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
-        if re.search(r"import_module\(.isaacgym", text) or any(name.split(".")[0] == "isaacgym" for name in imported):
-            users.add(os.path.basename(path))
-    assert users == {"isaacgym_cartpole.py", "_isaacgym_first.py"}
 
 
 TORCH_FIRST = """
@@ -72,7 +55,7 @@ except RuntimeError as error:
 
 
 def test_torch_first_is_explained():
-    output = standin.run(["-c", TORCH_FIRST]).stdout
+    output = run_python("-c", TORCH_FIRST, standin=True).stdout
     assert "ISAACGYM: PyTorch was imported before isaacgym modules." in output  # the stand-in is as strict as the real one
     assert "WE: backend='isaacgym' cannot be used: torch was imported before sb3_isaac" in output
     assert "sb3-isaac train" in output
@@ -97,7 +80,7 @@ def import_first(monkeypatch, torch_is_there):
 class TestImportOrder:
     @pytest.fixture(autouse=True)
     def standin_on_path(self, monkeypatch):
-        monkeypatch.syspath_prepend(standin.STANDIN)
+        monkeypatch.syspath_prepend(str(STANDIN))
 
     def test_in_time(self, monkeypatch):
         first = import_first(monkeypatch, torch_is_there=False)

@@ -5,8 +5,8 @@ That it refuses to come after torch is in test_isaacgym_backend.py.
 
 from __future__ import annotations
 
-from tests import standin
+from tests.backends.conftest import assert_passed_on_standin
 
 
 def test_refuses_what_the_real_one_refuses():
-    standin.assert_passed("checks_standin", at_least=37)
+    assert_passed_on_standin("checks_standin", at_least=37)

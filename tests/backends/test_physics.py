@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 
 import numpy as np
 import pytest
@@ -13,20 +12,20 @@ import torch as th
 from sb3_isaac.backends import torch_cartpole
 from sb3_isaac.backends.cartpole import CartpoleTask, reward_and_termination
 from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, integrate
+from tests.conftest import DATA
 
-DATA = os.path.join(os.path.dirname(os.path.dirname(__file__)), "data")
 TORCH_2 = int(th.__version__.split(".")[0]) >= 2
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(os.path.join(DATA, "golden.npz")) as file:
+    with np.load(DATA / "golden.npz") as file:
         return {name: th.as_tensor(file[name]) for name in file.files if name != "meta"}
 
 
 @pytest.fixture(scope="module")
 def trace():
-    with np.load(os.path.join(DATA, "real_isaacgym_ppo_trace.npz")) as file:
+    with np.load(DATA / "real_isaacgym_ppo_trace.npz") as file:
         return {name: file[name] for name in file.files}
 
 

@@ -14,10 +14,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
-from tests.buffers.replay_history import BOX, DEVICES, LOSSY, OBS, History, NStepReplayBuffer, ends, make
+from sb3_isaac import DeviceReplayBuffer
+from tests.buffers.conftest import BOX, DEVICES, LOSSY, OBS, History, NStepReplayBuffer, ends, make_buffer
+from tests.conftest import SyncGuard
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -33,7 +33,7 @@ from tests.buffers.replay_history import BOX, DEVICES, LOSSY, OBS, History, NSte
 def test_samples_equal_a_slow_loop(device, optimize_memory_usage, data, steps, n_envs, rows, n_steps):
     history = History(data.draw(arrays(np.int64, (steps, n_envs), elements=st.integers(0, 2))))
     handle = not optimize_memory_usage and data.draw(st.booleans())
-    buffer = make(
+    buffer = make_buffer(
         history, rows, device=device, n_steps=n_steps, gamma=0.9,
         optimize_memory_usage=optimize_memory_usage, handle_timeout_termination=handle,
     )  # fmt: skip
@@ -71,8 +71,8 @@ def test_same_samples_as_sb3(kind, handle, normalize, monkeypatch):
     history = History(rng.choice(3, (13, 3), p=[0.7, 0.15, 0.15]))
     kwargs = dict(n_steps=3, gamma=0.9) if kind == "n steps" else {}
     kwargs.update(LOSSY if kind == "lossy" else dict(handle_timeout_termination=handle))
-    reference = make(history, 8, NStepReplayBuffer if kind == "n steps" else ReplayBuffer, **kwargs)
-    buffer = make(history, 8, **kwargs)
+    reference = make_buffer(history, 8, NStepReplayBuffer if kind == "n steps" else ReplayBuffer, **kwargs)
+    buffer = make_buffer(history, 8, **kwargs)
     env = None
     if normalize:
         env = vec_normalize()
@@ -102,7 +102,7 @@ def test_a_vec_normalize_with_tensors_is_asked_for_tensors(n_steps):
         normalize_obs_tensor = staticmethod(lambda obs: obs + 100)
         normalize_reward_tensor = staticmethod(lambda reward: reward * 2)
 
-    buffer = make(History(ends("rrrr")), 6, n_steps=n_steps)
+    buffer = make_buffer(History(ends("rrrr")), 6, n_steps=n_steps)
     plain, normalized = (buffer.at(th.arange(4), env) for env in (None, TensorNormalize()))
     assert th.equal(normalized.observations, plain.observations + 100)
     assert th.equal(normalized.next_observations, plain.next_observations + 100)
@@ -112,7 +112,7 @@ def test_a_vec_normalize_with_tensors_is_asked_for_tensors(n_steps):
 def test_n_step_return_stops_at_the_end_and_at_the_write_head():
     """Three envs: one terminates, one is truncated, one goes on; after 6 steps in 4 rows, steps 2 to 5 are there."""
     history = History(ends("rrrerr", "rrrtrr", "rrrrrr"))
-    buffer = make(history, 4, n_steps=3, gamma=0.5)
+    buffer = make_buffer(history, 4, n_steps=3, gamma=0.5)
     assert (buffer.full, buffer.pos) == (True, 2)
 
     def sample(t, env):
@@ -135,7 +135,7 @@ def test_n_step_return_stops_at_the_end_and_at_the_write_head():
 
 def test_end_trajectories_cuts_n_step_returns_at_a_reset_from_outside():
     history = History(ends("rrr", "rre"))
-    buffer = make(history, 6, n_steps=4, gamma=0.5)
+    buffer = make_buffer(history, 6, n_steps=4, gamma=0.5)
     DeviceReplayBuffer(4, OBS, BOX).end_trajectories()  # nothing to end
     buffer.end_trajectories()
     assert buffer.dones[:3].tolist() == [[0, 0], [0, 0], [2, 1]]
@@ -208,7 +208,7 @@ def test_extend_reset_and_size():
 def test_draws_are_uniform_over_what_is_valid(lossy, steps):
     """Rows not written yet never come, nor the row whose observation has been overwritten."""
     history = History(np.zeros((steps, 3), dtype=int))
-    buffer = make(history, 5, **lossy)
+    buffer = make_buffer(history, 5, **lossy)
     valid = [t % 5 for t in range(max(0, steps - 5), steps)]
     if lossy and steps >= 5:
         valid.remove(buffer.pos)
@@ -221,12 +221,12 @@ def test_draws_are_uniform_over_what_is_valid(lossy, steps):
 
 def test_draws_follow_sb3s_seed_or_the_own_generator():
     history = History(np.zeros((5, 3), dtype=int))
-    buffer = make(history, 5)
+    buffer = make_buffer(history, 5)
     set_random_seed(3)
     first = buffer.sample(20)
     set_random_seed(3)
     assert th.equal(buffer.sample(20).observations, first.observations)
-    buffer = make(history, 5, generator=th.Generator().manual_seed(5))
+    buffer = make_buffer(history, 5, generator=th.Generator().manual_seed(5))
     state = th.get_rng_state()
     buffer.sample(20)
     buffer._get_samples(np.arange(5))
@@ -235,31 +235,21 @@ def test_draws_follow_sb3s_seed_or_the_own_generator():
 
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_nothing_waits_for_the_device(n_steps):
-    syncs = []
-
-    class WatchSyncs(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.__name__.split(".")[0] in ("_local_scalar_dense", "nonzero", "masked_select", "equal"):
-                syncs.append(func.__name__)
-            return func(*args, **(kwargs or {}))
-
     history = History(ends("rrerrtr", "trrrerr"))
-    buffer = make(history, 5, n_steps=n_steps)
+    buffer = make_buffer(history, 5, n_steps=n_steps)
     tensors = history.tensors(0)
-    with WatchSyncs():
+    with SyncGuard():
         buffer.add_tensors(*tensors)
         buffer.sample_tensors(8)
-    assert syncs == []
-    with WatchSyncs():
-        tensors[3][0].item()
-    assert syncs, "the watch sees nothing"
+    with pytest.raises(AssertionError, match="host synchronisation"), SyncGuard():
+        tensors[3][0].item()  # the guard sees something
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="torch only knows host syncs on CUDA")
 @pytest.mark.parametrize("n_steps, storage_device", [(1, "cuda"), (3, "cuda"), (1, "cpu")])
 def test_nothing_waits_for_cuda(n_steps, storage_device):
     history = History(ends("rrerrtr", "trrrerr"))
-    buffer = make(history, 5, device="cuda", n_steps=n_steps, storage_device=storage_device)
+    buffer = make_buffer(history, 5, device="cuda", n_steps=n_steps, storage_device=storage_device)
     tensors = history.tensors(0, "cuda")
     th.cuda.set_sync_debug_mode("error")
     try:

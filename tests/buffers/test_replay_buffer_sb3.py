@@ -16,9 +16,10 @@ from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_isaac import DeviceReplayBuffer
 from sb3_isaac.buffers import storage
-from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
-from tests.buffers.replay_history import BOX, LOSSY, OBS, History, NStepReplayBuffer, ends, make
+from sb3_isaac.buffers.replay_buffer import ReplaySamples
+from tests.buffers.conftest import BOX, LOSSY, OBS, History, NStepReplayBuffer, ends, make_buffer
 
 
 @pytest.mark.parametrize("obs_dim, action_dim", [(4, 1), (1, 1), (60, 8)])
@@ -56,7 +57,7 @@ def equal_samples(x: ReplaySamples, y: ReplaySamples) -> bool:
 def test_saving_and_loading_changes_nothing(steps, kwargs, tmp_path):
     history = History(np.random.default_rng(0).choice(3, (max(steps, 1), 2)))
     history.steps = steps
-    buffer = make(history, 5, generator=th.Generator().manual_seed(7), **kwargs)
+    buffer = make_buffer(history, 5, generator=th.Generator().manual_seed(7), **kwargs)
     if steps:
         buffer.sample_tensors(5)
     save_to_pkl(tmp_path / "buffer.pkl", buffer)
@@ -93,14 +94,14 @@ class SavedOnCuda(DeviceReplayBuffer):
 
 def test_a_buffer_saved_on_a_gpu_loads_without_one(monkeypatch):
     history = History(ends("rrert", "rtrrr"))
-    data = pickle.dumps(make(history, 4, SavedOnCuda))
+    data = pickle.dumps(make_buffer(history, 4, SavedOnCuda))
     if th.cuda.is_available():
         assert pickle.loads(data).storage_device.type == "cuda"
     monkeypatch.setattr(th.cuda, "is_available", lambda: False)
     loaded = pickle.loads(data)
     assert loaded.device == loaded.storage_device == loaded.generator.device == th.device("cpu")
     assert loaded.generator.initial_seed() == 11
-    assert th.equal(loaded._storage, make(history, 4)._storage)
+    assert th.equal(loaded._storage, make_buffer(history, 4)._storage)
     assert loaded.sample(3).observations.device.type == "cpu"
 
 
@@ -108,7 +109,7 @@ def test_a_buffer_saved_on_a_gpu_loads_without_one(monkeypatch):
 def test_sb3_may_set_the_device_after_loading(storage_device):
     """The 'meta' device stands for a GPU: it has shapes and no data."""
     history = History(ends("rrert", "rtrrr"))
-    buffer = make(history, 4, storage_device=storage_device)
+    buffer = make_buffer(history, 4, storage_device=storage_device)
     buffer.device = th.device("meta")
     assert buffer.storage_device.type == ("cpu" if storage_device else "meta")
     assert all(x.device.type == "meta" for x in buffer.sample(3)[:5])
@@ -178,7 +179,7 @@ def test_stock_sb3_and_n_step_returns(algorithm, env_id):
 
 
 def test_sample_tensors_has_discounts_on_every_version():
-    buffer = make(History(ends("rrrr")), 6, n_steps=3, gamma=0.5)
+    buffer = make_buffer(History(ends("rrrr")), 6, n_steps=3, gamma=0.5)
     samples = buffer.sample_tensors(4)
     assert isinstance(samples, ReplaySamples) and samples.discounts.shape == (4, 1)
 

@@ -15,30 +15,15 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
-from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer, RolloutTensors
+from sb3_isaac import DeviceReplayBuffer, DeviceRolloutBuffer
+from sb3_isaac.buffers.rollout_buffer import RolloutTensors
+from tests.buffers.conftest import DEVICES
+from tests.conftest import SyncGuard
 
-DEVICES = ["cpu"] + (["cuda"] if th.cuda.is_available() else [])
 OBS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 BOX = spaces.Box(-1, 1, (2,), np.float32)
 NAMES = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
-# Ops through which the host waits for the device
-SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "equal", "unique")
-
-
-class CountSyncs(TorchDispatchMode):
-    """Collects the ops that make the host wait."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(func.__name__.split(".")[0] == name for name in SYNCS):
-            self.found.append(func.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def rollout(n_steps, n_envs, obs_space=OBS, action_space=BOX, seed=0, dones=None):
@@ -215,15 +200,13 @@ def test_nothing_waits_for_the_device():
     steps, last_values, dones = rollout(4, 3)
     buffer = DeviceRolloutBuffer(4, OBS, BOX, "cpu", n_envs=3)
     tensors = [[th.as_tensor(x) for x in step] for step in steps]
-    with CountSyncs() as syncs:
+    with SyncGuard():
         for step in tensors:
             buffer.add_tensors(*step)
         buffer.compute_returns_and_advantage(last_values, th.from_numpy(dones))
         list(buffer.get(5))
-    assert syncs.found == []
-    with CountSyncs() as syncs:
-        last_values[0].item()
-    assert syncs.found, "the counter counts nothing"
+    with pytest.raises(AssertionError, match="host synchronisation"), SyncGuard():
+        last_values[0].item()  # the guard sees something
 
 
 def test_errors_say_what_to_do():

@@ -11,15 +11,14 @@ import pytest
 from sb3_isaac import backends
 from sb3_isaac.backends import physx_reference, probe, torch_cartpole
 from sb3_isaac.cli import check, dispatch
-from tests import standin
+from tests.conftest import DATA, STANDIN
 
-GOLDEN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "data", "golden.npz")
 ROWS = [0, 3, 6, 9, 10, 12, 18, 19]
 
 
 def test_reference_is_an_extract_of_the_golden_data():
     recorded = physx_reference.Reference.load()
-    with np.load(GOLDEN) as golden:
+    with np.load(DATA / "golden.npz") as golden:
         for ours, theirs in {"state": "state", "force": "force", "next_state": "next", "reset": "reset"}.items():
             assert np.array_equal(getattr(recorded, ours), np.moveaxis(golden[f"traj_{theirs}"][ROWS], 1, 0)), ours
     assert recorded.rolls.tolist() == [row >= 10 for row in ROWS]
@@ -114,7 +113,7 @@ class TestOnTheStandin:
 
     @pytest.fixture(autouse=True)
     def standin_on_path(self, monkeypatch):
-        monkeypatch.syspath_prepend(standin.STANDIN)
+        monkeypatch.syspath_prepend(str(STANDIN))
         monkeypatch.setattr(probe, "import_problem", lambda: None)
         probe.try_in_child.cache_clear()
         yield

@@ -14,18 +14,10 @@ from stable_baselines3.common.noise import (
 )
 
 from sb3_isaac import IsaacVecEnv
-from sb3_isaac.backends import TorchCartpole
+from sb3_isaac.backends.torch_cartpole import TorchCartpole
 from sb3_isaac.off_policy.exploration import DeviceNoise
-from tests.off_policy.off_policy_helpers import (
-    STOCK,
-    assert_close,
-    feed,
-    make_env,
-    make_model,
-    parameters,
-    random_samples,
-    start,
-)
+from tests.conftest import CONTINUOUS, make_env
+from tests.off_policy.conftest import STOCK, assert_close, feed, make_model, random_samples, start
 
 CPU = th.device("cpu")
 
@@ -93,16 +85,16 @@ def test_shared_noise_and_per_env_scale():
 
 
 def test_noise_is_clipped_and_added_to_random_actions_too():
-    model = start(make_model("ddpg", make_env("ddpg", 4000), action_noise=None, per_env_noise=(5.0, 5.0)))
-    actions, stored = model._act(model.env.obs_tensor, False)
-    assert stored is actions and actions.abs().max() == 1.0 and actions.std() > 0.7
-    actions, _ = model._act(model.env.obs_tensor, True)
+    model = start(make_model("ddpg", make_env(CONTINUOUS, 4000), action_noise=None, per_env_noise=(5.0, 5.0)))
+    actions = model._act(model.env.obs_tensor, False)
+    assert actions.abs().max() == 1.0 and actions.std() > 0.7
+    actions = model._act(model.env.obs_tensor, True)
     assert (actions.abs() == 1.0).float().mean() > 0.5
-    model = start(make_model("ddpg", make_env("ddpg", 4000), action_noise=None))
-    actions, _ = model._act(model.env.obs_tensor, True)
+    model = start(make_model("ddpg", make_env(CONTINUOUS, 4000), action_noise=None))
+    actions = model._act(model.env.obs_tensor, True)
     assert actions.mean().item() == pytest.approx(0.0, abs=0.05)
     assert actions.std().item() == pytest.approx(3**-0.5, abs=0.03)
-    greedy, _ = model._act(model.env.obs_tensor, False)
+    greedy = model._act(model.env.obs_tensor, False)
     assert np.allclose(greedy.numpy(), model.predict(model.env.obs_tensor.numpy())[0], atol=1e-6)
 
 
@@ -128,8 +120,9 @@ def test_actions_are_scaled_to_the_action_space():
     tensor_env = TorchCartpole(8, "cpu", seed=0)
     space = spaces.Box(np.array([-0.5], np.float32), np.array([1.5], np.float32))
     model = start(make_model("ddpg", IsaacVecEnv(tensor_env, action_space=space), action_noise=None))
-    actions, stored = model._act(model.env.obs_tensor, True)
-    assert th.allclose(actions, 0.5 + stored) and stored.abs().max() <= 1.0
+    step = model._run.rollout.step(random=True)
+    stored = model.replay_buffer.actions[0]
+    assert th.allclose(step.actions, 0.5 + stored) and stored.abs().max() <= 1.0
 
 
 @pytest.mark.parametrize("n_critics", [1, 2])
@@ -142,8 +135,8 @@ def test_several_critics_and_delayed_actor_equal_sb3(n_critics, policy_delay):
         model.policy_delay = policy_delay
         feed(model, samples, 16)
         model.train(7, 16)
-    assert models[0]._fast is not None
-    assert_close(parameters(models[0]), parameters(models[1]))
+    assert models[0]._run.fast is not None
+    assert_close(models[0], models[1])
 
 
 def test_target_noise():
@@ -154,13 +147,13 @@ def test_target_noise():
     assert noise.abs().max() <= 0.5 and noise.std().item() == pytest.approx(0.33, abs=0.03)
     obs = th.randn(7, 4)
     with th.no_grad():
-        plain, moved = (model._fast.next_values(obs, x).clone() for x in (None, th.full((7, 1), 0.3)))
+        plain, moved = (model._run.fast.next_values(obs, x).clone() for x in (None, th.full((7, 1), 0.3)))
     assert (plain != moved).all()
 
 
 def test_it_learns():
     model = make_model(
-        "ddpg", make_env("ddpg", 32), learning_rate=7e-3, gamma=0.98, n_steps=5, buffer_size=30_000, batch_size=128,
+        "ddpg", make_env(CONTINUOUS, 32), learning_rate=7e-3, gamma=0.98, n_steps=5, buffer_size=30_000, batch_size=128,
         train_freq=2, gradient_steps=2, learning_starts=1280, tau=0.067, action_noise=None, per_env_noise=(1.0, 0.1),
         reward_scale=0.3, policy_kwargs=dict(net_arch=[32, 32], activation_fn=th.nn.Tanh),
     )  # fmt: skip

@@ -80,7 +80,7 @@ def test_flat_adam_equals_torch_adam_and_survives_load_state_dict() -> None:
     flat = FlatAdam(optimizer)
     for k in range(12):
         if k == 5:  # as SB3's set_parameters does: everything is replaced by copies
-            flat.sync()
+            flat.sync(5)
             optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         x = th.randn(32, 4)
         for model, opt in ((net, None), (reference, reference_optimizer)):
@@ -89,8 +89,8 @@ def test_flat_adam_equals_torch_adam_and_survives_load_state_dict() -> None:
                 assert flat.refresh() == (k == 5)
                 flat.grad.zero_()
                 loss.backward()
-                flat.clip_grad_norm_(0.5)
-                flat.step()
+                with th.no_grad():
+                    flat.clip_and_step(0.5)
             else:
                 opt.zero_grad()
                 loss.backward()
@@ -98,7 +98,7 @@ def test_flat_adam_equals_torch_adam_and_survives_load_state_dict() -> None:
                 opt.step()
     for p, e in zip(net.parameters(), reference.parameters()):
         assert th.allclose(p, e, atol=1e-6)
-    flat.sync()
+    flat.sync(7)
     ours, theirs = optimizer.state_dict()["state"], reference_optimizer.state_dict()["state"]
     for key in theirs:
         assert float(ours[key]["step"]) == float(theirs[key]["step"]) == 12
@@ -123,5 +123,6 @@ def test_the_step_that_graphs_replay_is_adams() -> None:
         nn.utils.clip_grad_norm_([theirs], 0.5)
         optimizer.step()
         with th.no_grad():
+            steps += 1
             clip_and_step_(ours, grad, exp_avg, exp_avg_sq, steps, lr, (0.9, 0.999), 1e-5, 0.5)
     assert float(steps) == 5.0 and th.allclose(ours, theirs, atol=1e-6)

@@ -7,42 +7,46 @@ import pytest
 import torch as th
 from torch.nn import functional as F
 
-from sb3_isaac.off_policy.exploration import epsilon_greedy, spread
-from tests.off_policy.off_policy_helpers import assert_close, feed, make_env, make_model, parameters, random_samples, start
+from sb3_isaac.off_policy.exploration import EpsilonGreedy, spread
+from tests.conftest import DISCRETE, make_env
+from tests.off_policy.conftest import assert_close, feed, make_model, random_samples, start
 
 
 def test_epsilon_tosses_a_coin_for_each_environment():
     """SB3 tosses one for all: then every step is either all greedy or all random."""
-    model = start(make_model("dqn", make_env("dqn", 2048)))
+    model = start(make_model("dqn", make_env(DISCRETE, 2048)))
     model.exploration_rate = 0.6
+    model._look_again(model._run)
     with th.no_grad():
         model.q_net.q_net[-1].weight.zero_()
         model.q_net.q_net[-1].bias.copy_(th.tensor([0.0, 1.0, 0.0]))
     for _ in range(5):
-        actions, stored = model._act(model.env.obs_tensor, False)
-        assert actions is stored and actions.dtype == th.int64
+        actions = model._act(model.env.obs_tensor, False)
+        assert actions.dtype == th.int64
         assert (actions == 1).float().mean().item() == pytest.approx(0.4 + 0.2, abs=0.06)
         assert (actions == 0).float().mean().item() == pytest.approx(0.2, abs=0.05)
 
 
 def test_random_actions_before_learning_starts():
-    model = start(make_model("dqn", make_env("dqn", 3000)))
-    actions, _ = model._act(model.env.obs_tensor, True)
+    model = start(make_model("dqn", make_env(DISCRETE, 3000)))
+    actions = model._act(model.env.obs_tensor, True)
     assert np.bincount(actions.numpy(), minlength=3) == pytest.approx([1000] * 3, abs=120)
 
 
 def test_per_env_epsilon():
-    model = start(make_model("dqn", make_env("dqn", 6), per_env_epsilon=[1.0, 1e-5]))
-    assert th.allclose(model._epsilon, 10.0 ** -th.arange(6.0))
+    model = start(make_model("dqn", make_env(DISCRETE, 6), per_env_epsilon=[1.0, 1e-5]))
+    assert th.allclose(model._run.exploration.epsilon, 10.0 ** -th.arange(6.0))
     with th.no_grad():
         model.q_net.q_net[-1].weight.zero_()
         model.q_net.q_net[-1].bias.copy_(th.tensor([0.0, 1.0, 0.0]))
-    actions = th.stack([model._act(model.env.obs_tensor, False)[0] for _ in range(600)])
+    actions = th.stack([model._act(model.env.obs_tensor, False) for _ in range(600)])
     others = (actions != 1).float().mean(0)
     assert others[0].item() == pytest.approx(2 / 3, abs=0.08)
     assert 0.02 < others[1].item() < 0.13 and others[4:].sum().item() <= 2 / 600
     model.learn(80)
-    assert model.logger.name_to_value["rollout/exploration_rate"] == pytest.approx(model._epsilon.mean().item())
+    assert model.logger.name_to_value["rollout/exploration_rate"] == pytest.approx(
+        model._run.exploration.epsilon.mean().item()
+    )
 
 
 @pytest.mark.parametrize("ends", [(1.0, 0.0), (2.0, 0.1), (0.5,), "ab", 0.3])
@@ -53,8 +57,8 @@ def test_bad_per_env_epsilon(ends):
 
 def test_epsilon_zero_is_greedy_and_one_is_random():
     greedy = th.full((5000,), 2)
-    assert th.equal(epsilon_greedy(greedy, 3, 0.0), greedy)
-    assert (epsilon_greedy(greedy, 3, 1.0) == 2).float().mean().item() == pytest.approx(1 / 3, abs=0.03)
+    assert th.equal(EpsilonGreedy(3, 0.0, greedy.device).explore(greedy), greedy)
+    assert (EpsilonGreedy(3, 1.0, greedy.device).explore(greedy) == 2).float().mean().item() == pytest.approx(1 / 3, abs=0.03)
     assert th.allclose(spread("x", (4.0, 1.0), 3, th.device("cpu")), th.tensor([4.0, 2.0, 1.0]))
     assert spread("x", (4.0, 1.0), 1, th.device("cpu")).tolist() == [2.0]
 
@@ -112,7 +116,7 @@ def test_double_q(activation):
         loss.backward()
         th.nn.utils.clip_grad_norm_(reference.q_net.parameters(), reference.max_grad_norm)
         optimizer.step()
-    assert_close(parameters(model), parameters(reference))
+    assert_close(model, reference)
 
 
 def test_max_grad_norm_limits_the_gradient():
@@ -121,12 +125,12 @@ def test_max_grad_norm_limits_the_gradient():
     model = start(make_model("dqn", max_grad_norm=0.5))
     feed(model, samples, 16)
     model.train(1, 16)
-    assert th.linalg.vector_norm(model._fast.adam.grad).item() <= 0.5 + 1e-4
+    assert th.linalg.vector_norm(model._run.fast.adam.grad).item() <= 0.5 + 1e-4
 
 
 def test_it_learns():
     model = make_model(
-        "dqn", make_env("dqn", 64), learning_rate=3e-3, n_steps=10, buffer_size=20_000, batch_size=128, train_freq=2,
+        "dqn", make_env(DISCRETE, 64), learning_rate=3e-3, n_steps=10, buffer_size=20_000, batch_size=128, train_freq=2,
         gradient_steps=2, learning_starts=1280, target_update_interval=64, tau=0.03, per_env_epsilon=(1.0, 0.01),
         reward_scale=0.1, policy_kwargs=dict(net_arch=[64, 64]),
     )  # fmt: skip
@@ -142,5 +146,5 @@ def test_it_learns():
 def test_per_env_epsilon_with_a_custom_network():
     model = make_model("dqn", per_env_epsilon=(0.5, 0.5), policy_kwargs=dict(activation_fn=th.nn.SiLU))
     model.learn(80)
-    assert model._fast is None and model.exploration_rate == 0.5
+    assert model._run.fast is None and model.exploration_rate == 0.5
     assert model.logger.name_to_value["rollout/exploration_rate"] == 0.5

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch as th
 
-import sb3_isaac
 from sb3_isaac.backends.torch_cartpole import integrate
 
 pygame = pytest.importorskip("pygame", reason="pictures need the extra 'plots'")
 from sb3_isaac.envs import cartpole_renderer  # noqa: E402
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer, tile_size  # noqa: E402
+from tests.conftest import DISCRETE, make_env  # noqa: E402
 
 
 def state(n_envs: int = 1, x: float = 0.0, angle: float = 0.0, force: float = 0.0, step: int = 7) -> Dict[str, Any]:
@@ -28,8 +28,8 @@ def state(n_envs: int = 1, x: float = 0.0, angle: float = 0.0, force: float = 0.
     }
 
 
-def returns(n_envs: int = 1, value: float = 12.5) -> Dict[str, Any]:
-    return {"returns": np.full(n_envs, value), "lengths": np.full(n_envs, 7)}
+def returns(n_envs: int = 1, value: float = 12.5) -> np.ndarray:
+    return np.full(n_envs, value)
 
 
 def columns(image: np.ndarray, color: Any) -> np.ndarray:
@@ -117,7 +117,7 @@ def test_sizes(n_envs: int, n_tiles: int, grid: Any) -> None:
 
 
 def test_vec_env_and_single_env_render() -> None:
-    env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", 4, device="cpu", seed=0, render_mode="rgb_array")
+    env = make_env(n_envs=4, render_mode="rgb_array")
     env.reset()
     first = env.render()
     assert first is not None and first.shape == (480, 960, 3)
@@ -126,7 +126,7 @@ def test_vec_env_and_single_env_render() -> None:
     second = env.render()
     assert (first == kept).all() and (first != second).any()
     env.close()
-    single = gym.make("IsaacGymCartpoleDiscrete-v0", render_mode="rgb_array", device="cpu")
+    single = gym.make(DISCRETE, render_mode="rgb_array", device="cpu")
     single.reset(seed=0)
     single.step(2)
     assert np.asarray(single.render()).shape == (320, 640, 3)
@@ -136,7 +136,7 @@ def test_vec_env_and_single_env_render() -> None:
 def test_window_without_display_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
-    env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", 2, device="cpu", render_mode="human")
+    env = make_env(render_mode="human")
     env.reset()
     with pytest.raises(RuntimeError, match="Cannot open a window .*use render_mode='rgb_array'"):
         env.render()

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from sb3_isaac.envs.cartpole_env import CartpoleEnv, CartpoleVectorEnv
 from sb3_isaac.envs.make import ENV_KWARGS
-from tests.envs.env_helpers import CONTINUOUS, DISCRETE, N_ENVS, make, some_actions
+from tests.conftest import CONTINUOUS, DISCRETE, N_ENVS, make_env, some_actions
 
 # -- bad input -------------------------------------------------------------------------------------------------------
 
@@ -41,25 +41,25 @@ from tests.envs.env_helpers import CONTINUOUS, DISCRETE, N_ENVS, make, some_acti
 )  # fmt: skip
 def test_bad_arguments(kwargs: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
-        make(**kwargs)
+        make_env(**kwargs)
 
 
 def test_numpy_numbers_are_numbers() -> None:
-    assert make(n_envs=np.int64(3), seed=np.int32(1)).num_envs == 3
+    assert make_env(n_envs=np.int64(3), seed=np.int32(1)).num_envs == 3
 
 
 @pytest.mark.parametrize(
     "actions, message",
     [
-        (np.zeros(N_ENVS), r"shape \(6, 1\), got \(6,\)"),
-        (np.zeros((N_ENVS - 1, 1)), r"got \(5, 1\)"),
-        (np.zeros((N_ENVS, 2)), r"got \(6, 2\)"),
-        (np.array([[0.0], [0.0], [np.nan], [0.0], [np.nan], [0.0]]), "NaN .first in environment 2"),
+        (np.zeros(N_ENVS), r"shape \(8, 1\), got \(8,\)"),
+        (np.zeros((N_ENVS - 1, 1)), r"got \(7, 1\)"),
+        (np.zeros((N_ENVS, 2)), r"got \(8, 2\)"),
+        (np.array([[0.0], [0.0], [np.nan], [0.0], [np.nan], *[[0.0]] * 3]), "NaN .first in environment 2"),
         ([["left"]] * N_ENVS, "could not convert string to float"),
     ],
 )
 def test_bad_actions(actions: Any, message: str) -> None:
-    env = make()
+    env = make_env()
     env.reset()
     with pytest.raises(ValueError, match=message):
         env.step(actions)
@@ -74,12 +74,12 @@ def test_bad_actions(actions: Any, message: str) -> None:
         (np.full(N_ENVS, -1), "whole numbers from 0 to 2"),
         (np.zeros(N_ENVS), "float64"),
         (np.zeros(N_ENVS, bool), "bool"),
-        (np.zeros(N_ENVS + 1, int), r"Expected 6 actions, one per environment, got .*\(7,\)"),
-        (np.zeros((2, 3), int), r"\(2, 3\)"),
+        (np.zeros(N_ENVS + 1, int), r"Expected 8 actions, one per environment, got .*\(9,\)"),
+        (np.zeros((2, 4), int), r"\(2, 4\)"),
     ],
 )
 def test_bad_discrete_actions(actions: np.ndarray, message: str) -> None:
-    env = make(DISCRETE)
+    env = make_env(DISCRETE)
     env.reset()
     with pytest.raises(ValueError, match=message):
         env.step(actions)
@@ -124,7 +124,7 @@ def test_single_environment() -> None:
 
 def test_gym_make_vec() -> None:
     env: Any = gym.make_vec(DISCRETE, num_envs=5, backend="torch", device="cpu", n_bins=4, max_episode_length=8)
-    twin = make(DISCRETE, n_envs=5, n_bins=4, max_episode_length=8)
+    twin = make_env(DISCRETE, n_envs=5, n_bins=4, max_episode_length=8)
     assert isinstance(env, CartpoleVectorEnv) and env.num_envs == 5 and env.spec.id == DISCRETE
     assert env.single_action_space == spaces.Discrete(4) and env.observation_space.shape == (5, 4)
     if hasattr(gym.vector, "AutoresetMode"):
@@ -134,7 +134,7 @@ def test_gym_make_vec() -> None:
     np.testing.assert_array_equal(obs, twin.reset())
     assert info == {} and env.observation_space.contains(obs)
     n_done = 0
-    for action in some_actions(twin, 40, 5):
+    for action in some_actions(twin, 40):
         obs, reward, terminated, truncated, info = env.step(action)
         t_obs, t_reward, t_dones, t_infos = twin.step(action)
         np.testing.assert_array_equal(obs, t_obs)
@@ -154,6 +154,6 @@ def test_gym_make_vec() -> None:
 def test_gym_make_vec_of_single_environments() -> None:
     env = gym.make_vec(CONTINUOUS, num_envs=2, vectorization_mode="sync", backend="torch", device="cpu")
     obs, _ = env.reset(seed=1)
-    np.testing.assert_array_equal(obs[0], make(n_envs=1, seed=1).reset()[0])
+    np.testing.assert_array_equal(obs[0], make_env(n_envs=1, seed=1).reset()[0])
     assert env.step(np.zeros((2, 1), np.float32))[0].shape == (2, 4)
     env.close()

@@ -17,19 +17,19 @@ from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_isaac import IsaacVecEnv
-from sb3_isaac.backends import StepResult, TorchCartpole
+from sb3_isaac.backends.base import StepResult
+from sb3_isaac.backends.torch_cartpole import TorchCartpole
 from sb3_isaac.envs.cartpole_env import CartpoleEnv
 from sb3_isaac.envs.infos import Infos
 from sb3_isaac.envs.tensor_path import supports_tensors
-from tests.envs.env_helpers import CONTINUOUS, DISCRETE, N_ENVS, make, some_actions
-from tests.sync_guard import SyncGuard
+from tests.conftest import CONTINUOUS, DISCRETE, N_ENVS, SyncGuard, make_env, some_actions
 
 # -- the same as single environments in a DummyVecEnv ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
 def test_steps_and_infos_equal_a_dummy_vec_env(env_id: str) -> None:
-    batch = make(env_id, max_episode_length=20)
+    batch = make_env(env_id, max_episode_length=20)
     singles = DummyVecEnv([lambda: Monitor(CartpoleEnv("torch", "cpu", env_id == DISCRETE, max_episode_length=20))] * N_ENVS)
     assert (batch.observation_space, batch.action_space) == (singles.observation_space, singles.action_space)
     assert batch.env_is_wrapped(Monitor) == singles.env_is_wrapped(Monitor) == [True] * N_ENVS
@@ -74,7 +74,7 @@ def test_stock_algorithms_train() -> None:
         (A2C, DISCRETE, {}),
         (DQN, DISCRETE, {"learning_starts": 10}),
     ):
-        env = make(env_id, max_episode_length=10)
+        env = make_env(env_id, max_episode_length=10)
         model = cls("MlpPolicy", env, device="cpu", seed=0, **kwargs).learn(200)
         assert model.ep_info_buffer and model.ep_info_buffer[0]["l"] <= 9
 
@@ -83,7 +83,7 @@ def test_stock_algorithms_train() -> None:
 
 
 def test_get_attr() -> None:
-    env = make(max_effort=100.0)
+    env = make_env(max_effort=100.0)
     assert env.get_attr("max_episode_length") == [500] * N_ENVS  # the simulator's
     assert env.get_attr("max_effort", [0, 2]) == [100.0, 100.0]  # the task's
     assert env.get_attr("render_mode", 1) == [None] and env.get_attr("spec", -1)[0].id == CONTINUOUS  # the VecEnv's
@@ -96,7 +96,7 @@ def test_get_attr() -> None:
 
 
 def test_set_attr() -> None:
-    env = make()
+    env = make_env()
     env.set_attr("note", "mine")
     assert env.get_attr("note", 3) == ["mine"]
     env.set_attr("render_mode", "rgb_array", range(N_ENVS))
@@ -104,7 +104,7 @@ def test_set_attr() -> None:
     env.tensor_env.extra = 1  # type: ignore[attr-defined]
     env.set_attr("extra", 2)
     assert env.tensor_env.extra == 2 and "extra" not in vars(env)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="shared by all 6 environments"):
+    with pytest.raises(ValueError, match="shared by all 8 environments"):
         env.set_attr("note", "yours", indices=[0, 1])
     with pytest.raises(IndexError):
         env.set_attr("note", "yours", indices=[9])
@@ -114,7 +114,7 @@ def test_set_attr() -> None:
 
 
 def test_env_method_and_env_is_wrapped() -> None:
-    env = make()
+    env = make_env()
     state = env.env_method("get_state", indices=[0, 1])
     assert len(state) == 2 and state[0]["dof_state"].shape == (N_ENVS, 4)
     calls = []
@@ -128,26 +128,26 @@ def test_env_method_and_env_is_wrapped() -> None:
 
 
 def test_seed() -> None:
-    env = make()
+    env = make_env()
     assert env.seed(11) == list(range(11, 11 + N_ENVS))
     first = env.reset()
     assert not np.array_equal(env.reset(), first)
     env.seed(11)
     np.testing.assert_array_equal(env.reset(), first)
-    np.testing.assert_array_equal(make(seed=11).reset(), first)
+    np.testing.assert_array_equal(make_env(seed=11).reset(), first)
     env.seed(12)
     assert not np.array_equal(env.reset(), first)
     np.random.seed(0)
     drawn = env.seed()
     np.random.seed(0)
     assert env.seed(None) == drawn and len(set(drawn)) == N_ENVS
-    assert not np.array_equal(make(seed=None).reset(), make(seed=None).reset())
+    assert not np.array_equal(make_env(seed=None).reset(), make_env(seed=None).reset())
     env.seed(np.int64(11))  # type: ignore[arg-type]
     np.testing.assert_array_equal(env.reset(), first)
 
 
 def test_options_are_used_once() -> None:
-    env = make()
+    env = make_env()
     env.set_options({"a": 1})
     assert env._options == [{"a": 1}] * N_ENVS
     env.reset()
@@ -156,7 +156,7 @@ def test_options_are_used_once() -> None:
 
 
 def test_step_wait_needs_step_async() -> None:
-    env = make()
+    env = make_env()
     env.reset()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="step_async"):
@@ -166,7 +166,7 @@ def test_step_wait_needs_step_async() -> None:
 
 
 def test_close_twice(tmp_path: Path) -> None:
-    env = make(monitor_dir=str(tmp_path), render_mode="rgb_array")
+    env = make_env(monitor_dir=str(tmp_path), render_mode="rgb_array")
     env.reset()
     env.render()
     assert env.results_writer is not None
@@ -177,20 +177,20 @@ def test_close_twice(tmp_path: Path) -> None:
 
 
 def test_pictures() -> None:
-    env = make(render_mode="rgb_array", n_envs=3)
+    env = make_env(render_mode="rgb_array", n_envs=3)
     env.reset()
     images = env.get_images()
     assert len(images) == 3 and all(i is not None and i.dtype == np.uint8 and i.shape[-1] == 3 for i in images)
     picture = env.render()
     assert picture is not None and picture.shape[0] >= 2 * images[0].shape[0]  # type: ignore[union-attr]  # a grid of 2 x 2
     assert env.metadata["render_modes"] == ["rgb_array", "human"]
-    assert len(make(n_envs=40).get_images()) == 16
+    assert len(make_env(n_envs=40).get_images()) == 16
     with pytest.warns(UserWarning, match="render_mode"):
-        assert make().render() is None
+        assert make_env().render() is None
 
 
 def test_spread_time_limits() -> None:
-    env = make(n_envs=2000, max_episode_length=50)
+    env = make_env(n_envs=2000, max_episode_length=50)
     address = env.tensor_env.progress.data_ptr()
     env.reset()
     env.spread_time_limits(th.Generator().manual_seed(0))
@@ -212,7 +212,7 @@ def test_discrete_actions_need_one_degree_of_freedom() -> None:
     "n_bins, expected", [(2, [-1, 1]), (3, [-1, 0, 1]), (4, [-1, -1 / 3, 1 / 3, 1]), (5, [-1, -0.5, 0, 0.5, 1])]
 )
 def test_bins(n_bins: int, expected: List[float]) -> None:
-    env = make(DISCRETE, n_envs=n_bins, n_bins=n_bins)
+    env = make_env(DISCRETE, n_envs=n_bins, n_bins=n_bins)
     assert env.action_space == spaces.Discrete(n_bins)
     env.reset()
     for actions in (np.arange(n_bins), np.arange(n_bins)[:, None]):
@@ -220,7 +220,7 @@ def test_bins(n_bins: int, expected: List[float]) -> None:
         np.testing.assert_allclose(env.tensor_env.force, 400.0 * np.array(expected), rtol=1e-6)  # type: ignore[attr-defined]
     env.step_tensor(th.arange(n_bins))
     np.testing.assert_allclose(env.tensor_env.force, 400.0 * np.array(expected), rtol=1e-6)  # type: ignore[attr-defined]
-    assert make(DISCRETE).action_space == spaces.Discrete(3)
+    assert make_env(DISCRETE).action_space == spaces.Discrete(3)
 
 
 # -- numpy results are copies ----------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ class ReusingCartpole(TorchCartpole):
 
 
 def make_reusing() -> IsaacVecEnv:
-    return IsaacVecEnv(ReusingCartpole(N_ENVS, "cpu", 5, max_episode_length=8))
+    return IsaacVecEnv(ReusingCartpole(N_ENVS, "cpu", 1, max_episode_length=8))
 
 
 def test_results_never_change_later() -> None:
@@ -269,7 +269,7 @@ def test_infos_are_complete_when_a_step_returns() -> None:
 
 
 def test_writing_into_results_does_not_reach_the_simulator() -> None:
-    env, other = make_reusing(), make(max_episode_length=8)
+    env, other = make_reusing(), make_env(max_episode_length=8)
     obs = env.reset()
     other.reset()
     for action in some_actions(env, 30):
@@ -291,7 +291,7 @@ def test_writing_into_results_does_not_reach_the_simulator() -> None:
 
 
 def test_infos_cost_nothing_until_read() -> None:
-    env = make(max_episode_length=3)
+    env = make_env(max_episode_length=3)
     env.reset_tensor()
     actions = th.zeros(N_ENVS, 1)
     env.step_tensor(actions)
@@ -306,7 +306,7 @@ def test_infos_cost_nothing_until_read() -> None:
 
 
 def test_infos_of_running_environments_are_not_built() -> None:
-    env = make(n_envs=1000)
+    env = make_env(n_envs=1000)
     env.reset_tensor()
     env.tensor_env.dof_state[[3, 700], 0] = 5.0  # type: ignore[attr-defined]  # off the rail: these two end
     infos = env.make_infos(env.step_tensor(th.zeros(1000, 1)))
@@ -316,7 +316,7 @@ def test_infos_of_running_environments_are_not_built() -> None:
 
 
 def test_infos_behave_as_a_list() -> None:
-    env = make(max_episode_length=3)
+    env = make_env(max_episode_length=3)
     env.reset()
     env.step(np.zeros((N_ENVS, 1)))
     infos: Any = env.step(np.zeros((N_ENVS, 1)))[3]
@@ -340,7 +340,7 @@ def test_infos_behave_as_a_list() -> None:
 
 def test_monitor_file(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "on_the_way"
-    env = make(monitor_dir=str(folder), max_episode_length=12)
+    env = make_env(monitor_dir=str(folder), max_episode_length=12)
     env.reset()
     episodes = []
     for action in some_actions(env, 60):
@@ -367,7 +367,7 @@ def test_monitor_file_is_sb3s_own_format(tmp_path: Path) -> None:
     while not any(single.step(np.zeros(1, np.float32))[2:4]):
         pass
     single.close()
-    env = make(n_envs=1, monitor_dir=str(tmp_path), max_episode_length=5)
+    env = make_env(n_envs=1, monitor_dir=str(tmp_path), max_episode_length=5)
     env.reset()
     for _ in range(4):
         env.step(np.zeros((1, 1)))

@@ -19,14 +19,13 @@ from hypothesis.extra.numpy import arrays
 from stable_baselines3 import PPO
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_isaac import VecFrameStack, VecNormalize, make_vec_env
+from sb3_isaac import IsaacVecEnv, VecFrameStack, VecNormalize
 from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.device.cuda_graph import CudaGraph
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
-from sb3_isaac.envs.tensor_path import check_tensor_path, supports_tensors
-from sb3_isaac.envs.vec_env import IsaacVecEnv
-from tests.envs.normalize_helpers import CLOSE, N_ENVS, assert_same_statistics, compare_steps, make_env, some_actions
-from tests.sync_guard import SyncGuard
+from sb3_isaac.envs.tensor_path import supports_tensors, wrapper_without_tensors
+from tests.conftest import N_ENVS, SyncGuard, parameters, some_actions
+from tests.envs.conftest import CLOSE, assert_same_statistics, compare_steps, short_env
 
 # -- against SB3's VecNormalize ----------------------------------------------------------------------------------------
 
@@ -42,10 +41,10 @@ from tests.sync_guard import SyncGuard
     ],
 )
 def test_steps_equal_sb3(kwargs: dict) -> None:
-    ours, theirs = VecNormalize(make_env(), **kwargs), sb3.VecNormalize(make_env(), **kwargs)
+    ours, theirs = VecNormalize(short_env(), **kwargs), sb3.VecNormalize(short_env(), **kwargs)
     for _ in range(2):  # a second reset in the middle of episodes
         np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
-        assert compare_steps(ours, theirs, some_actions(60)) > N_ENVS
+        assert compare_steps(ours, theirs, some_actions(ours, 60)) > N_ENVS
         assert_same_statistics(ours, theirs)
     np.testing.assert_array_equal(ours.get_original_obs(), theirs.get_original_obs())
     np.testing.assert_array_equal(ours.get_original_obs_tensor().numpy(), theirs.get_original_obs())
@@ -60,10 +59,10 @@ def test_steps_equal_sb3(kwargs: dict) -> None:
 
 
 def test_both_paths_share_their_state() -> None:
-    ours, theirs = VecNormalize(make_env()), sb3.VecNormalize(make_env())
+    ours, theirs = VecNormalize(short_env()), sb3.VecNormalize(short_env())
     np.testing.assert_array_equal(ours.reset(), theirs.reset())
     for k in range(6):
-        actions = some_actions(10, seed=k)
+        actions = some_actions(ours, 10, seed=k)
         if k % 2:
             compare_steps(ours, theirs, actions)
         else:
@@ -76,30 +75,30 @@ def test_both_paths_share_their_state() -> None:
 
 
 def test_switches_work_in_the_middle() -> None:
-    ours, theirs = VecNormalize(make_env()), sb3.VecNormalize(make_env())
+    ours, theirs = VecNormalize(short_env()), sb3.VecNormalize(short_env())
     ours.reset_tensor(), theirs.reset()
     for change in ({"training": False}, {"norm_reward": False}, {"norm_obs": False}, {"training": True}, {"norm_obs": True},
                    {"norm_reward": True, "epsilon": 0.5, "clip_obs": 1.5}):  # fmt: skip
         for name, value in change.items():
             setattr(ours, name, value), setattr(theirs, name, value)
-        compare_steps(ours, theirs, some_actions(15))
+        compare_steps(ours, theirs, some_actions(ours, 15))
         assert_same_statistics(ours, theirs)
-    without = VecNormalize(make_env(), norm_obs=False)
+    without = VecNormalize(short_env(), norm_obs=False)
     with pytest.raises(ValueError, match="no statistics of observations"):
         without.norm_obs = True
 
 
 def test_statistics_take_in_the_reset_and_not_the_final_observation() -> None:
-    env = VecNormalize(make_env(max_episode_length=5))
+    env = VecNormalize(short_env(max_episode_length=5))
     env.reset_tensor()
     seen = [env.get_original_obs()]
-    for action in some_actions(20):
+    for action in some_actions(env, 20):
         env.step_tensor(th.from_numpy(action))
         seen.append(env.get_original_obs())
     every = np.concatenate(seen).astype(np.float64)
     np.testing.assert_allclose(env.obs_rms.mean, every.mean(0), atol=1e-6)
     np.testing.assert_allclose(env.obs_rms.var, every.var(0), atol=1e-5)  # SB3's first 1e-4 observations fade
-    assert not np.array_equal(env._original_final_obs.numpy(), seen[-1])
+    assert not np.array_equal(env.get_original_final_obs_tensor().numpy(), seen[-1])
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,20 +124,20 @@ def test_running_statistics_equal_sb3(batches: List[np.ndarray], offset: float) 
 
 
 def test_stock_ppo_learns_the_same_bit_for_bit() -> None:
-    parameters = []
+    models = []
     for cls in (VecNormalize, sb3.VecNormalize):
-        model = PPO("MlpPolicy", cls(make_env()), n_steps=16, batch_size=64, n_epochs=2, seed=1, device="cpu")
+        model = PPO("MlpPolicy", cls(short_env()), n_steps=16, batch_size=64, n_epochs=2, seed=1, device="cpu")
         assert model.get_vec_normalize_env() is model.env and isinstance(model.env, sb3.VecNormalize)
         model.learn(2 * 16 * N_ENVS)
-        parameters.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
-    assert th.equal(*parameters)
+        models.append(model)
+    assert th.equal(*map(parameters, models))
 
 
 # -- the statistics from outside -----------------------------------------------------------------------------------------
 
 
 def test_statistics_can_be_read_and_assigned() -> None:
-    env = VecNormalize(make_env())
+    env = VecNormalize(short_env())
     env.reset_tensor()
     rms = env.obs_rms
     before = rms.mean
@@ -163,34 +162,38 @@ def test_statistics_can_be_read_and_assigned() -> None:
 
 
 def test_sync_envs_normalization() -> None:
-    train, evaluation, stock = VecNormalize(make_env()), VecNormalize(make_env(), training=False), sb3.VecNormalize(make_env())
+    train, evaluation, stock = (
+        VecNormalize(short_env()),
+        VecNormalize(short_env(), training=False),
+        sb3.VecNormalize(short_env()),
+    )
     train.reset_tensor()
-    for action in some_actions(30):
+    for action in some_actions(train, 30):
         train.step_tensor(th.from_numpy(action))
-    address = evaluation._moments.mean.data_ptr()  # type: ignore[union-attr]
+    address = evaluation._state.moments.mean.data_ptr()  # type: ignore[union-attr]
     for other in (evaluation, stock):
         sb3.sync_envs_normalization(train, other)
         assert other.obs_rms.count == train.obs_rms.count > 1 and other.ret_rms.var == train.ret_rms.var
-    assert type(stock.obs_rms) is RunningMeanStd and evaluation._moments.mean.data_ptr() == address  # type: ignore[union-attr]
+    assert type(stock.obs_rms) is RunningMeanStd and evaluation._state.moments.mean.data_ptr() == address  # type: ignore[union-attr]
     obs = th.randn(5, 4)
     assert th.equal(evaluation.normalize_obs_tensor(obs), train.normalize_obs_tensor(obs))
     before = evaluation.obs_rms.mean
     train.step_tensor(th.ones(N_ENVS, 1))
     np.testing.assert_array_equal(evaluation.obs_rms.mean, before)
-    sb3.sync_envs_normalization(VecNormalize(make_env(), norm_obs=False), VecNormalize(make_env(), norm_obs=False))
+    sb3.sync_envs_normalization(VecNormalize(short_env(), norm_obs=False), VecNormalize(short_env(), norm_obs=False))
 
 
 def test_tensors_keep_their_addresses() -> None:
-    env = VecNormalize(make_env())
-    held = [*vars(env._moments).values(), env._batch, env.dones, env.episode_returns, env.episode_lengths]
+    env = VecNormalize(short_env())
+    held = [*vars(env._state.moments).values(), env._state.batch, env.dones, env.episode_returns, env.episode_lengths]
     addresses = [tensor.data_ptr() for tensor in held]
     env.reset_tensor()
-    for action in some_actions(5):
+    for action in some_actions(env, 5):
         env.step_tensor(th.from_numpy(action))
         env.step(action)
     env.obs_rms, env.epsilon, env.returns = RunningMeanStd(shape=(4,)), 1e-3, np.zeros(N_ENVS)
     env.reset()
-    held = [*vars(env._moments).values(), env._batch, env.dones, env.episode_returns, env.episode_lengths]
+    held = [*vars(env._state.moments).values(), env._state.batch, env.dones, env.episode_returns, env.episode_lengths]
     assert [tensor.data_ptr() for tensor in held] == addresses
     assert env.dones is env.venv.dones and env.episode_returns is env.venv.episode_returns
 
@@ -235,7 +238,7 @@ def test_a_step_never_waits_for_the_device(kwargs: dict) -> None:
 
 
 def test_few_kernels() -> None:
-    bare, env = make_env(), VecNormalize(make_env())
+    bare, env = short_env(), VecNormalize(short_env())
     actions = th.zeros(N_ENVS, 1)
     bare.reset_tensor(), env.reset_tensor()
     with SyncGuard() as guard:
@@ -278,7 +281,7 @@ def test_on_other_environments_it_is_sb3s(make: Any, tmp_path: Path) -> None:
         flat += [env.returns, env.get_original_obs(), env.get_original_reward()]
         env.save(str(tmp_path / cls.__module__))
         results.append(flat)
-        assert not supports_tensors(env) and check_tensor_path(env) is False
+        assert not supports_tensors(env) and wrapper_without_tensors(env) is None
     np.testing.assert_equal(*results)
     ours = VecNormalize(sb3.DummyVecEnv([make] * 3))
     ours.reset()
@@ -297,12 +300,12 @@ def test_on_other_environments_it_is_sb3s(make: Any, tmp_path: Path) -> None:
 
 
 def test_observations_that_cannot_be_normalised() -> None:
-    dict_env = make_env()
+    dict_env = short_env()
     dict_env.observation_space = DictEnv.observation_space
     with pytest.raises(ValueError, match="needs Box observations"):
         VecNormalize(dict_env)
     with pytest.raises(ValueError, match="norm_obs_keys"):
-        VecNormalize(make_env(), norm_obs_keys=["a"])
+        VecNormalize(short_env(), norm_obs_keys=["a"])
 
 
 # -- CUDA ------------------------------------------------------------------------------------------------------------
@@ -311,7 +314,7 @@ def test_observations_that_cannot_be_normalised() -> None:
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_captured_and_saved(tmp_path: Path) -> None:
     def make() -> VecNormalize:
-        return VecNormalize(make_vec_env("IsaacGymCartpole-v0", N_ENVS, "torch", "cuda", seed=3, max_episode_length=25))
+        return VecNormalize(short_env(device="cuda"))
 
     eager, captured = make(), make()
     actions = th.zeros(N_ENVS, 1, device="cuda")
@@ -332,10 +335,10 @@ def test_on_cuda_captured_and_saved(tmp_path: Path) -> None:
     stock = sb3.VecNormalize(make().venv)
     on_device = make()
     np.testing.assert_allclose(on_device.reset(), stock.reset(), **CLOSE)
-    compare_steps(on_device, stock, some_actions(40), "cuda")
-    for action in some_actions(30):
+    compare_steps(on_device, stock, some_actions(on_device, 40), "cuda")
+    for action in some_actions(on_device, 30):
         for a, b in zip(on_device.step(action)[:3], stock.step(action)[:3]):
             np.testing.assert_allclose(a, b, **CLOSE)
     assert_same_statistics(on_device, stock)
     on_device.save(str(tmp_path / "vecnormalize.pkl"))
-    assert_same_statistics(VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), make_env()), on_device, returns=False)
+    assert_same_statistics(VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), short_env()), on_device, returns=False)

@@ -17,10 +17,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_isaac import VecNormalize
 from sb3_isaac.envs.tensor_path import supports_tensors
-from tests.envs.normalize_helpers import CLOSE, N_ENVS, assert_same_statistics, compare_steps, make_env, some_actions, trained
-
-DATA = Path(__file__).parents[1] / "data"
-
+from tests.conftest import DATA, N_ENVS, some_actions
+from tests.envs.conftest import CLOSE, assert_same_statistics, compare_steps, short_env, trained
 
 CHILD = """
 import sys
@@ -63,14 +61,14 @@ def test_pickled_by_others_it_is_a_stock_object() -> None:
 def test_we_load_our_file_and_a_stock_file(cls: Any, tmp_path: Path) -> None:
     saved, path = trained(cls), str(tmp_path / "vecnormalize.pkl")
     saved.save(path)
-    env = VecNormalize.load(path, make_env())
+    env = VecNormalize.load(path, short_env())
     assert type(env) is VecNormalize and supports_tensors(env)
     assert_same_statistics(env, VecNormalize.load(path, sb3.DummyVecEnv([lambda: gym.make("IsaacGymCartpole-v0")] * N_ENVS)))
     np.testing.assert_array_equal(env.obs_rms.var, saved.obs_rms.var)
     assert (env.gamma, env.clip_obs, env.num_envs) == (0.97, 5.0, N_ENVS)
-    stock = sb3.VecNormalize.load(path, make_env())
+    stock = sb3.VecNormalize.load(path, short_env())
     np.testing.assert_allclose(env.reset_tensor().numpy(), stock.reset(), **CLOSE)
-    compare_steps(env, stock, some_actions(30))
+    compare_steps(env, stock, some_actions(env, 30))
     assert_same_statistics(env, stock)
 
 
@@ -80,8 +78,8 @@ def test_files_of_other_versions(writer: str, versions: str) -> None:
     """Stock SB3 with numpy 1 cannot read its own files that were written with numpy 2; ours are read everywhere."""
     path = str(DATA / f"vecnormalize_{writer}_{versions}.pkl")
     for cls in (VecNormalize, sb3.VecNormalize) if writer == "ours" else (VecNormalize,):
-        env = cls.load(path, make_env())
-        np.testing.assert_allclose(env.obs_rms.count, 41 * N_ENVS + 1e-4 + (writer == "ours") * N_ENVS)
+        env = cls.load(path, short_env())
+        np.testing.assert_allclose(env.obs_rms.count, (42 if writer == "ours" else 41) * 16 + 1e-4)
         env.reset()
         env.step(np.zeros((N_ENVS, 1), np.float32))
         assert env.action_space.contains(env.action_space.sample())
@@ -91,4 +89,4 @@ def test_a_file_that_holds_something_else(tmp_path: Path) -> None:
     path = tmp_path / "other.pkl"
     path.write_bytes(pickle.dumps({"obs_rms": 1}))
     with pytest.raises(ValueError, match="holds a dict, not a VecNormalize"):
-        VecNormalize.load(str(path), make_env())
+        VecNormalize.load(str(path), short_env())

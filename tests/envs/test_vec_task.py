@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import stable_baselines3
@@ -148,7 +146,6 @@ def drive(env, steps=120, seed=0):
 def test_every_transition_happened(make_task):
     """The physics leads from each observation, with its action, to the true next one: no late reset in between."""
     env = VecTaskEnv(make_task(clip_obs=1000.0))
-    assert env.valid is None
     ended = starts = 0
     for obs, actions, result in drive(env):
         assert th.allclose(result.final_obs, integrate(obs, actions[:, 0] * 400.0), atol=1e-6)
@@ -244,30 +241,34 @@ def test_reset_right_after_a_reset():
     assert th.allclose(env.step(th.ones(N, 1)).final_obs, integrate(obs, th.full((N,), 400.0)), atol=1e-6)
 
 
-def test_late_resets_are_marked(caplog):
-    """A task that cannot be reset at once keeps its late resets; ``valid`` tells the transitions that did not happen."""
-    with caplog.at_level(logging.WARNING):
-        env = VecTaskEnv(LateCartpole(clip_obs=1000.0))
-    assert "LateCartpole has no reset_idx" in caplog.text
-    was_done, invalid = th.zeros(N, dtype=th.bool), 0
-    for obs, actions, result in drive(env):
-        assert th.equal(env.valid, ~was_done)
-        right = (result.final_obs - integrate(obs, actions[:, 0] * 400.0)).abs().amax(-1) < 1e-5
-        assert right[env.valid].all()
-        assert (result.reward[~env.valid] == 0.0).all()
-        invalid += int((~env.valid).sum())
-        was_done = result.terminated | result.truncated
-    assert invalid > 100
+@pytest.mark.parametrize(
+    "make_task, functions, message",
+    [
+        (LateCartpole, [], "no reset_idx(env_ids) and no compute_observations(): pass reset= and observe= to wrap_vec_task."),
+        (LateCartpole, ["observe"], "no reset_idx(env_ids): pass reset= to wrap_vec_task."),
+        (LateCartpole, ["reset"], "no compute_observations(): pass observe= to wrap_vec_task."),
+        (TwoArguments, [], "no reset_idx(env_ids): pass reset= to wrap_vec_task."),
+    ],
+)
+def test_a_task_that_cannot_be_reset_within_the_step(make_task, functions, message):
+    given = {"reset": make_task._reset_some, "observe": make_task._observe}
+    with pytest.raises(ValueError) as error:
+        wrap_vec_task(make_task(), **{name: given[name] for name in functions})
+    assert str(error.value) == f"{make_task.__name__} cannot be reset within the step, because it has {message}"
 
 
-def test_methods_with_other_arguments():
-    """Two required arguments: late, unless the user says how to call it."""
-    assert VecTaskEnv(TwoArguments()).valid is not None
+@pytest.mark.parametrize("make_task", [LateCartpole, TwoArguments])
+def test_functions_in_place_of_missing_methods(make_task):
     nobody = th.zeros(0, dtype=th.long)
-    env = VecTaskEnv(TwoArguments(clip_obs=1000.0), reset=lambda task, env_ids: task.reset_idx(env_ids, nobody))
-    assert env.valid is None
-    for obs, actions, result in drive(env, steps=60):
+    functions = {
+        LateCartpole: {"reset": lambda task, env_ids: task._reset_some(env_ids), "observe": lambda task: task._observe()},
+        TwoArguments: {"reset": lambda task, env_ids: task.reset_idx(env_ids, nobody)},
+    }[make_task]
+    ended = 0
+    for obs, actions, result in drive(VecTaskEnv(make_task(clip_obs=1000.0), **functions), steps=60):
         assert th.allclose(result.final_obs, integrate(obs, actions[:, 0] * 400.0), atol=1e-6)
+        ended += int((result.terminated | result.truncated).sum())
+    assert ended > 50
 
 
 def test_clip_settings_and_spaces():
@@ -327,71 +328,11 @@ def test_with_stock_sb3():
     assert all(1 < episode["l"] <= 39 for episode in model.ep_info_buffer)
 
 
-@pytest.mark.parametrize("make_task", [Cartpole, LateCartpole])
 @pytest.mark.parametrize("algorithm", ["PPO", "DDPG"])
-def test_with_our_algorithms(algorithm, make_task):
-    env = wrap_vec_task(make_task())
+def test_with_our_algorithms(algorithm):
+    env = wrap_vec_task(Cartpole())
     settings = {"PPO": {"n_steps": 16, "batch_size": 128}, "DDPG": {"learning_starts": 64, "buffer_size": 5_000}}[algorithm]
     model = getattr(sb3_isaac, algorithm)("MlpPolicy", env, seed=0, device="cpu", **settings)
     model.learn(48 * N)
     actions, _ = model.predict(env.reset(), deterministic=True)
     assert actions.shape == (N, 1) and model.num_timesteps >= 48 * N
-
-
-def transitions_are_real(obs, actions, next_obs):
-    return (next_obs - integrate(obs, actions[:, 0].clamp(-1, 1) * 400.0)).abs().amax(-1) < 1e-5
-
-
-def test_late_resets_stay_out_of_ppos_rollout():
-    """Every (obs, action) that PPO learns from was followed by a real step; the one before stands in for the others."""
-    env = wrap_vec_task(LateCartpole(clip_obs=1000.0))
-    model = sb3_isaac.PPO("MlpPolicy", env, n_steps=64, batch_size=512, n_epochs=1, seed=0, device="cpu")
-    seen = []
-    step_tensor = env.step_tensor
-
-    def noting(actions):
-        obs = env.obs_tensor.clone()
-        result = step_tensor(actions)
-        seen.append((obs, actions.clone(), result.final_obs.clone(), env.valid.clone()))
-        return result
-
-    env.step_tensor = noting
-    model.learn(64 * N)
-    tensors = model.rollout_buffer.tensors
-    obs, actions, next_obs, valid = (th.stack(column) for column in zip(*seen))
-    assert (~valid).sum() > 30
-    real = transitions_are_real(obs.flatten(0, 1), actions.flatten(0, 1), next_obs.flatten(0, 1)).view(64, N)
-    assert real[valid].all() and not real[~valid].all()
-    learned = {tuple(row.tolist()) for row in tensors.observations.flatten(0, 1)}
-    assert learned == {tuple(row.tolist()) for row in obs[valid]}
-    rows, columns = (~valid).nonzero().unbind(-1)
-    later = rows > 0
-    for tensor in tensors[:2] + tensors[4:]:
-        assert th.equal(tensor[rows[later], columns[later]], tensor[rows[later] - 1, columns[later]])
-    lengths = [episode["l"] for episode in model.ep_info_buffer]
-    assert max(lengths) <= 39
-
-
-def test_late_resets_stay_out_of_replay():
-    env = wrap_vec_task(LateCartpole(clip_obs=1000.0))
-    model = sb3_isaac.DDPG("MlpPolicy", env, seed=0, device="cpu", learning_starts=100 * N, buffer_size=100 * N)
-    model.learn(60 * N)
-    buffer = model.replay_buffer
-    columns = (buffer.observations, buffer.actions, buffer.next_observations)
-    obs, actions, next_obs = (column[:60].flatten(0, 1) for column in columns)
-    assert transitions_are_real(obs, actions, next_obs).all()
-    assert (buffer.dones[:60] != 0).sum() > 30
-
-
-def test_leaving_out_the_first_row():
-    """There the transition after it stands in; a rollout of one step has none and stays as it is."""
-    for n_steps, expected in ((3, [[1, 10], [1, 11], [1, 12]]), (1, [[0, 10]])):
-        buffer = sb3_isaac.DeviceRolloutBuffer(n_steps, spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,)), "cpu", n_envs=2)
-        number = th.arange(n_steps, dtype=th.float32).unsqueeze(1) + th.tensor([0.0, 10.0])
-        for tensor in buffer.tensors:
-            tensor.copy_(number.view(n_steps, 2, *[1] * (tensor.dim() - 2)))
-        valid = th.ones(n_steps, 2, dtype=th.bool)
-        valid[0, 0] = valid[-1, 0] = False
-        buffer.leave_out(valid)
-        for tensor in buffer.tensors:
-            assert tensor.view(n_steps, 2).tolist() == expected

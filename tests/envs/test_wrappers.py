@@ -12,36 +12,37 @@ import stable_baselines3.common.vec_env as sb3
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
 from sb3_isaac import DDPG, PPO, VecFrameStack, VecNormalize
-from sb3_isaac.envs.tensor_path import check_tensor_path, supports_tensors
-from tests.envs.normalize_helpers import CLOSE, N_ENVS, assert_same_statistics, compare_steps, make_env, some_actions
+from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, supports_tensors, wrapper_without_tensors
+from tests.conftest import N_ENVS, some_actions
+from tests.envs.conftest import CLOSE, assert_same_statistics, compare_steps, short_env
 
 # -- frame stacking -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_frame_stack_equals_sb3(normalize: bool) -> None:
-    ours: Any = VecFrameStack(VecNormalize(make_env()) if normalize else make_env(), 3)
-    theirs: Any = sb3.VecFrameStack(sb3.VecNormalize(make_env()) if normalize else make_env(), 3)
+    ours: Any = VecFrameStack(VecNormalize(short_env()) if normalize else short_env(), 3)
+    theirs: Any = sb3.VecFrameStack(sb3.VecNormalize(short_env()) if normalize else short_env(), 3)
     assert ours.observation_space == theirs.observation_space and supports_tensors(ours)
     for _ in range(2):
         np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
-        assert compare_steps(ours, theirs, some_actions(40)) > N_ENVS
-    for action in some_actions(30):  # the numpy path goes on from there
+        assert compare_steps(ours, theirs, some_actions(ours, 40)) > N_ENVS
+    for action in some_actions(ours, 30):  # the numpy path goes on from there
         mine, expected = ours.step(action), theirs.step(action)
         for a, b in zip(mine[:3], expected[:3]):
             np.testing.assert_allclose(a, b, **CLOSE)
         for i in np.flatnonzero(expected[2]):
             np.testing.assert_allclose(mine[3][i]["terminal_observation"], expected[3][i]["terminal_observation"], **CLOSE)
         np.testing.assert_allclose(ours.obs_tensor.numpy(), expected[0], **CLOSE)
-    compare_steps(ours, theirs, some_actions(20))
+    compare_steps(ours, theirs, some_actions(ours, 20))
     np.testing.assert_allclose(ours.reset(), theirs.reset(), **CLOSE)
-    compare_steps(ours, theirs, some_actions(5))
+    compare_steps(ours, theirs, some_actions(ours, 5))
 
 
 def test_frame_stack_under_normalize_and_on_other_environments() -> None:
-    ours, theirs = VecNormalize(VecFrameStack(make_env(), 2)), sb3.VecNormalize(sb3.VecFrameStack(make_env(), 2))
+    ours, theirs = VecNormalize(VecFrameStack(short_env(), 2)), sb3.VecNormalize(sb3.VecFrameStack(short_env(), 2))
     np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
-    compare_steps(ours, theirs, some_actions(40))
+    compare_steps(ours, theirs, some_actions(ours, 40))
     assert_same_statistics(ours, theirs)
     other = VecFrameStack(sb3.DummyVecEnv([lambda: gym.make("CartPole-v1")]), 2)
     assert other.reset().shape == (1, 8) and other.step(np.array([0]))[0].shape == (1, 8) and not supports_tensors(other)
@@ -72,31 +73,41 @@ class SomebodysWrapper(VecEnvWrapper):
     ],
 )
 @pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
-def test_slow_wrappers_are_refused(wrap: Any, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_wrapper_is_named(wrap: Any, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    env = make_env(render_mode="rgb_array")
+    env = short_env(render_mode="rgb_array")
     slow = wrap(env)
     for wrapped in (slow, VecNormalize(slow), VecFrameStack(VecNormalize(slow), 2)):
-        with pytest.raises(ValueError, match=way_out) as error:
-            check_tensor_path(wrapped)
-        assert str(error.value).startswith(type(slow).__name__)
+        sentence = wrapper_without_tensors(wrapped)
+        assert sentence is not None and way_out in sentence
+        assert sentence.startswith(f"{type(slow).__name__} has no tensor path")
 
 
-def test_what_is_not_refused() -> None:
-    assert check_tensor_path(make_env()) and check_tensor_path(VecFrameStack(VecNormalize(make_env()), 2))
+def test_no_wrapper_is_in_the_way() -> None:
     dummy = sb3.DummyVecEnv([lambda: gym.make("CartPole-v1")])
-    assert not check_tensor_path(dummy) and not check_tensor_path(sb3.VecMonitor(dummy)) and not check_tensor_path(None)
+    for env in (short_env(), VecFrameStack(VecNormalize(short_env()), 2), dummy, sb3.VecMonitor(dummy), None):
+        assert wrapper_without_tensors(env) is None
+
+
+def test_wrappers_have_what_the_environment_inside_has() -> None:
+    inside = short_env()
+    for env in (VecNormalize(inside), VecFrameStack(VecNormalize(inside), 2)):
+        # As attributes: VecEnvWrapper.__getattr__ is slow, and refuses what more than one of the layers inside has
+        assert {*TensorVecEnv.__annotations__, *FORWARDED} <= set(vars(env))
+        for name in FORWARDED:
+            mine, its = getattr(env, name), getattr(inside, name)
+            assert mine is its or mine == its, name  # bound methods are equal and not the same
 
 
 @pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`")
 def test_algorithms_refuse_what_would_be_slow_and_train_with_the_rest() -> None:
     for cls, kwargs in ((PPO, {"n_steps": 4, "batch_size": 32}), (DDPG, {"learning_starts": 32, "batch_size": 32})):
-        model = cls("MlpPolicy", sb3.VecMonitor(make_env()), device="cpu", **kwargs)
+        model = cls("MlpPolicy", sb3.VecMonitor(short_env()), device="cpu", **kwargs)
         with pytest.raises(ValueError, match="VecMonitor has no tensor path"):
             model.learn(100)
-        env = VecNormalize(VecFrameStack(make_env(), 2))
+        env = VecNormalize(VecFrameStack(short_env(), 2))
         cls("MlpPolicy", env, device="cpu", **kwargs).learn(128)
         assert env.obs_rms.count > 128 and env.ret_rms.count > 100
-    model = DDPG("MlpPolicy", VecFrameStack(VecNormalize(make_env()), 2), device="cpu")
+    model = DDPG("MlpPolicy", VecFrameStack(VecNormalize(short_env()), 2), device="cpu")
     with pytest.raises(ValueError, match="put VecNormalize outside"):  # SB3 fails there, too, with a numpy message
         model.learn(100)

@@ -17,28 +17,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
-import sb3_isaac
+from sb3_isaac import IsaacVecEnv, evaluate
 from sb3_isaac.backends.base import StepResult, TensorEnv
-from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
-from sb3_isaac.evaluation.measure import bootstrap_interval, evaluate, tensor_policy
-
-BOX, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
-GAINS = [0.02, 0.06, -0.5, -0.1]
-"""A linear controller that balances the pole for a whole episode."""
-
-
-def make(env_id: str = BOX, n_envs: int = 6, **kwargs: Any) -> IsaacVecEnv:
-    return sb3_isaac.make_vec_env(env_id, n_envs, device="cpu", seed=0, **kwargs)
-
-
-def balancing_model(env: Any) -> PPO:
-    """A PPO model whose deterministic policy is the linear controller."""
-    model = PPO("MlpPolicy", env, policy_kwargs={"net_arch": []}, device="cpu", seed=0, n_steps=8, batch_size=8)
-    with th.no_grad():
-        model.policy.action_net.weight.copy_(th.tensor([GAINS]))
-        model.policy.action_net.bias.zero_()
-    return model
+from sb3_isaac.evaluation.measure import bootstrap_interval, tensor_policy
+from tests.conftest import CONTINUOUS, DISCRETE, make_env
+from tests.evaluation.conftest import GAINS, balancing_model
 
 
 class Staircase(TensorEnv):
@@ -75,10 +59,10 @@ class Staircase(TensorEnv):
         self.progress.copy_(state["progress"])
 
 
-@pytest.mark.parametrize("algorithm, env_id", [(PPO, BOX), (PPO, DISCRETE), (DQN, DISCRETE), (DDPG, BOX)])
+@pytest.mark.parametrize("algorithm, env_id", [(PPO, CONTINUOUS), (PPO, DISCRETE), (DQN, DISCRETE), (DDPG, CONTINUOUS)])
 @pytest.mark.parametrize("n_episodes", [4, 12, 15])
 def test_agrees_with_sb3(algorithm: Type[BaseAlgorithm], env_id: str, n_episodes: int) -> None:
-    env = make(env_id, 6, max_episode_length=25)
+    env = make_env(env_id, 6, max_episode_length=25)
     model = algorithm("MlpPolicy", env, seed=1, device="cpu")  # type: ignore[call-arg]
     assert tensor_policy(model) is not None
     env.seed(5)
@@ -106,7 +90,7 @@ def test_short_episodes_do_not_count_more() -> None:
 
 
 def test_a_balancing_policy_and_its_statistics() -> None:
-    env = make(n_envs=20)
+    env = make_env(n_envs=20)
     result = evaluate(balancing_model(env), env, 20)
     assert result.mean > 495 and result.failures == 0 and result.time_outs == 20 and result.mean_length == 499
     low, high = result.confidence_interval
@@ -115,15 +99,15 @@ def test_a_balancing_policy_and_its_statistics() -> None:
 
 
 def test_a_thousand_episodes_take_seconds() -> None:
-    env = make(n_envs=1000)
+    env = make_env(n_envs=1000)
     result = evaluate(balancing_model(env), env, 1000)
     assert result.n_episodes == 1000 and result.mean_length == 499
     assert result.seconds < 5
 
 
 def test_normalised_observations() -> None:
-    env = VecNormalize(make(max_episode_length=25), clip_obs=2.0)
-    model = PPO("MlpPolicy", env, seed=1, device="cpu", n_steps=32, batch_size=192)
+    env = VecNormalize(make_env(max_episode_length=25), clip_obs=2.0)
+    model = PPO("MlpPolicy", env, seed=1, device="cpu", n_steps=24, batch_size=192)
     model.learn(192)
     env.training = False
     before = env.obs_rms.mean.copy(), env.obs_rms.var.copy(), env.obs_rms.count
@@ -140,7 +124,7 @@ def test_normalised_observations() -> None:
 
 
 def test_the_model_is_left_alone() -> None:
-    train_env, env = make(), make(max_episode_length=25)
+    train_env, env = make_env(), make_env(max_episode_length=25)
     model = DDPG("MlpPolicy", train_env, device="cpu", seed=0, learning_starts=10**6)
     model.learn(60)
     model.policy.set_training_mode(True)
@@ -157,7 +141,7 @@ def test_the_model_is_left_alone() -> None:
 
 
 def test_training_mode_comes_back_after_an_error() -> None:
-    env = make()
+    env = make_env()
     model = balancing_model(env)
     model.policy.set_training_mode(True)
     env.tensor_env.step = lambda actions: 1 / 0  # type: ignore[method-assign]
@@ -167,12 +151,12 @@ def test_training_mode_comes_back_after_an_error() -> None:
 
 
 def test_stochastic() -> None:
-    env = make(n_envs=50)
+    env = make_env(n_envs=50)
     model = balancing_model(env)
     with th.no_grad():
         model.policy.log_std.fill_(0.0)
     assert evaluate(model, env, 50, deterministic=False).failures > evaluate(model, env, 50).failures
-    dqn = DQN("MlpPolicy", make(DISCRETE), device="cpu", seed=0)
+    dqn = DQN("MlpPolicy", make_env(DISCRETE), device="cpu", seed=0)
     dqn.exploration_rate = 1.0
     obs = th.zeros(3000, 4)
     greedy, random = tensor_policy(dqn), tensor_policy(dqn, deterministic=False)
@@ -185,7 +169,7 @@ def test_stochastic() -> None:
 def test_any_environment_and_any_predictor(kind: str) -> None:
     env: Any = make_vec_env("CartPole-v1", 2, seed=0) if kind == "vec" else gym.make("CartPole-v1", max_episode_steps=20)
     if kind == "predictor":
-        env = make(max_episode_length=25)
+        env = make_env(max_episode_length=25)
 
         class Predictor:
             def predict(self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
@@ -202,19 +186,19 @@ def test_any_environment_and_any_predictor(kind: str) -> None:
     assert result.failures == (result.lengths < (500 if kind == "vec" else 20)).sum()
 
 
-@pytest.mark.parametrize("trained, given", [(BOX, DISCRETE), (DISCRETE, BOX)])
+@pytest.mark.parametrize("trained, given", [(CONTINUOUS, DISCRETE), (DISCRETE, CONTINUOUS)])
 def test_other_action_space(trained: str, given: str) -> None:
-    model = PPO("MlpPolicy", make(trained), device="cpu")
+    model = PPO("MlpPolicy", make_env(trained), device="cpu")
     with pytest.raises(ValueError, match="trained for actions .* but this environment has .* choose the environment id"):
-        evaluate(model, make(given), 6)
+        evaluate(model, make_env(given), 6)
     if trained == DISCRETE:
         with pytest.raises(ValueError, match=r"Discrete\(3\), but this environment has Discrete\(4\)"):
-            evaluate(model, make(trained, n_bins=4), 6)
+            evaluate(model, make_env(trained, n_bins=4), 6)
 
 
 @pytest.mark.parametrize("n_episodes", [0, -5])
 def test_no_episodes(n_episodes: int) -> None:
-    env = make()
+    env = make_env()
     with pytest.raises(ValueError, match="n_episodes must be at least 1"):
         evaluate(balancing_model(env), env, n_episodes)
 
@@ -233,10 +217,10 @@ def test_bootstrap_interval() -> None:
     assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(500), rel=0.1)
 
 
-def learn_with(callback_class: Type[EvalCallback], folder: Path, env_id: str = BOX) -> Dict[str, Any]:
+def learn_with(callback_class: Type[EvalCallback], folder: Path, env_id: str = CONTINUOUS) -> Dict[str, Any]:
     """A short training run with evaluations; what it wrote, and what it logged."""
     kept: Dict[str, List[Any]] = {}
-    env, eval_env = make(env_id, 8, max_episode_length=25), make(env_id, 4, max_episode_length=25)
+    env, eval_env = make_env(env_id, 8, max_episode_length=25), make_env(env_id, 4, max_episode_length=25)
     model = PPO("MlpPolicy", env, seed=3, device="cpu", n_steps=16, batch_size=128)
     logger = configure(None, [])
     record = logger.record
@@ -291,11 +275,11 @@ def test_callback_on_other_environments_is_sb3s(tmp_path: Path) -> None:
 def test_callback_stops_training_and_keeps_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stable_baselines3.common.callbacks import StopTrainingOnRewardThreshold
 
-    env = make(n_envs=8, max_episode_length=25)
+    env = make_env(n_envs=8, max_episode_length=25)
     model = balancing_model(env)
     stop = StopTrainingOnRewardThreshold(reward_threshold=20.0)
     callback = BatchedEvalCallback(
-        make(n_envs=4, max_episode_length=25),
+        make_env(n_envs=4, max_episode_length=25),
         callback_on_new_best=stop,
         n_eval_episodes=4,
         eval_freq=2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,24 +27,14 @@ from sb3_isaac.cli import video as video_command  # noqa: E402
 from sb3_isaac.evaluation import curves, video  # noqa: E402
 from sb3_isaac.evaluation.callbacks import RewardLog  # noqa: E402
 from sb3_isaac.evaluation.video import play_frames, write_video  # noqa: E402
-
-ENV_ID = "IsaacGymCartpole-v0"
-DATA = Path(__file__).parents[1] / "data"
-
-
-def balancing_model(env: Any) -> PPO:
-    """A linear controller that balances the pole, as a PPO model."""
-    model = PPO("MlpPolicy", env, policy_kwargs={"net_arch": []}, device="cpu", seed=0, n_steps=8, batch_size=8)
-    with th.no_grad():
-        model.policy.action_net.weight.copy_(th.tensor([[0.02, 0.06, -0.5, -0.1]]))
-        model.policy.action_net.bias.zero_()
-    return model
+from tests.conftest import CONTINUOUS, DATA, DISCRETE, make_env, run_python  # noqa: E402
+from tests.evaluation.conftest import balancing_model  # noqa: E402
 
 
-def make_runs(folder: Path, n_runs: int, algo: str = "ppo", env_id: str = ENV_ID) -> List[Path]:
+def make_runs(folder: Path, n_runs: int, algo: str = "ppo", env_id: str = CONTINUOUS) -> List[Path]:
     """Folders as rl_zoo3 leaves them: model, settings, 300 training episodes and 5 evaluations each."""
-    env = sb3_isaac.make_vec_env(env_id, 2, device="cpu")
-    model = balancing_model(env) if env_id == ENV_ID else PPO("MlpPolicy", env, device="cpu")
+    env = make_env(env_id, 2)
+    model = balancing_model(env) if env_id == CONTINUOUS else PPO("MlpPolicy", env, device="cpu")
     runs = [folder / algo / f"{env_id}_{i + 1}" for i in range(n_runs)]
     for i, run in enumerate(runs):
         (run / env_id).mkdir(parents=True)
@@ -100,7 +89,7 @@ def test_mp4_and_gif_hold_the_frames(tmp_path: Path) -> None:
 
 
 def test_a_grid_of_16_is_fast(tmp_path: Path) -> None:
-    env = sb3_isaac.make_vec_env(ENV_ID, 16, device="cpu", seed=0, render_mode="rgb_array")
+    env = make_env(n_envs=16, render_mode="rgb_array")
     model = balancing_model(env)
     start = time.process_time()  # of drawing: ffmpeg encodes in a process of its own, as fast as the frames come
     write_video(str(tmp_path / "grid.mp4"), play_frames(model, env, 30))
@@ -138,9 +127,9 @@ def test_video_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         write_video("a.avi", squares())
     with pytest.raises(ValueError, match="No frames"):
         write_video(str(tmp_path / "a.mp4"), [])
-    env = sb3_isaac.make_vec_env(ENV_ID, 2, device="cpu")
+    env = make_env(n_envs=2)
     with pytest.raises(ValueError, match="trained for actions Box"):
-        discrete = sb3_isaac.make_vec_env("IsaacGymCartpoleDiscrete-v0", 2, device="cpu", render_mode="rgb_array")
+        discrete = make_env(DISCRETE, 2, render_mode="rgb_array")
         next(play_frames(balancing_model(env), discrete, 1))
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="make it with render_mode='rgb_array', not None"):
         next(play_frames(balancing_model(env), env, 1))
@@ -156,10 +145,10 @@ def test_video_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_evaluate_prints_a_table(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--env", ENV_ID, "-f", str(logs), "--exp-id", "2", "--device", "cpu"]
+    flags = ["--env", CONTINUOUS, "-f", str(logs), "--exp-id", "2", "--device", "cpu"]
     assert evaluate.main([*flags, "--n-episodes", "30"]) == 0
     table = {line[:26].strip(): line[26:] for line in capsys.readouterr().out.splitlines()}
-    assert table["model"].endswith(f"{ENV_ID}_2/{ENV_ID}.zip") and table["environment"] == f"{ENV_ID}, 30 at once"
+    assert table["model"].endswith(f"{CONTINUOUS}_2/{CONTINUOUS}.zip") and table["environment"] == f"{CONTINUOUS}, 30 at once"
     assert (table["episodes"], table["failures"], table["time-outs"]) == ("30", "0", "30")
     assert table["mean length"] == "99.0 steps", "max_episode_length is that of the training run"
     assert 98 < float(table["mean return"].split()[0]) < 99
@@ -172,10 +161,10 @@ def test_evaluate_prints_a_table(logs: Path, capsys: pytest.CaptureFixture[str])
 
 def test_video_writes_both_formats_beside_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run,) = make_runs(tmp_path, 1)
-    flags = ["--env", ENV_ID, "-f", str(tmp_path), "--device", "cpu", "--n-envs", "4"]
+    flags = ["--env", CONTINUOUS, "-f", str(tmp_path), "--device", "cpu", "--n-envs", "4"]
     assert video_command.main([*flags, "-n", "12"]) == 0
     written = sorted(path.name for path in (run / "videos").iterdir())
-    assert written == [f"final-model-ppo-{ENV_ID}.gif", f"final-model-ppo-{ENV_ID}.mp4"]
+    assert written == [f"final-model-ppo-{CONTINUOUS}.gif", f"final-model-ppo-{CONTINUOUS}.mp4"]
     assert capsys.readouterr().out.count("Wrote ") == 2
     size, frames = read_video(run / "videos" / written[1])
     assert size == (480, 960) and len(frames) == 12
@@ -189,25 +178,25 @@ def test_video_writes_both_formats_beside_the_model(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize("main", [evaluate.main, video_command.main])
 def test_missing_models(main: Any, logs: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere/ppo folder was not found: train one first, or name another"):
-        main(["--env", ENV_ID, "-f", "nowhere"])
+        main(["--env", CONTINUOUS, "-f", "nowhere"])
     with pytest.raises(FileNotFoundError, match="No model found for ppo"):
-        main(["--env", ENV_ID, "-f", str(logs), "--load-best"])
+        main(["--env", CONTINUOUS, "-f", str(logs), "--load-best"])
     with pytest.raises(FileNotFoundError, match="No model found for ppo"):
-        main(["--env", "IsaacGymCartpoleDiscrete-v0", "-f", str(logs)])
+        main(["--env", DISCRETE, "-f", str(logs)])
     with pytest.raises(ValueError, match="--n-envs must be at least 1"):
-        main(["--env", ENV_ID, "-f", str(logs), "--n-envs", "0"])
+        main(["--env", CONTINUOUS, "-f", str(logs), "--n-envs", "0"])
 
 
 def test_model_of_the_other_action_space(logs: Path) -> None:
     with pytest.raises(ValueError, match=r"trained for actions Box.* has Discrete\(3\)"):
-        evaluate.main(["--env", ENV_ID, "-f", str(logs), "--env-kwargs", "discrete:True", "--device", "cpu"])
+        evaluate.main(["--env", CONTINUOUS, "-f", str(logs), "--env-kwargs", "discrete:True", "--device", "cpu"])
 
 
 def test_zoos_record_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("moviepy", reason="rl_zoo3.record_video needs moviepy")
     (run,) = make_runs(tmp_path, 1)
     monkeypatch.setattr(sys, "argv", sys.argv)
-    assert dispatch.main(["record_video", "--env", ENV_ID, "-f", str(tmp_path), "--n-envs", "4", "-n", "10"]) == 0
+    assert dispatch.main(["record_video", "--env", CONTINUOUS, "-f", str(tmp_path), "--n-envs", "4", "-n", "10"]) == 0
     (path,) = (run / "videos").iterdir()
     size, frames = read_video(path)
     assert size == (480, 960) and len(frames) >= 10
@@ -217,8 +206,8 @@ def test_zoos_record_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_band_is_the_mean_over_seeds_with_its_interval(logs: Path) -> None:
-    runs = curves.find_runs(str(logs), "ppo", ENV_ID)
-    assert [Path(run).name for run in runs] == [f"{ENV_ID}_{i}" for i in (1, 2, 3)]
+    runs = curves.find_runs(str(logs), "ppo", CONTINUOUS)
+    assert [Path(run).name for run in runs] == [f"{CONTINUOUS}_{i}" for i in (1, 2, 3)]
     band = curves.band([curves.evaluation_curve(run) for run in runs])
     assert band.n_runs == 3 and band.x[0] == 1000 and band.x[-1] == 5000
     np.testing.assert_allclose(band.mean, 0.1 * (band.x - 1000) + 1.0)  # the seeds add 0, 1 and 2
@@ -227,7 +216,7 @@ def test_band_is_the_mean_over_seeds_with_its_interval(logs: Path) -> None:
 
 
 def test_training_curves(logs: Path) -> None:
-    (run, *_) = curves.find_runs(str(logs), "ppo", ENV_ID)
+    (run, *_) = curves.find_runs(str(logs), "ppo", CONTINUOUS)
     x, y = curves.training_curve(run, "steps", window=100)
     lengths = 10 + np.arange(300)
     np.testing.assert_allclose(y, np.arange(300)[99:] - 49.5)
@@ -238,7 +227,7 @@ def test_training_curves(logs: Path) -> None:
 
 @pytest.mark.parametrize("algorithm, wrapped", [("PPO", False), ("PPO", True), ("DDPG", False)])
 def test_reward_log(algorithm: str, wrapped: bool, tmp_path: Path) -> None:
-    env: Any = sb3_isaac.make_vec_env(ENV_ID, 4, device="cpu", seed=0, max_episode_length=12, monitor_dir=str(tmp_path))
+    env: Any = make_env(n_envs=4, max_episode_length=12, monitor_dir=str(tmp_path))
     rewards: List[np.ndarray] = []
     step = env.tensor_env.step
 
@@ -260,7 +249,7 @@ def test_reward_log(algorithm: str, wrapped: bool, tmp_path: Path) -> None:
 
 
 def test_reward_log_elsewhere() -> None:
-    env = sb3_isaac.make_vec_env(ENV_ID, 2, device="cpu")
+    env = make_env(n_envs=2)
     balancing_model(env).learn(32, callback=RewardLog(window=2))  # no monitor file, nothing to write
     model = PPO("MlpPolicy", "CartPole-v1", device="cpu", n_steps=8, batch_size=8)
     with pytest.raises(ValueError, match="RewardLog needs an IsaacVecEnv, not DummyVecEnv"):
@@ -283,7 +272,7 @@ def test_plot(flags: List[str], logs: Path, tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "new" / "curve.png"
     path.parent.mkdir()
     path.write_bytes(b"an older plot")
-    assert plot.main(["-e", ENV_ID, "-f", str(logs), "-o", str(path), *flags]) == 0
+    assert plot.main(["-e", CONTINUOUS, "-f", str(logs), "-o", str(path), *flags]) == 0
     assert path.read_bytes().startswith(b"\x89PNG") and [entry.name for entry in path.parent.iterdir()] == ["curve.png"]
     (axes,) = drawn[0].axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
@@ -295,17 +284,17 @@ def test_plot(flags: List[str], logs: Path, tmp_path: Path, monkeypatch: pytest.
 def test_plot_mistakes(logs: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.png"
     output.write_bytes(b"an older plot")
-    flags = ["-e", ENV_ID, "-f", str(logs), "-o", str(output)]
-    (bare,) = make_runs(tmp_path, 1, "dqn", "IsaacGymCartpoleDiscrete-v0")
+    flags = ["-e", CONTINUOUS, "-f", str(logs), "-o", str(output)]
+    (bare,) = make_runs(tmp_path, 1, "dqn", DISCRETE)
     (bare / "evaluations.npz").unlink()
     (bare / "0.monitor.csv").unlink()
     (bare / "reward_rate.csv").unlink()
     bad_csv = tmp_path / "bad.csv"
     bad_csv.write_text("step,reward\n1,2\n")
-    discrete = ["-e", "IsaacGymCartpoleDiscrete-v0", "-f", str(tmp_path), "-a", "dqn", "-o", str(output)]
+    discrete = ["-e", DISCRETE, "-f", str(tmp_path), "-a", "dqn", "-o", str(output)]
     for wrong, error, message in (
         ([*flags, "-a", "ddpg"], FileNotFoundError, "No run of ddpg on"),
-        (["-e", ENV_ID, "-f", "nowhere", "-o", str(output)], FileNotFoundError, "No run of ppo on"),
+        (["-e", CONTINUOUS, "-f", "nowhere", "-o", str(output)], FileNotFoundError, "No run of ppo on"),
         (discrete, FileNotFoundError, "has no evaluations.npz"),
         ([*discrete, "--curve", "train"], FileNotFoundError, "has no monitor file"),
         ([*flags, "--reference", str(bad_csv)], ValueError, "no curve of rewards"),
@@ -326,10 +315,10 @@ def test_plot_mistakes(logs: Path, tmp_path: Path) -> None:
 def test_plot_without_display_or_matplotlib(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     with pytest.raises(RuntimeError, match="no display to show the plot on: write it to a file with --output"):
-        plot.main(["-e", ENV_ID, "-f", str(logs)])
+        plot.main(["-e", CONTINUOUS, "-f", str(logs)])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="extra 'plots': pip install matplotlib"):
-        plot.main(["-e", ENV_ID, "-f", str(logs), "-o", "a.png"])
+        plot.main(["-e", CONTINUOUS, "-f", str(logs), "-o", "a.png"])
 
 
 def test_runs_that_cannot_be_averaged() -> None:
@@ -347,14 +336,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from rl_zoo3.plots import all_plots, plot_from_file, plot_train
 for x_axis in ("steps", "time"):
-    sys.argv = ["plot_train", "-a", "ppo", "-e", {ENV_ID!r}, "-f", {str(logs)!r}, "-x", x_axis]
+    sys.argv = ["plot_train", "-a", "ppo", "-e", {CONTINUOUS!r}, "-f", {str(logs)!r}, "-x", x_axis]
     plot_train()
     assert len(plt.gca().lines) == (3 if x_axis == "steps" else 6), plt.gca().lines
-sys.argv = ["all_plots", "-a", "ppo", "-e", {ENV_ID!r}, "-f", {str(logs)!r}, "-o", {str(tmp_path / "post")!r}]
+sys.argv = ["all_plots", "-a", "ppo", "-e", {CONTINUOUS!r}, "-f", {str(logs)!r}, "-o", {str(tmp_path / "post")!r}]
 all_plots()
 sys.argv = ["plot_from_file", "-i", {str(tmp_path / "post")!r}, "-b"]
 plot_from_file()
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_python("-W", "ignore", "-c", code)
+    assert done.returncode == 0, done.stdout
     assert "401 +/- 0" in done.stdout and (tmp_path / "post.pkl").is_file()

@@ -1,4 +1,4 @@
-"""The Isaac Gym backend on the stand-in. Run by tests/test_isaacgym_backend.py in a process of its own."""
+"""The Isaac Gym backend on the stand-in. Run by tests/backends/conftest.py in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from isaacgym import gymapi
 from sb3_isaac import backends
 from sb3_isaac.backends import isaacgym_cartpole, physx_reference
 from sb3_isaac.backends.isaacgym_cartpole import IsaacGymCartpole
-from tests.sync_guard import QuietGym, SyncGuard
+from tests.conftest import QuietGym, SyncGuard
 
 assert sb3_isaac.__version__
 

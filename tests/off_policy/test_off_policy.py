@@ -12,21 +12,11 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 
-from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
+from sb3_isaac import DeviceReplayBuffer, VecFrameStack, VecNormalize
 from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
-from sb3_isaac.envs.vec_frame_stack import VecFrameStack
-from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.off_policy.training_log import STEPS_PER_READ
-from tests.off_policy.off_policy_helpers import (
-    ALGOS,
-    STOCK,
-    assert_same,
-    make_env,
-    make_model,
-    parameters,
-    start,
-)
-from tests.sync_guard import SyncGuard
+from tests.conftest import ENV_IDS, SyncGuard, make_env, parameters
+from tests.off_policy.conftest import ALGOS, STOCK, make_model, start
 
 pytestmark = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
 
@@ -55,10 +45,10 @@ class Recorder(BaseCallback):
 def test_replay_buffer_equals_sb3s(algo, normalized):
     """Same actions, same resets and time-outs: the stored transitions are SB3's, final observations included."""
     recorder = Recorder()
-    env = make_env(algo, max_episode_length=18, reset_dist=0.5)
+    env = make_env(ENV_IDS[algo], max_episode_length=18, reset_dist=0.5)
     ours = make_model(algo, VecNormalize(env) if normalized else env, learning_starts=10**6)
     ours.learn(8 * 60, callback=recorder)
-    env = make_env(algo, max_episode_length=18, reset_dist=0.5)
+    env = make_env(ENV_IDS[algo], max_episode_length=18, reset_dist=0.5)
     stock = make_model(algo, stable_baselines3.common.vec_env.VecNormalize(env) if normalized else env, cls=STOCK[algo])
     start(stock)
     for actions in recorder.actions:
@@ -79,7 +69,7 @@ def test_replay_buffer_equals_sb3s(algo, normalized):
 
 
 def test_samples_are_normalized_with_the_present_statistics(algo):
-    env = VecNormalize(make_env(algo))
+    env = VecNormalize(make_env(ENV_IDS[algo]))
     model = make_model(algo, env)
     model.learn(400)
     index = th.arange(300)
@@ -95,9 +85,9 @@ def test_samples_are_normalized_with_the_present_statistics(algo):
 
 
 def test_stacked_frames(algo):
-    model = make_model(algo, VecFrameStack(make_env(algo, max_episode_length=20), 3), n_steps=2)
+    model = make_model(algo, VecFrameStack(make_env(ENV_IDS[algo], max_episode_length=20), 3), n_steps=2)
     model.learn(400)
-    assert model.replay_buffer.obs_shape == (12,) and model._fast is not None
+    assert model.replay_buffer.obs_shape == (12,) and model._run.fast is not None
     stored = model.replay_buffer
     assert th.equal(stored.observations[:40, :, 4:], stored.next_observations[:40, :, :8])
 
@@ -119,7 +109,7 @@ def test_time_limits_bootstrap_and_failures_do_not(algo):
             targets = model._targets(samples)[:, 0]
     else:
         caught = []
-        model._fast.critic_step = lambda obs, actions, targets, lr, loss: caught.append(targets[:, 0])
+        model._run.fast.critic_step = lambda obs, actions, targets, lr, loss: caught.append(targets[:, 0])
         model._update(samples, 1)
         targets = caught[0]
     g = 0.99
@@ -162,7 +152,7 @@ def test_same_seed_same_result(algo):
         model = make_model(algo, n_steps=3)
         model.learn(800)
         results.append((parameters(model), model.replay_buffer._storage.clone()))
-    assert_same(results[0][0], results[1][0])
+    assert th.equal(results[0][0], results[1][0])
     assert th.equal(results[0][1], results[1][1])
 
 
@@ -175,7 +165,7 @@ def test_compile(algo, monkeypatch):
             model.learn(100)
         return
     model.learn(100)
-    assert calls == [0] and model._run._graph is None  # the simulator; there is no graph on a CPU
+    assert calls == [0] and not model._run.rollout.graphed_step.enabled  # the simulator; there is no graph on a CPU
 
 
 def test_other_environments_train_as_with_sb3(algo):
@@ -186,11 +176,11 @@ def test_other_environments_train_as_with_sb3(algo):
         model.learn(160)
         results.append(model)
     assert type(results[0].replay_buffer) is ReplayBuffer
-    assert_same(parameters(results[0]), parameters(results[1]))
+    assert th.equal(parameters(results[0]), parameters(results[1]))
 
 
 def test_single_environment_and_episodic_training(algo):
-    model = make_model(algo, make_env(algo, 1, max_episode_length=20), train_freq=(2, "episode"), gradient_steps=-1)
+    model = make_model(algo, make_env(ENV_IDS[algo], 1, max_episode_length=20), train_freq=(2, "episode"), gradient_steps=-1)
     model.learn(200)
     assert model._episode_num % 2 == 0 and model._episode_num >= 10
     assert model._n_updates > 100
@@ -199,7 +189,7 @@ def test_single_environment_and_episodic_training(algo):
 
 
 def test_callbacks_see_every_step(algo):
-    env = make_env(algo, max_episode_length=20)
+    env = make_env(ENV_IDS[algo], max_episode_length=20)
     recorder = Recorder(stop_after=50)
     model = make_model(algo, env, learning_starts=10**6)
     model.learn(10**6, callback=recorder)
@@ -214,14 +204,14 @@ def test_callbacks_see_every_step(algo):
 def test_sb3s_own_callbacks_and_progress_bar(algo):
     pytest.importorskip("tqdm")
     pytest.importorskip("rich")
-    model = make_model(algo, make_env(algo, max_episode_length=20))
-    callbacks = [StopTrainingOnMaxEpisodes(5), EvalCallback(make_env(algo, 1), eval_freq=5, verbose=0)]
+    model = make_model(algo, make_env(ENV_IDS[algo], max_episode_length=20))
+    callbacks = [StopTrainingOnMaxEpisodes(5), EvalCallback(make_env(ENV_IDS[algo], 1), eval_freq=5, verbose=0)]
     model.learn(8000, callback=callbacks, progress_bar=True)
     assert 5 * 8 <= model._episode_num < 5 * 8 + 8 and model.num_timesteps < 8000
 
 
 def test_logs_and_monitor_file(algo, tmp_path):
-    env = make_env(algo, max_episode_length=20, monitor_dir=str(tmp_path / "monitor"))
+    env = make_env(ENV_IDS[algo], max_episode_length=20, monitor_dir=str(tmp_path / "monitor"))
     model = make_model(algo, env, tensorboard_log=str(tmp_path / "tb"), stats_window_size=7)
     dumps = []
     start(model)  # makes the logger
@@ -248,7 +238,7 @@ def test_logs_and_monitor_file(algo, tmp_path):
 
 
 def test_log_interval_counts_episodes(algo):
-    model = make_model(algo, make_env(algo, max_episode_length=20), learning_starts=10**6)
+    model = make_model(algo, make_env(ENV_IDS[algo], max_episode_length=20), learning_starts=10**6)
     dumps = []
     start(model)
     model.logger.dump = lambda step=0: dumps.append(step)
@@ -258,7 +248,8 @@ def test_log_interval_counts_episodes(algo):
 
 
 def test_replay_ratio_is_logged_and_an_absurd_one_warned_about(algo):
-    model = make_model(algo, make_env(algo, 256), gradient_steps=-1, batch_size=4, learning_starts=256, buffer_size=5000)
+    options = dict(gradient_steps=-1, batch_size=4, learning_starts=256, buffer_size=5000)
+    model = make_model(algo, make_env(ENV_IDS[algo], 256), **options)
     with pytest.warns(UserWarning, match="256 gradient steps for each step of 256 environments") as caught:
         model.learn(256 * 4)
     assert sum("gradient steps for each" in str(w.message) for w in caught) == 1
@@ -278,7 +269,7 @@ def test_nan_is_an_error(algo):
 
 
 def test_spread_time_limits(algo):
-    env = make_env(algo, 64)
+    env = make_env(ENV_IDS[algo], 64)
     model = make_model(algo, env, spread_time_limits=True)
     model.learn(64)
     assert env.tensor_env.progress.unique().numel() > 30
@@ -286,7 +277,7 @@ def test_spread_time_limits(algo):
 
 
 def test_learning_goes_on_without_a_reset(algo):
-    env = make_env(algo)
+    env = make_env(ENV_IDS[algo])
     model = make_model(algo, env, n_steps=3)
     model.learn(80)
     at = model.replay_buffer.pos
@@ -315,10 +306,10 @@ def test_options_of_the_tensor_path_need_it(algo):
 
 def test_no_silent_slow_path(algo):
     with pytest.raises(ValueError, match="sb3_isaac.VecNormalize"):
-        make_model(algo, stable_baselines3.common.vec_env.VecNormalize(make_env(algo))).learn(100)
+        make_model(algo, stable_baselines3.common.vec_env.VecNormalize(make_env(ENV_IDS[algo]))).learn(100)
 
     with pytest.raises(ValueError, match="VecNormalize"):
-        make_model(algo, VecFrameStack(VecNormalize(make_env(algo)), 2)).learn(100)
+        make_model(algo, VecFrameStack(VecNormalize(make_env(ENV_IDS[algo])), 2)).learn(100)
 
     class MyBuffer(ReplayBuffer):
         pass

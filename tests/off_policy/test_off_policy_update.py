@@ -8,18 +8,11 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
-from sb3_isaac.off_policy import algorithm as off_policy
-from tests.off_policy.off_policy_helpers import (
-    ALGOS,
-    STOCK,
-    assert_close,
-    assert_same,
-    feed,
-    make_model,
-    parameters,
-    random_samples,
-    start,
-)
+from sb3_isaac.device.flat_adam import FlatAdam
+from sb3_isaac.envs.vec_normalize import VecNormalize
+from sb3_isaac.off_policy import update
+from tests.conftest import ENV_IDS, make_env, parameters, stand_in_for_graphs
+from tests.off_policy.conftest import ALGOS, STOCK, assert_close, feed, make_model, random_samples, start
 
 pytestmark = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
 
@@ -54,8 +47,8 @@ def test_update_equals_sb3(algo, policy, discounts):
     options = dict(policy_kwargs=dict(POLICIES[policy]), learning_rate=lambda progress: 3e-3, tau=0.1)
     ours = start(make_model(algo, **options))
     stock = start(make_model(algo, cls=STOCK[algo], **options))
-    assert (ours._fast is None) == (policy in ("custom", "rmsprop", "silu"))
-    assert_same(parameters(ours), parameters(stock))
+    assert (ours._run.fast is None) == (policy in ("custom", "rmsprop", "silu"))
+    assert th.equal(parameters(ours), parameters(stock))
     before = parameters(ours)
     for model in (ours, stock):
         feed(model, samples, batch)
@@ -68,8 +61,8 @@ def test_update_equals_sb3(algo, policy, discounts):
             start(model)
             assert model.replay_buffer.sample_tensors is sampling
         model.train(gradient_steps=2, batch_size=batch)
-    assert_close(parameters(ours), parameters(stock))
-    assert any(not th.equal(before[name], p) for name, p in parameters(ours).items())
+    assert_close(ours, stock)
+    assert not th.equal(before, parameters(ours))
     assert ours._n_updates == stock._n_updates == 7
     # The optimizers agree too, so that training can go on elsewhere
     for name, state in ours.get_parameters().items():
@@ -81,14 +74,14 @@ def test_update_equals_sb3(algo, policy, discounts):
 
 
 def test_large_batches_in_pieces_equal_sb3(algo, monkeypatch):
-    monkeypatch.setattr(off_policy, "CHUNK", 1000)
+    monkeypatch.setattr(update, "CHUNK", 1000)
     batch = 3500  # more than one piece, and not a multiple
     samples = random_samples(algo, 2 * batch)
     ours, stock = start(make_model(algo)), start(make_model(algo, cls=STOCK[algo]))
     for model in (ours, stock):
         feed(model, samples, batch)
         model.train(gradient_steps=2, batch_size=batch)
-    assert_close(parameters(ours), parameters(stock))
+    assert_close(ours, stock)
 
 
 def test_logged_losses_equal_sb3(algo):
@@ -99,7 +92,7 @@ def test_logged_losses_equal_sb3(algo):
         feed(model, samples, 16)
         model.train(gradient_steps=4, batch_size=16)
         if cls is ALGOS[algo]:
-            model._run.log.read_if_due(model, None, force=True)
+            model._read_log(model._run.log, None)
         logged.append({key: value for key, value in model.logger.name_to_value.items() if "loss" in key or "n_upd" in key})
     assert logged[0].keys() == logged[1].keys()
     for key in logged[0]:
@@ -114,7 +107,69 @@ def test_reward_scale_scales_the_rewards_of_the_update_only(algo):
     feed(plain, samples._replace(rewards=samples.rewards * 0.25), 32)
     for model in (scaled, plain):
         model.train(1, 32)
-    assert_close(parameters(scaled), parameters(plain))
+    assert_close(scaled, plain)
     model = make_model(algo, reward_scale=0.25)
     model.learn(80)
     assert model.replay_buffer.rewards[:5].max() > 0.9  # a reward of a cartpole that stands is nearly 1
+
+
+def capture(model, monkeypatch):
+    """What compile=True does on a GPU, with stand-ins for graphs."""
+    stand_in_for_graphs(monkeypatch)
+    run = start(model)._run
+    run.rollout.captures = run.updates.captures = True
+    run.lr, run.exploration = th.zeros(()), model._make_exploration(True)
+    for adam in [value for value in vars(run.fast).values() if isinstance(value, FlatAdam)]:
+        adam.steps = th.tensor(adam.steps)
+    return run
+
+
+def iterate(model, n):
+    callback = model._init_callback(None)
+    for _ in range(n):
+        model.collect_rollouts(model.env, callback, model.train_freq, model.replay_buffer, None, model.learning_starts, None)
+        if model.num_timesteps > model.learning_starts:
+            model.train(2, 32)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_captured_path_equals_eager(algo, normalized, monkeypatch):
+    """The code around CUDA graphs (the GPU tests have the graphs): inputs, counters and rates on the device."""
+    models = []
+    for captured in (False, True):  # one after the other: both are seeded when they are made
+        env = make_env(ENV_IDS[algo], max_episode_length=9)
+        model = make_model(algo, VecNormalize(env) if normalized else env, n_steps=3)
+        run = capture(model, monkeypatch) if captured else start(model)._run
+        iterate(model, 7)
+        model.env.reset()  # seen by graphs, too
+        iterate(model, 7)
+        models.append(model)
+    (random, step), (update_graph,) = run.rollout.graphed_step.graphs.values(), run.updates.graphed_update.graphs.values()
+    assert (random.replays, step.replays, update_graph.replays) == (4, 8, 8)
+    eager, captured = models
+    assert eager.num_timesteps == captured.num_timesteps and eager._n_updates == captured._n_updates == 18
+    assert th.allclose(eager.replay_buffer._storage, captured.replay_buffer._storage, atol=1e-4)
+    assert_close(eager, captured, atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["gamma", "tau", "reward_scale", "max_grad_norm", "norm_obs", "clip_reward", "betas"])
+def test_a_changed_setting_voids_the_graphs(algo, setting, monkeypatch):
+    if setting == ("tau" if algo == "dqn" else "max_grad_norm"):
+        return  # not read by this algorithm's update
+    vec_normalize = VecNormalize(make_env(ENV_IDS[algo]))
+    model = make_model(algo, vec_normalize)
+    run = capture(model, monkeypatch)
+    iterate(model, 10)
+    graphs = run.updates.graphed_update.graphs
+    before = list(graphs.values())
+    iterate(model, 2)
+    assert list(graphs.values()) == before and len(before) == 1
+    if setting == "betas":
+        model._optimizers()[0].param_groups[0]["betas"] = (0.8, 0.99)
+    else:
+        owner = vec_normalize if hasattr(vec_normalize, setting) and setting != "gamma" else model
+        setattr(owner, setting, False if setting == "norm_obs" else 0.5 * getattr(owner, setting))
+    iterate(model, 1)
+    assert not graphs
+    iterate(model, 1)
+    assert len(graphs) == 1 and list(graphs.values()) != before

@@ -18,19 +18,13 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import nn
 
-from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
+from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
 from sb3_isaac.device.host import HostView, to_host
-from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.ppo import rollout, update
-from sb3_isaac.ppo.ppo import PPO
-from tests.ppo.ppo_helpers import CONTINUOUS, DISCRETE, make, make_env, parameters
-from tests.sync_guard import SyncGuard
+from tests.conftest import CONTINUOUS, DISCRETE, SyncGuard, make_env, parameters
+from tests.ppo.conftest import OwnExtractor, make_model
 
 FIELDS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
-
-
-class OwnExtractor(FlattenExtractor):
-    """Not SB3's, so the general path has to be taken."""
 
 
 # -- rollouts --------------------------------------------------------------------------------------------------------
@@ -46,7 +40,7 @@ def test_rollout_equals_sb3(env_id: str, normalize: bool, extractor: type) -> No
         env = make_env(env_id, max_episode_length=9, reset_dist=0.6)
         if normalize:
             env = VecNormalize(env, gamma=0.9)
-        model = make(cls, env, gamma=0.9, gae_lambda=0.8, policy_kwargs={"features_extractor_class": extractor})
+        model = make_model(cls, env, gamma=0.9, gae_lambda=0.8, policy_kwargs={"features_extractor_class": extractor})
         model.train = lambda: None
         th.manual_seed(0)
         model.learn(2 * 8 * 16)
@@ -63,7 +57,7 @@ def test_rollout_equals_sb3(env_id: str, normalize: bool, extractor: type) -> No
 def test_time_limits_bootstrap_with_the_final_observation() -> None:
     """Not with the first observation of the next episode, and failures not at all."""
     env = make_env(max_episode_length=6, reset_dist=0.5)
-    model = make(env=env, gamma=0.9)
+    model = make_model(env=env, gamma=0.9)
     model.train = lambda: None
     seen: List[Any] = []
     step_tensor = env.step_tensor
@@ -87,10 +81,16 @@ def test_time_limits_bootstrap_with_the_final_observation() -> None:
 
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
 @pytest.mark.parametrize(
-    "options", [{}, {"adaptive_lr_kl": 0.01}, {"policy_kwargs": {"features_extractor_class": OwnExtractor}}]
+    "options",
+    [
+        {},
+        {"adaptive_lr_kl": 0.01},
+        # SGD, because torch's Adam looks at its step count, which is on the CPU on a GPU machine, too
+        {"policy_kwargs": {"features_extractor_class": OwnExtractor, "optimizer_class": th.optim.SGD}},
+    ],
 )
 def test_one_host_read_per_rollout_and_per_update(env_id: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make(env=VecNormalize(make_env(env_id, max_episode_length=9)), **options)
+    model = make_model(env=VecNormalize(make_env(env_id, max_episode_length=9)), **options)
     model.learn(8 * 16)  # the first of everything may look at what it likes
     reads: List[int] = []
 
@@ -115,11 +115,11 @@ def test_one_host_read_per_rollout_and_per_update(env_id: str, options: Any, mon
 def test_same_seed_same_result() -> None:
     results = []
     for _ in range(2):
-        model = make(env=VecNormalize(make_env(seed=None)), seed=7, adaptive_lr_kl=0.01, spread_time_limits=True)
+        model = make_model(env=VecNormalize(make_env(seed=None)), seed=7, adaptive_lr_kl=0.01, spread_time_limits=True)
         model.learn(3 * 8 * 16)
         results.append((parameters(model), model.rollout_buffer.tensors.observations, model._last_obs))
     assert all(np.array_equal(one, other) for one, other in zip(*results))
-    model = make(env=VecNormalize(make_env(seed=None)), seed=8, adaptive_lr_kl=0.01, spread_time_limits=True)
+    model = make_model(env=VecNormalize(make_env(seed=None)), seed=8, adaptive_lr_kl=0.01, spread_time_limits=True)
     model.learn(3 * 8 * 16)
     assert not np.array_equal(parameters(model), results[0][0])
 
@@ -150,7 +150,7 @@ class Spy(BaseCallback):
 
 def test_callbacks_see_what_sb3_shows_them(tmp_path: Path) -> None:
     spy = Spy()
-    model = make(env=make_env(max_episode_length=9, monitor_dir=str(tmp_path)), tensorboard_log=None)
+    model = make_model(env=make_env(max_episode_length=9, monitor_dir=str(tmp_path)), tensorboard_log=None)
     model.learn(3 * 8 * 16, callback=spy)
     assert spy.steps == 3 * 8 * 16 and spy.episodes == len(model.ep_info_buffer) > 8
     lines = (tmp_path / "0.monitor.csv").read_text().splitlines()
@@ -158,7 +158,7 @@ def test_callbacks_see_what_sb3_shows_them(tmp_path: Path) -> None:
     logged = model.logger.name_to_value
     assert logged["train/n_updates"] == 6 and logged["time/update"] > 0.0
 
-    model = make(env=make_env(max_episode_length=9), n_steps=64)
+    model = make_model(env=make_env(max_episode_length=9), n_steps=64)
     model.learn(10**6, callback=StopTrainingOnMaxEpisodes(max_episodes=2))
     assert model.num_timesteps == 2 * 8 * 8 and len(model.ep_info_buffer) == 2 * 8
     # Training goes on where it was stopped, in the middle of a rollout
@@ -196,15 +196,15 @@ def test_n_minibatches() -> None:
     assert model.policy.optimizer.state_dict()["state"][0]["step"] == 4
     for wrong in (0, 7):
         with pytest.raises(ValueError, match=f"n_minibatches={wrong} does not divide"):
-            make(n_minibatches=wrong)
+            make_model(n_minibatches=wrong)
 
 
 def test_options_out_of_range() -> None:
     for options in ({"adaptive_lr_kl": 0.0}, {"adaptive_lr_factor": 1.0}, {"adaptive_lr_min": 0.1}):
         with pytest.raises(ValueError, match="adaptive_lr"):
-            make(**options)
+            make_model(**options)
     with pytest.raises(TypeError):
-        make(no_such_option=1)
+        make_model(no_such_option=1)
 
 
 def test_spread_time_limits() -> None:
@@ -217,7 +217,7 @@ def test_spread_time_limits() -> None:
 
     for spread in (False, True):
         ages: List[th.Tensor] = []
-        model = make(env=make_env(n_envs=64), n_steps=2, spread_time_limits=spread, gamma=0.9)
+        model = make_model(env=make_env(n_envs=64), n_steps=2, spread_time_limits=spread, gamma=0.9)
         model.learn(64 * 2 * 2, callback=Ages())
         assert (len(ages[0].unique()) > 30) == spread
         assert (ages[1] > ages[0]).float().mean() > 0.9  # and not again at the next rollout
@@ -226,15 +226,15 @@ def test_spread_time_limits() -> None:
 
 def test_what_has_no_tensor_path_is_named() -> None:
     with pytest.raises(ValueError, match="VecMonitor has no tensor path.*leave it out"):
-        make(env=VecMonitor(make_env())).learn(10)
+        make_model(env=VecMonitor(make_env())).learn(10)
     with pytest.raises(ValueError, match="rollout_buffer_class=OwnBuffer works in numpy"):
-        make(rollout_buffer_class=type("OwnBuffer", (RolloutBuffer,), {})).learn(10)
-    elsewhere = make()
+        make_model(rollout_buffer_class=type("OwnBuffer", (RolloutBuffer,), {})).learn(10)
+    elsewhere = make_model()
     elsewhere.device = th.device("meta")
     with pytest.raises(ValueError, match="environment is on cpu and the model on meta"):
         elsewhere.learn(10)
     for option in ("spread_time_limits", "compile"):
-        model = make(env=sb3_make_vec_env("CartPole-v1", 2), **{option: True})
+        model = make_model(env=sb3_make_vec_env("CartPole-v1", 2), **{option: True})
         with pytest.raises(ValueError, match=f"{option} needs an IsaacVecEnv"):
             model.learn(10)
 
@@ -242,13 +242,13 @@ def test_what_has_no_tensor_path_is_named() -> None:
 def test_other_environments_train_as_with_sb3() -> None:
     results = []
     for cls in (stable_baselines3.PPO, PPO):
-        model = make(cls, sb3_make_vec_env("CartPole-v1", 4, seed=0), seed=0)
+        model = make_model(cls, sb3_make_vec_env("CartPole-v1", 4, seed=0), seed=0)
         model.learn(200)
         assert type(model.rollout_buffer) is RolloutBuffer
         results.append(parameters(model))
     assert th.equal(*results)
     # The options that do not need tensors work there too
-    model = make(env=sb3_make_vec_env("CartPole-v1", 4, seed=0), n_minibatches=2, adaptive_lr_kl=1e3)
+    model = make_model(env=sb3_make_vec_env("CartPole-v1", 4, seed=0), n_minibatches=2, adaptive_lr_kl=1e3)
     model.learn(200)
     assert model.batch_size == 32 and model.adapted_lr > 3e-4
 

@@ -8,15 +8,21 @@ import numpy as np
 import stable_baselines3
 import torch as th
 
-from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.envs.vec_normalize import VecNormalize
-from sb3_isaac.ppo.ppo import PPO
-from tests import stock_process
-from tests.ppo.ppo_helpers import CONTINUOUS, DISCRETE, make, make_env, parameters
+from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
+from tests.conftest import (
+    CONTINUOUS,
+    DISCRETE,
+    check_in_stock_sb3,
+    difference,
+    make_env,
+    parameters,
+    save_for_stock_sb3,
+)
+from tests.ppo.conftest import make_model
 
 
 def test_a_stock_model_loads_and_trains_on(tmp_path: Path) -> None:
-    stock = make(stable_baselines3.PPO)
+    stock = make_model(stable_baselines3.PPO)
     stock.learn(8 * 16)
     stock.save(tmp_path / "stock.zip")
     env = make_env(seed=5)
@@ -27,7 +33,7 @@ def test_a_stock_model_loads_and_trains_on(tmp_path: Path) -> None:
     for model in (ours, again):
         th.manual_seed(0)
         model.learn(8 * 16, reset_num_timesteps=False)
-    assert float((parameters(ours) - parameters(again)).abs().max()) < 2e-6
+    assert difference(ours, again) < 2e-6
     assert not th.equal(parameters(ours), parameters(stock))
 
 
@@ -37,7 +43,7 @@ def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
     for interrupted in (False, True):
         env = make_env(max_episode_length=9)
         th.manual_seed(1)
-        model = make(env=env, adaptive_lr_kl=0.01, learning_rate=2e-3, seed=None)
+        model = make_model(env=env, adaptive_lr_kl=0.01, learning_rate=2e-3, seed=None)
         model.learn(2 * 8 * 16)
         if interrupted:
             model.save(tmp_path / "model.zip")
@@ -50,7 +56,7 @@ def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
 
 
 def test_parameters_and_environments_can_be_exchanged(tmp_path: Path) -> None:
-    one, other = make(), make(seed=4)
+    one, other = make_model(), make_model(seed=4)
     for model in (one, other):
         model.learn(8 * 16)
     one.set_parameters(other.get_parameters())
@@ -61,7 +67,7 @@ def test_parameters_and_environments_can_be_exchanged(tmp_path: Path) -> None:
     for model in (one, other):
         th.manual_seed(0)
         model.learn(8 * 16)
-    assert one._rollout.env is new_env
+    assert one._run.rollout.env is new_env
     assert th.equal(parameters(one), parameters(other))  # so Adam's state went along
 
     one.save(tmp_path / "model.zip")
@@ -77,7 +83,7 @@ def test_parameters_and_environments_can_be_exchanged(tmp_path: Path) -> None:
 def test_saved_models_load_in_stock_sb3_without_this_package(tmp_path: Path) -> None:
     for name, env_id in (("box", CONTINUOUS), ("discrete", DISCRETE)):
         env = VecNormalize(make_env(env_id))
-        model = make(env=env, n_minibatches=1, adaptive_lr_kl=0.01, spread_time_limits=True)
+        model = make_model(env=env, n_minibatches=1, adaptive_lr_kl=0.01, spread_time_limits=True)
         model.learn(2 * 8 * 16)
-        stock_process.save(model, tmp_path, name)
-    stock_process.check(tmp_path)
+        save_for_stock_sb3(model, tmp_path, name)
+    check_in_stock_sb3(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Dict, List
 
 import numpy as np
@@ -14,40 +13,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-import sb3_isaac
-from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.device import step_graph
-from sb3_isaac.ppo import loss, update
-from sb3_isaac.ppo.fast_policy import FastActorCritic, why_not_fast
-from sb3_isaac.ppo.loss import APPROX_KL, KL, Objective
-from sb3_isaac.ppo.ppo import PPO
+from sb3_isaac import PPO, DeviceRolloutBuffer
+from sb3_isaac.device.flat_adam import FlatAdam
+from sb3_isaac.ppo import loss
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.ppo.loss import APPROX_KL, KL
 from sb3_isaac.ppo.update import AdaptiveLR
+from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env, parameters, stand_in_for_graphs
+from tests.ppo.conftest import OwnExtractor, learn, make_model
 
-CONTINUOUS, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 N_ENVS, N_STEPS = 16, 16
 
 
-class OwnExtractor(FlattenExtractor):
-    """Not SB3's, so the general path has to be taken."""
-
-
 def make(cls: Any, env_id: str, **kwargs: Any) -> Any:
-    env = sb3_isaac.make_vec_env(env_id, N_ENVS, device="cpu", seed=1, max_episode_length=12)
-    settings: Dict[str, Any] = {"n_steps": N_STEPS, "batch_size": 64, "n_epochs": 3, "learning_rate": 1e-3, **kwargs}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a batch size that does not divide the rollout
-        return cls("MlpPolicy", env, seed=3, device="cpu", **settings)
-
-
-def learn(model: Any, rollouts: int) -> Any:
-    """Train with random numbers that do not depend on what was made before."""
-    th.manual_seed(5)
-    return model.learn(rollouts * model.n_steps * N_ENVS)
-
-
-def difference(one: Any, other: Any) -> float:
-    pairs = zip(one.policy.parameters(), other.policy.parameters())
-    return max(float((p - q).detach().abs().max()) for p, q in pairs)
+    env = make_env(env_id, N_ENVS, max_episode_length=12)
+    return make_model(cls, env, **{"n_epochs": 3, "learning_rate": 1e-3, **kwargs})
 
 
 CASES: Dict[str, Dict[str, Any]] = {
@@ -80,12 +60,12 @@ def test_training_equals_sb3(case: str, env_id: str) -> None:
     # SB3's PPO with our buffer, which draws the minibatches: SB3's own draws them in numpy
     theirs = make(stable_baselines3.PPO, env_id, rollout_buffer_class=DeviceRolloutBuffer, **CASES[case])
     ours = make(PPO, env_id, **CASES[case])
-    before = [p.detach().clone() for p in ours.policy.parameters()]
+    before = parameters(ours)
     for model in (theirs, ours):
         learn(model, 3)
-    assert (ours._update._fast is None) == (case in AUTOGRAD)
+    assert (ours._run.update.fast is None) == (case in AUTOGRAD)
     assert difference(ours, theirs) < 2e-6
-    assert max(float((p - q).detach().abs().max()) for p, q in zip(before, ours.policy.parameters())) > 1e-4
+    assert float((parameters(ours) - before).abs().max()) > 1e-4
     assert ours._n_updates == theirs._n_updates
     if case == "target_kl":
         assert ours._n_updates < 9
@@ -123,30 +103,31 @@ def test_pieces_of_minibatches_add_up(env_id: str, monkeypatch: pytest.MonkeyPat
     learn(whole, 1)
     monkeypatch.setattr("sb3_isaac.ppo.update.CPU_ROWS", 24)
     learn(pieces, 1)
-    assert pieces._update._fast.max_rows == 24
+    assert pieces._run.update.fast.max_rows == 24
     assert difference(whole, pieces) < 2e-6
     assert whole.logger.name_to_value["train/loss"] == pytest.approx(pieces.logger.name_to_value["train/loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
 def test_exact_kl_divergence(env_id: str) -> None:
-    model = make(PPO, env_id)
+    model = make(PPO, env_id, adaptive_lr_kl=0.01)
+    model.train = lambda: None  # the policy stays the one that acted
+    FlatAdam(model.policy.optimizer)  # gives the parameters gradients
     model.learn(N_ENVS * N_STEPS)
-    policy, objective = model.policy, Objective(0.2, None, 0.0, 0.5, True)
-    with th.no_grad():
-        model._update._pack(model.rollout_buffer, FastActorCritic(policy, 20), with_old=True)
-    rows, old_log_std = model._update._rows[:50], model._update._old_log_std
-    obs, fast = rows[:, :4], FastActorCritic(policy, 20)
+    policy, loss_settings = model.policy, loss.LossSettings(0.2, None, 0.0, 0.5, True)
+    rows = model.rollout_buffer.rows[:50]
+    old_log_std = policy.log_std.detach().clone() if env_id == CONTINUOUS else None
+    obs, fast = rows[:, :4], FastActorCriticPolicy(policy, 20)
     with th.no_grad():
         old = policy.get_distribution(obs).distribution
         old = type(old)(**_parameters(old))
-        assert float(fast.gradients(rows, objective, old_log_std)[KL]) == pytest.approx(0.0, abs=1e-5)
+        assert float(fast.gradients(rows, loss_settings, old_log_std)[KL]) == pytest.approx(0.0, abs=1e-5)
         for p in policy.parameters():
             p.add_(0.05 * th.randn_like(p))
         expected = float(th.distributions.kl_divergence(old, policy.get_distribution(obs).distribution).sum())
         assert expected > 0.1
-        assert float(fast.gradients(rows, objective, old_log_std)[KL]) == pytest.approx(expected, rel=1e-3)
-        without = fast.gradients(rows[:, :9], objective)
+        assert float(fast.gradients(rows, loss_settings, old_log_std)[KL]) == pytest.approx(expected, rel=1e-3)
+        without = fast.gradients(rows[:, :9], loss_settings)
         assert float(without[KL]) == float(without[APPROX_KL])
 
 
@@ -184,8 +165,8 @@ def test_adaptive_learning_rate_in_training(extractor: type) -> None:
         assert model.adapted_lr == pytest.approx(expected)
         assert model.logger.name_to_value["train/learning_rate"] == model.adapted_lr
         assert model.policy.optimizer.param_groups[0]["lr"] == model.adapted_lr
-    with pytest.raises(ValueError, match="adaptive_lr_kl needs torch.optim.Adam"):
-        make(PPO, CONTINUOUS, adaptive_lr_kl=0.01, policy_kwargs={"optimizer_class": th.optim.SGD}).learn(N_ENVS * N_STEPS)
+    model = make(PPO, CONTINUOUS, adaptive_lr_kl=1e3, policy_kwargs={"optimizer_class": th.optim.SGD})
+    assert learn(model, 2).adapted_lr == model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
 
 
 def test_nan_is_reported() -> None:
@@ -203,20 +184,22 @@ def test_policies_with_more_than_an_mlp_are_recognised() -> None:
     def policy(**kwargs: Any) -> ActorCriticPolicy:
         return make(PPO, CONTINUOUS, policy_kwargs=kwargs).policy
 
-    assert why_not_fast(policy()) is None
-    assert why_not_fast(policy(activation_fn=nn.LeakyReLU, net_arch=[])) is None
-    assert "networks" in str(why_not_fast(policy(activation_fn=nn.GELU)))
-    assert "extractor" in str(why_not_fast(policy(features_extractor_class=OwnExtractor)))
+    def why_not(policy: Any) -> str:
+        return str(FastActorCriticPolicy.why_not(policy, trains=True))
+
+    assert why_not(policy()) == why_not(policy(activation_fn=nn.LeakyReLU, net_arch=[])) == "None"
+    assert "GELU" in why_not(policy(activation_fn=nn.GELU))
+    assert "features_extractor is a OwnExtractor" in why_not(policy(features_extractor_class=OwnExtractor))
     frozen, hooked, replaced = policy(), policy(), policy()
     next(frozen.mlp_extractor.parameters()).requires_grad_(False)
-    assert "frozen" in str(why_not_fast(frozen))
+    assert "frozen" in why_not(frozen)
     hooked.mlp_extractor.policy_net.register_forward_hook(lambda *args: None)
-    assert "hooks" in str(why_not_fast(hooked))
+    assert "hooks" in why_not(hooked)
     replaced.evaluate_actions = lambda *args: None  # type: ignore[method-assign]
-    assert "replaced" in str(why_not_fast(replaced))
+    assert "replaced" in why_not(replaced)
     own = type("OwnPolicy", (ActorCriticPolicy,), {})
-    env = sb3_isaac.make_vec_env(CONTINUOUS, 2, device="cpu")
-    assert "OwnPolicy" in str(why_not_fast(PPO(own, env, n_steps=4, batch_size=8, device="cpu").policy))
+    env = make_env(CONTINUOUS, 2)
+    assert "OwnPolicy" in why_not(PPO(own, env, n_steps=4, batch_size=8, device="cpu").policy)
 
 
 def test_compiled_update_equals_eager() -> None:
@@ -228,7 +211,6 @@ def test_compiled_update_equals_eager() -> None:
         "n_minibatches": 1,
         "clip_range": lambda p: 0.1 + 0.1 * p,
     }
-    options["clip_range"] = lambda p: 0.1 + 0.1 * p
     if not hasattr(th, "compile"):
         with pytest.raises(RuntimeError, match="compile=True needs torch 2"):
             make(PPO, CONTINUOUS, compile=True, **options).learn(10)
@@ -238,7 +220,7 @@ def test_compiled_update_equals_eager() -> None:
     compile_simulator, simulators[1].compile = simulators[1].compile, lambda: None
     for model in (eager, compiled):
         learn(model, 3)
-    assert compiled._update._fast._gaussian_gradients is not loss.gaussian_gradients
+    assert compiled._run.update.fast._gaussian_gradients is not loss.gaussian_gradients
     assert difference(eager, compiled) < 2e-6
     # The simulator, too, rounds in its own way when it is compiled: each step starts from the same state, and what is
     # compared is the physics, since rounding may decide whether a pole counts as fallen
@@ -249,42 +231,31 @@ def test_compiled_update_equals_eager() -> None:
         assert th.allclose(eager_step.final_obs, compiled_step.final_obs, atol=1e-4)
 
 
-class StandInGraph:
-    """What replaying a CUDA graph does, for machines without one: the function again, its result where it was."""
-
-    def __init__(self, function: Any, generators: Any = ()) -> None:
-        self.function = function
-        self.result = th.zeros(6) if "_fast_gradients" in str(function.__code__.co_names) else None
-        self.replays = 0
-
-    def __call__(self) -> Any:
-        self.replays += 1
-        result = self.function()
-        return result if self.result is None else self.result.copy_(result)
-
-
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
 def test_captured_path_equals_eager(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code around CUDA graphs (tests/test_gpu.py has the graphs): inputs, counters on the device, what voids them."""
+    """The code around CUDA graphs (test_ppo_gpu.py has the graphs): inputs, counters on the device, what voids them."""
     options = {"clip_range": lambda p: 0.1 + 0.1 * p, "batch_size": 100, "adaptive_lr_kl": 1e3, "adaptive_lr_max": 2e-3}
     eager, captured = make(PPO, env_id, **options), make(PPO, env_id, **options)
     for model in (eager, captured):
         learn(model, 1)
-    for module in (step_graph, update):
-        monkeypatch.setattr(module, "CudaGraph", StandInGraph)
-    captured._rollout._may_capture = captured._update._captures = True
-    captured._update.adam.steps = th.tensor(captured._update.adam.steps)
+    stand_in_for_graphs(monkeypatch)
+    run = captured._run
+    run.rollout._may_capture = run.update._captures = True
+    run.update.adam.steps = th.tensor(run.update.adam.steps)
     for model in (eager, captured):
         learn(model, 4)
-    assert captured._rollout._graph._graph.replays == 3 * N_STEPS
-    assert {n: graphs.apply.replays for n, graphs in captured._update._captured.items()} == {100: 3 * 3 * 2, 56: 3 * 3}
+    (step,) = run.rollout.graphed_step.graphs.values()
+    assert step.replays == 4 * N_STEPS - 1
+    assert [g.replays for g in run.update.gradients.graphs.values()] == [4 * 3 * 2 - 1, 4 * 3 - 1]
+    assert {n: g.replays for (n,), g in run.update.step.graphs.items()} == {100: 4 * 3 * 2 - 1, 56: 4 * 3 - 1}
     assert difference(eager, captured) < 1e-4 and captured.adapted_lr == pytest.approx(eager.adapted_lr)
     steps = [model.policy.optimizer.state_dict()["state"][0]["step"] for model in (eager, captured)]
     assert float(steps[0]) == float(steps[1]) == 5 * 3 * 3
     # Another loss, and a network that needs autograd, make the graphs void
     captured.vf_coef = 0.1
+    before = list(run.update.gradients.graphs.values())
     learn(captured, 1)
-    assert not captured._update._captured
+    assert not set(before) & set(run.update.gradients.graphs.values())
     captured.policy.mlp_extractor.policy_net.register_forward_hook(lambda *args: None)
     learn(captured, 2)
-    assert captured._rollout._graph is None and not captured._update._captured
+    assert not run.rollout.graphed_step.graphs and not run.update.gradients.graphs and not run.update.step.graphs

@@ -17,7 +17,8 @@ import yaml
 
 from sb3_isaac.zoo import entries, manager, search, spaces, studies
 from sb3_isaac.zoo.spaces import Regime
-from tests.zoo.optuna_helpers import ENV_IDS, call, make_manager
+from tests.conftest import ENV_IDS
+from tests.zoo.conftest import call, make_manager
 
 
 @pytest.fixture(autouse=True)

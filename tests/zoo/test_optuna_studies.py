@@ -22,8 +22,8 @@ import yaml
 
 from sb3_isaac.zoo import entries, manager, storages, studies
 from sb3_isaac.zoo.storages import StorageError
-from tests import standin
-from tests.zoo.optuna_helpers import ENV_IDS, FAIL, LONG_SEARCH, PPO_ID, RUNNING, call, make_manager, start
+from tests.conftest import CONTINUOUS, ENV_IDS, run_python
+from tests.zoo.conftest import FAIL, LONG_SEARCH, RUNNING, call, make_manager, start
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_workers_of_one_seed_draw_different_numbers_and_one_worker_always_the_sa
 def test_two_workers_share_a_study_and_one_is_killed(tmp_path: Path) -> None:
     doomed = start(f"{LONG_SEARCH} --storage s/study.log --study-name s", tmp_path)
     survivor = start(
-        f"optimize --algo ppo --env {PPO_ID} --n-trials 2 -n 2000 --seed 0 --no-optim-plots --storage s/study.log "
+        f"optimize --algo ppo --env {CONTINUOUS} --n-trials 2 -n 2000 --seed 0 --no-optim-plots --storage s/study.log "
         "--study-name s --trial-timeout 60 --write-yaml best.yml -params n_envs:32 --env-kwargs max_episode_length:40",
         tmp_path,
     )
@@ -67,7 +67,7 @@ def test_two_workers_share_a_study_and_one_is_killed(tmp_path: Path) -> None:
     assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "COMPLETE", "RUNNING"]
     assert len({trial.user_attrs["worker"]["pid"] for trial in study.trials}) == 2
     best = study.best_trial.user_attrs["hyperparams"]
-    assert yaml.safe_load(Path("best.yml").read_text())[PPO_ID]["learning_rate"] == best["learning_rate"]
+    assert yaml.safe_load(Path("best.yml").read_text())[CONTINUOUS]["learning_rate"] == best["learning_rate"]
     # A worker that comes later gives up the lost trial, and only that.
     make_manager(storage="s/study.log", study_name="s", n_trials=1).hyperparameters_optimization()
     states = sorted(trial.state.name for trial in studies.load_study("s/study.log", "s").trials)
@@ -107,12 +107,12 @@ def test_isaac_gym_needs_one_simulator_for_all_trials(tmp_path: Path) -> None:
         "options = dict(n_timesteps=512, eval_freq=-1, n_eval_episodes=8, optimize_hyperparameters=True, n_evaluations=2)\n"
         "options.update(n_trials=3, seed=0, verbose=0, device='cpu', hyperparams={'n_envs': [8, 32]}, no_optim_plots=True)\n"
         "options.update(env_kwargs={'backend': 'isaacgym', 'max_episode_length': 40})\n"
-        f"experiment = manager.ExperimentManager(argparse.Namespace(), 'ppo', '{PPO_ID}', 'logs', **options)\n"
+        f"experiment = manager.ExperimentManager(argparse.Namespace(), 'ppo', '{CONTINUOUS}', 'logs', **options)\n"
         "experiment.setup_experiment()\n"
         "experiment.hyperparameters_optimization()\n"
         "print('simulators', made)\n"
     )
-    done = standin.run(["-c", script])
+    done = run_python("-c", script, standin=True)
     assert done.returncode == 0 and "simulators [32]" in done.stdout, done.stdout
 
 
@@ -199,7 +199,7 @@ def test_postgresql(postgres: str, tmp_path: Path) -> None:
 # -- mistakes --------------------------------------------------------------------------------------------------------
 
 
-SEARCH = ["optimize", "--algo", "ppo", "--env", PPO_ID, "--n-trials", "1", "-n", "512", "--no-optim-plots"]
+SEARCH = ["optimize", "--algo", "ppo", "--env", CONTINUOUS, "--n-trials", "1", "-n", "512", "--no-optim-plots"]
 MISTAKES = {
     "neither a journal file .* nor the URL of a database": ["--storage", "study.sqlite", "--study-name", "s"],
     "the folder nowhere does not exist": ["--storage", "sqlite:///nowhere/study.db", "--study-name", "s"],
@@ -238,7 +238,7 @@ def test_mistakes_get_one_sentence_and_damage_nothing(sentence: str, capsys: Any
         study.add_trial(optuna.trial.create_trial(value=1.0))
     lock = None
     if "locked" in sentence:
-        studies.open_study("sqlite:///locked.db", "s", {"algo": "ppo", "env": PPO_ID})
+        studies.open_study("sqlite:///locked.db", "s", {"algo": "ppo", "env": CONTINUOUS})
         lock = sqlite3.connect("locked.db")
         lock.execute("BEGIN EXCLUSIVE")
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
@@ -256,10 +256,10 @@ def test_mistakes_get_one_sentence_and_damage_nothing(sentence: str, capsys: Any
 def test_unknown_study_of_trial_id(capsys: Any) -> None:
     if "trial_id" not in manager.ExperimentManager.__init__.__code__.co_varnames:
         pytest.skip("this rl_zoo3 has no --trial-id")
-    flags = ["train", "--algo", "ppo", "--env", PPO_ID, "--trial-id", "0", "--study-name", "s", "--storage"]
+    flags = ["train", "--algo", "ppo", "--env", CONTINUOUS, "--trial-id", "0", "--study-name", "s", "--storage"]
     assert call([*flags, "sqlite:///missing.db"]) == 1
     assert "missing.db does not exist" in capsys.readouterr().err and not Path("missing.db").exists()
-    studies.open_study("study.log", "other", {"algo": "ppo", "env": PPO_ID})
+    studies.open_study("study.log", "other", {"algo": "ppo", "env": CONTINUOUS})
     assert call([*flags, "study.log"]) == 1
     assert "There is no study 's' in study.log; studies there: other" in capsys.readouterr().err
 

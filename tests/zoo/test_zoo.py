@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import numpy as np
 import pytest
+import stable_baselines3
 import yaml
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import VecNormalize
 
-import sb3_isaac
-from sb3_isaac.cli import dispatch as cli
+from sb3_isaac import PPO, evaluate
+from sb3_isaac.envs import ENV_KWARGS
+from sb3_isaac.zoo import manager
+from tests.conftest import CONTINUOUS, DISCRETE, make_env, run_python
+from tests.zoo.conftest import call, start
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PPO_ID, DQN_ID = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 
-
-def run(command: str, folder: Path, ok: bool = True) -> str:
-    """Run ``python -m command`` in a folder with the checkout importable. Returns stdout and stderr."""
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split()],
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert (done.returncode == 0) == ok, done.stdout
+def run(command: str, folder: Path) -> str:
+    """Run ``python -m command`` in a folder, as a user does. Returns what it said."""
+    done = run_python("-m", *command.split(), cwd=folder)
+    assert done.returncode == 0, done.stdout
     return done.stdout
 
 
@@ -41,7 +35,7 @@ def run(command: str, folder: Path, ok: bool = True) -> str:
 def ppo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ppo")
     out = run(
-        f"rl_zoo3.train --algo ppo --env {PPO_ID} --gym-packages sb3_isaac.zoo --seed 3 -n 100000 -tb tb --save-freq 5000 "
+        f"rl_zoo3.train --algo ppo --env {CONTINUOUS} --gym-packages sb3_isaac.zoo --seed 3 -n 100000 -tb tb --save-freq 5000 "
         "-P --eval-freq 4096 --n-eval-envs 8 --eval-episodes 8 --env-kwargs dt:0.0166 max_effort:400.0",
         folder,
     )
@@ -50,22 +44,18 @@ def ppo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_train_solves_and_writes_what_zoo_writes(ppo_run: Path) -> None:
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.monitor import load_results
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    log = ppo_run / "logs" / "ppo" / f"{PPO_ID}_1"
+    log = ppo_run / "logs" / "ppo" / f"{CONTINUOUS}_1"
     for name in (
-        f"{PPO_ID}.zip",
+        f"{CONTINUOUS}.zip",
         "best_model.zip",
-        f"{PPO_ID}/config.yml",
-        f"{PPO_ID}/args.yml",
-        f"{PPO_ID}/vecnormalize.pkl",
+        f"{CONTINUOUS}/config.yml",
+        f"{CONTINUOUS}/args.yml",
+        f"{CONTINUOUS}/vecnormalize.pkl",
     ):
         assert (log / name).is_file(), name
     assert list(log.glob("rl_model_*_steps.zip"))
     assert list((ppo_run / "tb").rglob("events.out.tfevents.*"))
-    config = yaml.load((log / PPO_ID / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
+    config = yaml.load((log / CONTINUOUS / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
     assert config["policy_kwargs"]["activation_fn"] == "tanh"  # plain values, not objects
     evaluations = np.load(log / "evaluations.npz")
     assert evaluations["results"].shape[1] == 8
@@ -73,24 +63,24 @@ def test_train_solves_and_writes_what_zoo_writes(ppo_run: Path) -> None:
     assert len(frame) > 200 and frame["l"].max() == 499
 
     # The stock SB3 API loads what was trained, and it stands.
-    env = VecNormalize.load(str(log / PPO_ID / "vecnormalize.pkl"), sb3_isaac.make_vec_env(PPO_ID, 64, device="cpu", seed=9))
+    env = VecNormalize.load(str(log / CONTINUOUS / "vecnormalize.pkl"), make_env(n_envs=64, seed=9))
     env.training = env.norm_reward = False
-    result = sb3_isaac.evaluate(PPO.load(log / f"{PPO_ID}.zip", device="cpu"), env, n_episodes=64)
+    result = evaluate(stable_baselines3.PPO.load(log / f"{CONTINUOUS}.zip", device="cpu"), env, n_episodes=64)
     assert result.mean >= 475
 
 
 def test_enjoy_and_continue(ppo_run: Path) -> None:
-    enjoy = f"--algo ppo --env {PPO_ID} -f logs --no-render -n 600"
+    enjoy = f"--algo ppo --env {CONTINUOUS} -f logs --no-render -n 600"
     out = run(f"rl_zoo3.enjoy {enjoy} --gym-packages sb3_isaac.zoo", ppo_run)
     assert "Episode Length 499" in out
     assert "499.00 +/- 0.00" in run(f"sb3_isaac.cli enjoy {enjoy} --load-best", ppo_run)
-    model = f"logs/ppo/{PPO_ID}_1/{PPO_ID}.zip"
-    out = run(f"sb3_isaac.cli train --algo ppo --env {PPO_ID} -i {model} -n 4096 --eval-freq -1", ppo_run)
+    model = f"logs/ppo/{CONTINUOUS}_1/{CONTINUOUS}.zip"
+    out = run(f"sb3_isaac.cli train --algo ppo --env {CONTINUOUS} -i {model} -n 4096 --eval-freq -1", ppo_run)
     assert "Loading pretrained agent" in out and "Loading saved VecNormalize stats" in out
-    assert (ppo_run / "logs" / "ppo" / f"{PPO_ID}_2" / f"{PPO_ID}.zip").is_file()
+    assert (ppo_run / "logs" / "ppo" / f"{CONTINUOUS}_2" / f"{CONTINUOUS}.zip").is_file()
 
 
-@pytest.mark.parametrize("algo, env_id", [("dqn", DQN_ID), ("ddpg", PPO_ID)])
+@pytest.mark.parametrize("algo, env_id", [("dqn", DISCRETE), ("ddpg", CONTINUOUS)])
 def test_off_policy_with_its_replay_buffer(tmp_path: Path, algo: str, env_id: str) -> None:
     command = f"sb3_isaac.cli train --algo {algo} --env {env_id} -n 12000 --save-replay-buffer --eval-freq -1 --seed 0"
     run(command + " -params n_envs:32 learning_starts:640 --env-kwargs backend:torch", tmp_path)
@@ -113,32 +103,22 @@ def test_other_environments_stay_as_they_were(tmp_path: Path) -> None:
     run("rl_zoo3.enjoy --algo ppo --env CartPole-v1 --gym-packages sb3_isaac.zoo -f logs --no-render -n 50", tmp_path)
 
 
-def call(argv: List[str], capsys: Any) -> str:
-    """Run a command in this process. It must fail with one sentence; returned."""
-    before = list(sys.argv)
-    try:
-        status = cli.main(argv)
-    finally:
-        sys.argv = before
-    assert status == 1
-    return str(capsys.readouterr().err)
-
-
-MISTAKES: Dict[str, List[str]] = {
-    "dqn needs discrete actions, which IsaacGymCartpole-v0 has not: use --env IsaacGymCartpoleDiscrete-v0": [
-        *f"--algo dqn --env {PPO_ID}".split()
-    ],
-    "ddpg needs continuous actions": [*f"--algo ddpg --env {DQN_ID}".split()],
-    "not found in gym registry, you maybe meant IsaacGymCartpole-v0?": [*"--algo ppo --env IsaacGymCartpol-v0".split()],
-    "Unknown backend 'mujoco'": [*f"--algo ppo --env {PPO_ID} --env-kwargs backend:mujoco".split()],
-    "Unknown task parameter gravity": [*f"--algo ppo --env {PPO_ID} --env-kwargs gravity:1".split()],
-    "Device 'cuda:77' cannot be used": [*f"--algo ppo --env {PPO_ID} --device cuda:77".split()],
-    "Hyperparameter file nowhere.yml does not exist": [*f"--algo ppo --env {PPO_ID} --conf-file nowhere.yml".split()],
-    "Hyperparameters not found for ppo-IsaacGymCartpole-v0": [*f"--algo ppo --env {PPO_ID} --conf-file other.yml".split()],
-    "Unknown hyperparameter 'lerning_rate' for ppo": [*f"--algo ppo --env {PPO_ID} -params lerning_rate:0.1".split()],
-    "n_envs must be a whole number of at least 1": [*f"--algo ppo --env {PPO_ID} -params n_envs:0".split()],
-    "Unknown activation_fn 'elo'": [*f"--algo ppo --env {PPO_ID} -params".split(), "policy_kwargs:dict(activation_fn='elo')"],
-    "valid path to a .zip file": [*f"--algo ppo --env {PPO_ID} -i missing.zip".split()],
+WITH_PPO = f"--algo ppo --env {CONTINUOUS}"
+MISTAKES = {
+    "dqn needs discrete actions, which IsaacGymCartpole-v0 has not: use --env IsaacGymCartpoleDiscrete-v0": (
+        f"--algo dqn --env {CONTINUOUS}"
+    ),
+    "ddpg needs continuous actions": f"--algo ddpg --env {DISCRETE}",
+    "not found in gym registry, you maybe meant IsaacGymCartpole-v0?": "--algo ppo --env IsaacGymCartpol-v0",
+    "Unknown backend 'mujoco'": f"{WITH_PPO} --env-kwargs backend:mujoco",
+    "Unknown task parameter gravity": f"{WITH_PPO} --env-kwargs gravity:1",
+    "Device 'cuda:77' cannot be used": f"{WITH_PPO} --device cuda:77",
+    "Hyperparameter file nowhere.yml does not exist": f"{WITH_PPO} --conf-file nowhere.yml",
+    "Hyperparameters not found for ppo-IsaacGymCartpole-v0": f"{WITH_PPO} --conf-file other.yml",
+    "Unknown hyperparameter 'lerning_rate' for ppo": f"{WITH_PPO} -params lerning_rate:0.1",
+    "n_envs must be a whole number of at least 1": f"{WITH_PPO} -params n_envs:0",
+    "Unknown activation_fn 'elo'": f"{WITH_PPO} -params policy_kwargs:dict(activation_fn='elo')",
+    "valid path to a .zip file": f"{WITH_PPO} -i missing.zip",
 }
 
 
@@ -148,7 +128,8 @@ def test_mistakes_get_one_sentence_and_leave_no_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("other.yml").write_text("CartPole-v1: {n_timesteps: 1}\n")
-    message = call(["train", *MISTAKES[sentence]], capsys)
+    assert call(["train", *MISTAKES[sentence].split()]) == 1
+    message = capsys.readouterr().err
     assert sentence in message and len(message.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("*.zip"))
 
@@ -156,20 +137,22 @@ def test_mistakes_get_one_sentence_and_leave_no_model(
 def test_log_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("a file, not a folder")
-    message = call(["train", "--algo", "ppo", "--env", PPO_ID, "-f", "taken"], capsys)
+    assert call(["train", "--algo", "ppo", "--env", CONTINUOUS, "-f", "taken"]) == 1
+    message = capsys.readouterr().err
     assert "taken" in message and Path("taken").read_text() == "a file, not a folder"
 
 
 def test_enjoy_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    message = call(["enjoy", "--algo", "ppo", "--env", PPO_ID, "-f", "logs", "--no-render"], capsys)
+    assert call(["enjoy", "--algo", "ppo", "--env", CONTINUOUS, "-f", "logs", "--no-render"]) == 1
+    message = capsys.readouterr().err
     assert "was not found" in message
 
 
 def test_unknown_command(capsys: Any) -> None:
-    assert cli.main(["trian"]) == 2
+    assert call(["trian"]) == 2
     assert "unknown command 'trian'" in capsys.readouterr().err
-    assert cli.main([]) == 2
+    assert call([]) == 2
 
 
 def test_every_entry_of_our_files_is_plain_and_loads() -> None:
@@ -180,30 +163,14 @@ def test_every_entry_of_our_files_is_plain_and_loads() -> None:
         assert "dict(" not in text and "nn." not in text
         known = entries.known_keys(manager.ALGOS[algo])
         for env_id, entry in yaml.safe_load(text).items():
-            assert env_id in sb3_isaac.envs.ENV_KWARGS
+            assert env_id in ENV_KWARGS
             assert set(entry) <= known, (algo, env_id)
 
 
 def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "sb3_isaac.cli",
-        "train",
-        "--algo",
-        "ppo",
-        "--env",
-        PPO_ID,
-        "-n",
-        "100000000",
-        "--eval-freq",
-        "-1",
-    ]
-    options: Dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # A shell that runs the tests in the background has them ignore Ctrl-C, and their children too
-    options["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, **options)
+    hears_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = start(f"train --algo ppo --env {CONTINUOUS} -n 100000000 --eval-freq -1", tmp_path, preexec_fn=hears_ctrl_c)
     assert process.stdout is not None
     for line in process.stdout:
         if "total_timesteps" in line:
@@ -212,4 +179,16 @@ def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0, rest
-    assert (tmp_path / "logs" / "ppo" / f"{PPO_ID}_1" / f"{PPO_ID}.zip").is_file()
+    assert (tmp_path / "logs" / "ppo" / f"{CONTINUOUS}_1" / f"{CONTINUOUS}.zip").is_file()
+
+
+def test_a_manager_without_our_algorithms_trains_with_stock_sb3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plain.yml").write_text(f"{CONTINUOUS}: {{n_timesteps: 1000, policy: MlpPolicy}}\n")
+    options: Dict[str, Any] = {"config": "plain.yml", "eval_freq": -1, "device": "cpu"}
+    models = []
+    for algorithms in (manager.ALGOS, {}):
+        experiment = manager.ExperimentManager(argparse.Namespace(), "ppo", CONTINUOUS, "logs", **options)
+        experiment.algorithms = algorithms
+        models.append(experiment.setup_experiment()[0])
+    assert [type(model) for model in models] == [PPO, stable_baselines3.PPO]

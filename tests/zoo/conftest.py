@@ -1,9 +1,8 @@
-"""What the tests of hyperparameter searches share."""
+"""What the tests of rl_zoo3's commands and of hyperparameter searches share."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -14,12 +13,10 @@ import optuna
 
 from sb3_isaac.cli import dispatch as cli
 from sb3_isaac.zoo import manager
+from tests.conftest import CONTINUOUS, ENV_IDS, child_environment
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-ENV_IDS = {"ppo": "IsaacGymCartpole-v0", "dqn": "IsaacGymCartpoleDiscrete-v0", "ddpg": "IsaacGymCartpole-v0"}
-PPO_ID = ENV_IDS["ppo"]
-LONG_SEARCH = f"optimize --algo ppo --env {PPO_ID} --n-trials 50 -n 10000000"
-RUNNING, FAIL, PRUNED = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL, optuna.trial.TrialState.PRUNED
+LONG_SEARCH = f"optimize --algo ppo --env {CONTINUOUS} --n-trials 50 -n 10000000"
+RUNNING, FAIL = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL
 
 
 def make_manager(algo: str = "ppo", env_id: Optional[str] = None, **kwargs: Any) -> Any:
@@ -45,13 +42,15 @@ def make_manager(algo: str = "ppo", env_id: Optional[str] = None, **kwargs: Any)
     return experiment
 
 
-def start(flags: str, folder: Path) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+def start(flags: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
+    """Start the command sb3-isaac in a folder and do not wait for it."""
     command = [sys.executable, "-m", "sb3_isaac.cli", *shlex.split(flags)]
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes: Dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=child_environment(), **pipes, **options)
 
 
 def call(argv: List[str]) -> int:
+    """Run the command sb3-isaac in this process. Returns its exit status."""
     before = list(sys.argv)
     try:
         return cli.main(argv)

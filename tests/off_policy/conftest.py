@@ -6,20 +6,15 @@ import numpy as np
 import stable_baselines3
 import torch as th
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from sb3_isaac import make_vec_env
+from sb3_isaac import DDPG, DQN
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
 from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
-from sb3_isaac.ddpg.ddpg import DDPG
-from sb3_isaac.dqn.dqn import DQN
+from tests.conftest import ENV_IDS, make_env, parameters
 
 ALGOS = {"dqn": DQN, "ddpg": DDPG}
 STOCK = {"dqn": stable_baselines3.DQN, "ddpg": stable_baselines3.DDPG}
-ENV_IDS = {"dqn": "IsaacGymCartpoleDiscrete-v0", "ddpg": "IsaacGymCartpole-v0"}
-
-
-def make_env(algo, n_envs=8, seed=0, **kwargs):
-    return make_vec_env(ENV_IDS[algo], n_envs, backend="torch", device="cpu", seed=seed, **kwargs)
 
 
 def sb3_options(algo, **options):
@@ -37,7 +32,7 @@ def sb3_options(algo, **options):
 
 
 def make_model(algo, env=None, cls=None, **options):
-    env = make_env(algo) if env is None else env
+    env = make_env(ENV_IDS[algo]) if env is None else env
     return (cls or ALGOS[algo])("MlpPolicy", env, **sb3_options(algo, **options))
 
 
@@ -77,24 +72,11 @@ def feed(model, samples, batch_size):
         names = dict(zip(ReplaySamples._fields, part))
         if not SB3_HAS_N_STEPS:
             del names["discounts"]
-        from stable_baselines3.common.type_aliases import ReplayBufferSamples
-
         return ReplayBufferSamples(**names)
 
     model.replay_buffer.sample = model.replay_buffer.sample_tensors = sample
 
 
-def parameters(model):
-    return {name: p.detach().clone() for name, p in model.policy.state_dict().items()}
-
-
-def assert_close(a, b, atol=2e-6):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert th.allclose(a[name], b[name], atol=atol, rtol=1e-4), (name, (a[name] - b[name]).abs().max())
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert th.equal(a[name], b[name]), name
+def assert_close(one, other, atol=2e-6):
+    """All parameters of two models, target networks included."""
+    th.testing.assert_close(parameters(one), parameters(other), atol=atol, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Episodes for the replay buffer's tests, and what a slow loop makes of them."""
+"""Spaces and devices of the buffers' tests; episodes for the replay buffer, and what a slow loop makes of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import stable_baselines3.common.buffers as sb3_buffers
 import torch as th
 from gymnasium import spaces
 
-from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
+from sb3_isaac import DeviceReplayBuffer
 
 DEVICES = ["cpu"] + (["cuda"] if th.cuda.is_available() else [])
 OBS = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -65,7 +65,7 @@ class History:
         return (*at, float(done), total, gamma ** (last - t + 1))
 
 
-def make(history, rows, cls=DeviceReplayBuffer, **kwargs):
+def make_buffer(history, rows, cls=DeviceReplayBuffer, **kwargs):
     kwargs.setdefault("device", "cpu")
     return history.fill(cls(rows * history.n_envs, OBS, BOX, n_envs=history.n_envs, **kwargs))
 

@@ -1,8 +1,7 @@
-"""Environments, actions and comparisons for the tests of VecNormalize and the other wrappers."""
+"""Environments and comparisons for the tests of VecNormalize and the other wrappers."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, List
 
 import numpy as np
@@ -11,23 +10,17 @@ import stable_baselines3.common.vec_env as sb3
 import torch as th
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_isaac import VecNormalize, make_vec_env
-from sb3_isaac.envs.vec_env import IsaacVecEnv
+from sb3_isaac import IsaacVecEnv, VecNormalize
+from tests.conftest import make_env, some_actions
 
-N_ENVS = 16
-DATA = Path(__file__).parents[1] / "data"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """SB3 averages batches in float32 and we in float64."""
 
 
-def make_env(**kwargs: Any) -> IsaacVecEnv:
-    """Short episodes: both kinds of end come often."""
-    return make_vec_env("IsaacGymCartpole-v0", N_ENVS, "torch", "cpu", seed=3, **{"max_episode_length": 25, **kwargs})
-
-
-def some_actions(n_steps: int, seed: int = 0) -> List[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return list(generator.uniform(-1.0, 1.0, (n_steps, N_ENVS, 1)).astype(np.float32))
+def short_env(**kwargs: Any) -> IsaacVecEnv:
+    """Both kinds of end come often."""
+    env: IsaacVecEnv = make_env(**{"max_episode_length": 25, **kwargs})
+    return env
 
 
 def assert_same_statistics(ours: VecNormalize, theirs: sb3.VecNormalize, returns: bool = True) -> None:
@@ -65,11 +58,11 @@ def compare_steps(ours: Any, theirs: Any, actions: List[np.ndarray], device: str
 
 
 def trained(cls: Any = VecNormalize) -> Any:
-    env = cls(make_env(), gamma=0.97, clip_obs=5.0)
+    env = cls(short_env(), gamma=0.97, clip_obs=5.0)
     env.action_space.seed(0)  # as an algorithm does: a numpy generator that has to be pickled
     env.reset()
-    for action in some_actions(40):
+    for action in some_actions(env, 40):
         env.step(action)
     if cls is VecNormalize:
-        env.step_tensor(th.zeros(N_ENVS, 1))
+        env.step_tensor(th.zeros(env.num_envs, 1))
     return env
