@@ -31,6 +31,7 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
         self._returns = returns
         self._lengths = lengths
         self._t = round(time.time() - t_start, 6)
+        self._expired = False
         self._filled: Optional[Dict[int, Dict[str, Any]]] = None
         self._list: Optional[List[Dict[str, Any]]] = None
         self._truncated: Optional[np.ndarray] = None
@@ -42,8 +43,16 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
             self._truncated = self._result.truncated.cpu().numpy().copy()
         return self._truncated
 
+    def expire(self) -> None:
+        """The step is over: what has not been read by now is gone."""
+        self._expired = True
+
     def filled(self) -> Dict[int, Dict[str, Any]]:
         """The dicts of the environments that are done (and of those somebody wrote into), by index."""
+        if self._filled is None and self._expired:
+            raise RuntimeError(
+                "The infos of an earlier step were kept without being read, and are gone: read them in the callback."
+            )
         if self._filled is None:
             done = (self._result.terminated | self._result.truncated).nonzero().squeeze(-1)
             columns = (done, self._result.final_obs[done], self._returns[done], self._lengths[done])

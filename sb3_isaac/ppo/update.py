@@ -166,7 +166,7 @@ class PPOUpdate:
         buffer = self.buffer
         if self._watch.changed([self.optimizer]):
             self._plain, self.fast, self.adam = FastActorCriticPolicy.why_not(self.policy, trains=True) is None, None, None
-        if not self._plain or not isinstance(buffer, DeviceRolloutBuffer):
+        if not self._plain or type(buffer) is not DeviceRolloutBuffer:
             self.gradients.disable()
             self.step.disable()
             return
