@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch as th
 
+from sb3_isaac.buffers.replay_buffer import as_sb3
 from tests.drop_in.side_by_side import ALL, OFF_POLICY, Row, compare, table
 
 
@@ -139,9 +141,10 @@ ROWS = [
     Row("_update_current_progress_remaining counted", ALL, subclass=counting("_update_current_progress_remaining")),
     Row("_setup_model counted", ALL, subclass=counting("_setup_model")),
     Row("_setup_learn counted", ALL, subclass=counting("_setup_learn")),
-    Row("_sample_action counted", OFF_POLICY, subclass=counting("_sample_action")),
-    Row("_store_transition counted", OFF_POLICY, subclass=counting("_store_transition")),
-    Row("_update_info_buffer counted", ALL, subclass=counting("_update_info_buffer")),
+    Row("_sample_action counted", OFF_POLICY, subclass=counting("_sample_action"), stock_buffer=True),
+    Row("_store_transition counted", OFF_POLICY, subclass=counting("_store_transition"), stock_buffer=True),
+    Row("_update_info_buffer counted", "ppo", subclass=counting("_update_info_buffer")),
+    Row("_update_info_buffer counted", OFF_POLICY, subclass=counting("_update_info_buffer"), stock_buffer=True),
     Row("dump_logs counted", ("ppo",), subclass=counting("dump_logs")),
     Row("train in another gamma", ALL, subclass=overriding(train=half_gamma)),
     Row("train does nothing", ALL, subclass=overriding(train=no_training)),
@@ -153,18 +156,19 @@ ROWS = [
     Row("collect_rollouts in another gamma", ALL, subclass=overriding(collect_rollouts=half_gamma)),
     Row("_update_learning_rate fixes the rate", ALL, subclass=overriding(_update_learning_rate=fixed_rate)),
     Row("_update_learning_rate of the model replaced", ALL, before=patched("_update_learning_rate", fixed_rate)),
-    Row("predict changed", OFF_POLICY, subclass=overriding(predict=zeros)),
+    Row("predict changed", OFF_POLICY, subclass=overriding(predict=zeros), stock_buffer=True),
     Row("predict changed, which PPO does not use", subclass=overriding(predict=zeros)),
     Row("predict of the model replaced", OFF_POLICY, before=patched("predict", zeros)),
-    Row("_sample_action changed", OFF_POLICY, subclass=overriding(_sample_action=zero_actions)),
+    Row("_sample_action changed", OFF_POLICY, subclass=overriding(_sample_action=zero_actions), stock_buffer=True),
     Row("_sample_action of the model replaced", OFF_POLICY, before=patched("_sample_action", zero_actions)),
-    Row("_store_transition changed", OFF_POLICY, subclass=overriding(_store_transition=scaled_reward)),
+    Row("_store_transition changed", OFF_POLICY, subclass=overriding(_store_transition=scaled_reward), stock_buffer=True),
     Row("_store_transition of the model replaced", OFF_POLICY, before=patched("_store_transition", scaled_reward)),
     Row("_on_step does nothing", "dqn", subclass=overriding(_on_step=no_training)),
     Row("_on_step logs", OFF_POLICY, subclass=overriding(_on_step=more_of_a_log)),
     Row("_on_step of the model replaced", "dqn", before=patched("_on_step", no_training)),
     Row("progress changed", ALL, {"learning_rate": lambda left: 1e-2 * left}, subclass=overriding(_update_current_progress_remaining=own_progress)),
-    Row("_update_info_buffer does nothing", ALL, subclass=overriding(_update_info_buffer=no_episodes)),
+    Row("_update_info_buffer does nothing", "ppo", subclass=overriding(_update_info_buffer=no_episodes)),
+    Row("_update_info_buffer does nothing", OFF_POLICY, subclass=overriding(_update_info_buffer=no_episodes), stock_buffer=True),
     Row("excluded params", ALL, subclass=overriding(_excluded_save_params=excluded), before=with_own, after=saved),
     Row("replay_buffer.sample replaced", OFF_POLICY, before=lambda m, n: setattr(m.replay_buffer, "sample", fixed_sample(m))),
     Row("replay_buffer.add replaced", OFF_POLICY, before=lambda m, n: setattr(m.replay_buffer, "add", rewardless_add(m))),
@@ -177,11 +181,12 @@ ROWS = [
 def fixed_sample(model):
     """The same rows always."""
     buffer = model.replay_buffer
-    return lambda batch_size, env=None: buffer._get_samples(np.arange(batch_size) % buffer.size(), env=env, **first_envs(buffer, batch_size))
 
+    def sample(batch_size, env=None):
+        rows = th.arange(batch_size) % (buffer.size() * buffer.n_envs)
+        return as_sb3(buffer.at(rows, env))
 
-def first_envs(buffer, batch_size):
-    return {}
+    return sample
 
 
 def rewardless_add(model):
