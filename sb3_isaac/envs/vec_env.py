@@ -149,16 +149,22 @@ class IsaacVecEnv(VecEnv):
 
         :raises ValueError: wrong shape, NaN, or (Discrete) an action that does not exist
         """
-        actions, space = np.asarray(actions), self.action_space
-        shape = (self.num_envs, *(space.shape or ()))
-        if actions.shape != shape and not (isinstance(space, spaces.Discrete) and actions.shape == (self.num_envs, 1)):
-            raise ValueError(f"Expected actions of shape {shape}, got {actions.shape}.")
-        if isinstance(space, spaces.Discrete):
-            if not np.issubdtype(actions.dtype, np.integer) or actions.min() < 0 or actions.max() >= space.n:
-                got = f"{actions.dtype} values {np.unique(actions)[:5]}"
-                raise ValueError(f"Actions must be whole numbers from 0 to {space.n - 1}, got {got}.")
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = np.asarray(actions)
+            if actions.shape not in ((self.num_envs,), (self.num_envs, 1)):
+                raise ValueError(
+                    f"Expected {self.num_envs} actions, one per environment, got an array of shape {actions.shape}."
+                )
+            n = int(self.action_space.n)
+            if not np.issubdtype(actions.dtype, np.integer) or actions.min() < 0 or actions.max() >= n:
+                raise ValueError(
+                    f"Actions must be whole numbers from 0 to {n - 1}, got {actions.dtype} values {np.unique(actions)[:5]}."
+                )
             return th.as_tensor(actions.reshape(-1), dtype=th.int64, device=self.device)
         actions = np.asarray(actions, dtype=np.float32)
+        shape = (self.num_envs, *(self.action_space.shape or ()))
+        if actions.shape != shape:
+            raise ValueError(f"Expected actions of shape {shape}, got {actions.shape}.")
         if np.isnan(actions).any():
             first = int(np.isnan(actions).reshape(self.num_envs, -1).any(axis=1).argmax())
             raise ValueError(
