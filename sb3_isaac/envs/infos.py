@@ -29,15 +29,24 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
         self._returns = returns
         self._lengths = lengths
         self._t = round(time.time() - t_start, 6)
+        self._expired = False
 
     @cached_property
     def truncated(self) -> np.ndarray:
         """(N,) bool: which episodes ended by the time limit, without building a single dict."""
         return np.array(self._result.truncated.cpu().numpy())
 
+    def expire(self) -> None:
+        """The step is over: what has not been read by now is gone."""
+        self._expired = True
+
     @cached_property
     def filled(self) -> Dict[int, Dict[str, Any]]:
         """The dicts of the environments that are done (and of those somebody wrote into), by index."""
+        if self._expired:
+            raise RuntimeError(
+                "The infos of an earlier step were kept without being read, and are gone: read them in the callback."
+            )
         done = (self._result.terminated | self._result.truncated).nonzero().squeeze(-1)
         columns = (done, self._result.final_obs[done], self._returns[done], self._lengths[done])
         return {

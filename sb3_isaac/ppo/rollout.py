@@ -26,6 +26,7 @@ class PolicyStep(NamedTuple):
     actions: th.Tensor
     clipped_actions: th.Tensor
     values: th.Tensor
+    """(N, 1)"""
     log_probs: th.Tensor
     result: StepResult
     dones: th.Tensor
@@ -121,6 +122,10 @@ class Rollout:
         self._next_step += 1
         return step
 
+    def obs_of_step(self, step: int) -> th.Tensor:
+        """(N, *obs_shape), what the agent acted on in a step of this rollout."""
+        return self.buffer.tensors.observations[step]
+
     def _step_for_graphs(self) -> PolicyStep:
         step = self._step(self._step_on_device)
         self._step_on_device.add_(1)
@@ -146,7 +151,7 @@ class Rollout:
             self._returns.put(step, self.env.episode_returns)
             self._lengths.put(step, self.env.episode_lengths * self.env.dones)
             self.obs.copy_(result.obs)
-        return PolicyStep(actions, env_actions, values, log_probs, result, self.env.dones)
+        return PolicyStep(actions, env_actions, values.unsqueeze(1), log_probs, result, self.env.dones)
 
     def _for_env(self, actions: th.Tensor) -> th.Tensor:
         if self._low is None or self._high is None:

@@ -186,10 +186,6 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         manager.seed = seed
         return manager._create_sampler(self.sampler)
 
-    def make_pruner(self) -> Any:
-        """The pruner of ``--pruner``."""
-        return self._create_pruner(self.pruner)
-
     def make_trial(
         self, hyperparams: Dict[str, Any], make_vec_env: Callable[..., VecEnv]
     ) -> Tuple[BaseAlgorithm, VecEnv, List[BaseCallback]]:
@@ -222,7 +218,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.search is None:
             super().hyperparameters_optimization()
         else:
-            search.optimize(self.search)
+            search.optimize(self.search, pruner=self._create_pruner(self.pruner))
 
     def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> Dict[str, Any]:
         number = None if trial_id is None else int(trial_id)
