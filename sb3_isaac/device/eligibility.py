@@ -102,7 +102,8 @@ class Watch:
             return False
         self._modules = list(self._root.modules())
         self._attributes = [vars(module) for module in self._modules]
-        self._contents = [attributes[name] for attributes in self._attributes for name in ("_modules", "_parameters")]
+        contents = [attributes.get(name) for attributes in self._attributes for name in ("_modules", "_parameters")]
+        self._contents = [content for content in contents if isinstance(content, dict)]  # TorchScript has none
         self._hooks = [attributes[name] for attributes in self._attributes for name in HOOKS if name in attributes]
         self._parameters = list(self._root.parameters())
         self._seen = self._look(optimizers, more)
