@@ -10,9 +10,8 @@ environment is ours, and the VecEnv classes of rl_zoo3 make one batch of our env
 
 from __future__ import annotations
 
-from sb3_isaac.zoo.entries import hyperparams_dir
 from sb3_isaac.zoo.hooks import install
-from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager
+from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager, hyperparams_dir
 
 __all__ = ["ALGOS", "IsaacExperimentManager", "hyperparams_dir"]
 
