@@ -62,14 +62,10 @@ def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:
     if not manager.no_optim_plots:
         _draw(study, path)
     print(f"Wrote {path}.csv, .pkl and .yml" + (f", and {write_yaml}" if write_yaml else ""))
-    print(f"Train with the best hyperparameters:\n{train_command(manager, files[-1])}")
-
-
-def train_command(manager: Any, file: Path) -> str:
-    """The one command that trains with the entry in ``file``."""
     program = "sb3-isaac" if shutil.which("sb3-isaac") else "python -m sb3_isaac.cli"
     device = "" if manager.device == "auto" else f" --device {manager.device}"
-    return f"{program} train --algo {manager.algo} --env {manager.env_name.gym_id} -conf {shlex.quote(str(file))}{device}"
+    flags = f"--algo {manager.algo} --env {manager.env_name.gym_id} -conf {shlex.quote(str(files[-1]))}{device}"
+    print(f"Train with the best hyperparameters:\n{program} train {flags}")
 
 
 def _draw(study: Any, path: Path) -> None:

@@ -214,11 +214,8 @@ def optimize(search: Search) -> None:
     if manager.verbose > 0:
         print(f"Optimizing hyperparameters: study {study.study_name}, {manager.sampler} sampler, {manager.pruner} pruner")
     total = manager.max_total_trials
-    counted = [
-        TrialState.COMPLETE,
-        TrialState.RUNNING,
-        TrialState.PRUNED,
-    ]  # running too, or each worker would add one too many
+    # Running trials count too, or each worker would add one too many.
+    counted = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED]
     until = {"n_trials": manager.n_trials} if total is None else {"callbacks": [MaxTrialsCallback(total, states=counted)]}
     with explained(manager.storage):
         n_failed = fail_dead_trials(study)

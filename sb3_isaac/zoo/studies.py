@@ -144,19 +144,16 @@ def load_study(storage: Optional[str], name: str) -> Any:
             raise StorageError(f"There is no study {name!r} in {shown(storage)}; studies there: {names}.") from error
 
 
-def open_study(
-    storage: Optional[str], name: Optional[str], purpose: Dict[str, str], *, sampler: Any = None, pruner: Any = None
-) -> Any:
+def open_study(storage: Optional[str], name: Optional[str], purpose: Dict[str, str], **options: Any) -> Any:
     """A study to add trials to, made if it does not exist.
 
     :param purpose: what the trials are about (algorithm, environment); kept with the study
+    :param options: sampler and pruner
     :raises StorageError: the study holds other trials, which ours would spoil, or its storage cannot be used
     """
     opened = open_storage(storage)
     with explained(storage):
-        study = optuna.create_study(
-            storage=opened, study_name=name, sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
-        )
+        study = optuna.create_study(storage=opened, study_name=name, direction="maximize", load_if_exists=True, **options)
         # In this order: another worker that starts at the same time says its purpose before its first trial.
         has_trials = len(study.get_trials(deepcopy=False)) > 0
         found = study.user_attrs.get("purpose")
