@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -13,11 +14,9 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac.buffers import storage
-from sb3_isaac.buffers.n_step import RUNNING, n_step_returns, steps_and_powers
 
 # The flag of a transition: both ends kept apart in one float. Only a termination has nothing to bootstrap from.
-TERMINATED, TRUNCATED = 1.0, 2.0
-
+RUNNING, TERMINATED, TRUNCATED = 0.0, 1.0, 2.0
 
 SB3_HAS_DISCOUNTS = "discounts" in ReplayBufferSamples._fields  # from SB3 2.7 on
 
@@ -50,6 +49,13 @@ def as_sb3(samples: ReplaySamples) -> ReplayBufferSamples:
             "sb3_isaac's own algorithms or a newer SB3."
         )
     return ReplayBufferSamples(**{name: getattr(samples, name) for name in ReplayBufferSamples._fields})
+
+
+@functools.lru_cache(maxsize=8)
+def steps_and_powers(n_steps: int, gamma: float, device: th.device) -> tuple[th.Tensor, th.Tensor]:
+    """0 to n_steps - 1 as (n_steps, 1) int64, and gamma to the powers 0 to n_steps as (n_steps + 1,) float32."""
+    steps = th.arange(n_steps, device=device).view(-1, 1)
+    return steps, gamma ** th.arange(n_steps + 1, dtype=th.float32, device=device)
 
 
 class DeviceReplayBuffer(ReplayBuffer):
@@ -312,11 +318,10 @@ class DeviceReplayBuffer(ReplayBuffer):
         if not self.full and self.pos == 0:
             raise ValueError("DeviceReplayBuffer is empty, add transitions before sampling.")
         total = self.size() * self.n_envs
-        if not (self.optimize_memory_usage and self.full):
-            return th.randint(total, (batch_size,), device=self.storage_device, generator=self.generator)
-        # Leave out the oldest row, whose observation was overwritten by the newest transition's next one
-        index = th.randint(self.n_envs, total, (batch_size,), device=self.storage_device, generator=self.generator)
-        return (index + self.pos * self.n_envs) % total
+        # Leave out the oldest row if its observation was overwritten by the newest transition's next one
+        first = self.n_envs if self.optimize_memory_usage and self.full else 0
+        index = th.randint(first, total, (batch_size,), device=self.storage_device, generator=self.generator)
+        return (index + self.pos * self.n_envs) % total if first else index
 
     def _get_samples(self, batch_inds: np.ndarray | th.Tensor, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """SB3's hook: the rows are given, the envs are drawn."""
@@ -337,7 +342,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         """
         first = last = self._gather(index)
         if self.n_steps == 1:
-            rewards, discounts = storage.normalize_reward(env, first[:, self._reward_at, None]), None
+            rewards, discounts = storage.normalize(env, "reward", first[:, self._reward_at, None]), None
         else:
             rewards, discounts, index = self._n_step_returns(index, env, self.newest if newest is None else newest)
             last = self._gather(index)
@@ -369,15 +374,18 @@ class DeviceReplayBuffer(ReplayBuffer):
         return batch.to(self._device)
 
     def _observations(self, obs: th.Tensor, env: VecNormalize | None) -> th.Tensor:
-        obs = storage.normalize_obs(env, obs.view(-1, *self.obs_shape))
+        obs = storage.normalize(env, "obs", obs.view(-1, *self.obs_shape))
         return obs if self._obs_dtype is None else obs.to(self._obs_dtype)
 
     def _n_step_returns(
         self, index: th.Tensor, env: VecNormalize | None, newest: int | th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """The returns (B, 1) and discounts (B, 1) on ``device``, and the index (B,) of the last transition summed."""
+        """Rewards summed up to n_steps, the end of the episode, or the newest transition, whichever comes first.
+
+        :return: returns (B, 1) and discounts (B, 1) on ``device``, and the index (B,) of the last transition summed
+        """
         n, rows = self.n_envs, self.buffer_size
-        steps, _ = steps_and_powers(self.n_steps, self.gamma, index.device)
+        steps, powers = steps_and_powers(self.n_steps, self.gamma, index.device)
         window = (index + steps * n) % (rows * n)  # (n_steps, B)
         table, at = self._storage.view(-1, self._width), window.view(-1)
         rewards, flags = (
@@ -385,7 +393,12 @@ class DeviceReplayBuffer(ReplayBuffer):
         )
         # Behind the newest transition come the oldest ones, or nothing
         until_newest = (newest - th.div(index, n, rounding_mode="floor")) % rows
-        returns, discounts, extra = n_step_returns(storage.normalize_reward(env, rewards), flags, until_newest, self.gamma)
+        goes_on = (flags[:-1] == RUNNING) & (steps[1:] <= until_newest)
+        weights = (goes_on * self.gamma).cumprod(0)  # (n_steps - 1, B), of the steps after the first
+        rewards = storage.normalize(env, "reward", rewards)
+        returns = (weights * rewards[1:]).sum(0).add_(rewards[0])
+        extra = (weights > 0.0).sum(0)
+        discounts = powers.index_select(0, extra + 1)
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 

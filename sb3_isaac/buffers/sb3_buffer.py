@@ -11,8 +11,7 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_isaac.buffers.n_step import RUNNING
-from sb3_isaac.buffers.replay_buffer import TERMINATED, TRUNCATED, DeviceReplayBuffer
+from sb3_isaac.buffers.replay_buffer import RUNNING, TERMINATED, TRUNCATED, DeviceReplayBuffer
 
 SB3_HAS_N_STEPS = "n_steps" in inspect.signature(OffPolicyAlgorithm.__init__).parameters  # from SB3 2.7 on
 NStepReplayBuffer = getattr(sb3_buffers, "NStepReplayBuffer", ReplayBuffer)
