@@ -15,8 +15,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac.buffers import storage
 
-# The flag of a transition: both ends kept apart in one float. Only a termination has nothing to bootstrap from.
-RUNNING, TERMINATED, TRUNCATED = 0.0, 1.0, 2.0
+# The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,
+# a truncation has if time limits are handled. Behind a cut the episode would go on, but its next transition is not known.
+RUNNING, TERMINATED, TRUNCATED, CUT = 0.0, 1.0, 2.0, -1.0
 
 SB3_HAS_DISCOUNTS = "discounts" in ReplayBufferSamples._fields  # from SB3 2.7 on
 
@@ -36,6 +37,14 @@ class ReplaySamples(NamedTuple):
     """(B, 1) float32, the n-step return up to next_observations"""
     discounts: th.Tensor | None = None
     """(B, 1) float32, gamma ** (number of rewards summed); None for n_steps=1, where it is gamma itself"""
+
+
+def _as_float32(value: Any) -> th.Tensor:
+    """An array, list or tensor as a float32 tensor, on its own device."""
+    if isinstance(value, th.Tensor):
+        return value.to(th.float32)
+    # torch takes neither negative strides nor all of numpy's integers
+    return th.from_numpy(np.array(value, dtype=np.float32, order="C"))
 
 
 def as_sb3(samples: ReplaySamples) -> ReplayBufferSamples:
@@ -103,6 +112,8 @@ class DeviceReplayBuffer(ReplayBuffer):
         generator: th.Generator | None = None,
     ) -> None:
         who = "DeviceReplayBuffer"
+        # numpy's numbers are not torch's everywhere
+        buffer_size, n_envs, n_steps, gamma = int(buffer_size), int(n_envs), int(n_steps), float(gamma)
         if isinstance(observation_space, spaces.Box) and observation_space.dtype == np.uint8:
             raise ValueError(f"{who} would take four times the memory of uint8 images, use SB3's own ReplayBuffer.")
         if optimize_memory_usage and handle_timeout_termination:
@@ -202,7 +213,7 @@ class DeviceReplayBuffer(ReplayBuffer):
 
     @property
     def dones(self) -> th.Tensor:  # type: ignore[override]
-        """(buffer_size, n_envs): 0 goes on, 1 terminated, 2 truncated. SB3 writes True (1) to end an episode."""
+        """(buffer_size, n_envs): 0 goes on, 1 terminated, 2 truncated, -1 cut. SB3 writes True (1) to end an episode."""
         return self._storage[..., self._reward_at + 1]
 
     def add_tensors(
@@ -271,34 +282,40 @@ class DeviceReplayBuffer(ReplayBuffer):
     ) -> None:
         """Add a step of all N envs, as SB3 does. Infos with a ``truncated`` array (N,) are not looked into.
 
+        As in SB3, n-step returns stop at ``TimeLimit.truncated`` also where ``done`` is False.
+
         :raises ValueError: if an argument is not for N envs
         """
         expected = {"obs": self._obs_dim, "next_obs": self._obs_dim, "action": self.action_dim, "reward": 1}
-        tensors = [th.as_tensor(value, dtype=th.float32) for value in (obs, next_obs, action, reward)]
+        tensors = [_as_float32(value) for value in (obs, next_obs, action, reward)]
         for (name, size), tensor in zip(expected.items(), tensors):
             if tensor.numel() != self.n_envs * size:
                 raise ValueError(
                     f"DeviceReplayBuffer.add: {name} has shape {tuple(tensor.shape)}, expected {self.n_envs} x {size}."
                 )
-        done = np.asarray(done, dtype=bool).reshape(self.n_envs)
+        done = np.broadcast_to(np.asarray(done, dtype=bool).reshape(-1), self.n_envs)
         truncated = np.zeros_like(done)
         if self.handle_timeout_termination:
             known = getattr(infos, "truncated", None)
-            if known is not None:
-                truncated = done & known
-            else:
-                truncated[done] = [infos[int(i)].get("TimeLimit.truncated", False) for i in np.flatnonzero(done)]
-        ends = th.from_numpy(done & ~truncated), th.from_numpy(truncated)
-        self.add_tensors(tensors[0], tensors[1], tensors[2], tensors[3], *ends)
+            if known is None:
+                known = [info.get("TimeLimit.truncated", False) for info in infos]
+            truncated[:] = known
+        self.add_tensors(
+            tensors[0], tensors[1], tensors[2], tensors[3], th.from_numpy(done & ~truncated), th.from_numpy(truncated)
+        )
+        cut = truncated & ~done
+        if cut.any():
+            self.dones[self.newest, th.from_numpy(cut).to(self.storage_device)] = CUT
 
     def end_trajectories(self) -> None:
         """Call it when the envs were reset from outside, so that no n-step return runs over the cut.
 
-        Episodes still running count as truncated at their newest transition: they bootstrap from its next_obs.
+        Episodes still running are cut at their newest transition: they bootstrap from its next_obs. Where that is lost
+        (``optimize_memory_usage``), they count as terminated, as in SB3.
         """
         if self.full or self.pos > 0:
-            newest = self.dones[self.pos - 1]
-            newest.masked_fill_(newest == RUNNING, TRUNCATED)
+            newest = self.dones[self.newest]
+            newest.masked_fill_(newest == RUNNING, TRUNCATED if self.optimize_memory_usage else CUT)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Draw transitions with replacement, as SB3's tuple.
@@ -351,7 +368,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         else:
             next_obs = last[:, self._reward_at + 2 :]
         flags = last[:, self._reward_at + 1, None]
-        dones = flags == TERMINATED if self.handle_timeout_termination else flags != RUNNING
+        dones = flags == TERMINATED if self.handle_timeout_termination else flags > RUNNING
         return ReplaySamples(
             observations=self._observations(first[:, : self._obs_dim], env),
             actions=first[:, self._obs_dim : self._reward_at].to(self._action_dtype),
