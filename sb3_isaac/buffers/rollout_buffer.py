@@ -275,7 +275,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         """The rows that the minibatches of :meth:`get` consist of, in a new random order."""
         total = self.buffer_size * self.n_envs
         order = th.randperm(total, device=self.device, generator=self.generator)
-        return tuple(th.split(self._row_of.index_select(0, order), batch_size or total))
+        return tuple(th.split(self._row_of.index_select(0, order), int(batch_size or total)))
 
     def _get_samples(self, batch_inds: ArrayOrTensor, env: VecNormalize | None = None) -> RolloutBufferSamples:
         """The transitions at ``env * n_steps + step``: SB3's count, as after its ``swap_and_flatten``."""

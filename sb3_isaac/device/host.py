@@ -116,7 +116,7 @@ class LazyLocals(Dict[str, Any]):
             value = value.look()
             self[name] = value
         elif name == "infos":  # what they need of this step is copied now
-            getattr(value, "filled", bool)()
+            getattr(value, "filled", None)
         return value
 
     def get(self, name: str, default: Any = None) -> Any:

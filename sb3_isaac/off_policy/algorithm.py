@@ -14,7 +14,15 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
-from sb3_isaac.buffers.sb3_buffer import NOT_FOR_STOCK, SB3_HAS_N_STEPS, STANDARD_BUFFERS, as_stock_buffer, copy_transitions
+from sb3_isaac.buffers.sb3_buffer import (
+    NOT_FOR_STOCK,
+    SB3_HAS_N_STEPS,
+    STANDARD_BUFFERS,
+    NStepReplayBuffer,
+    as_stock_buffer,
+    from_stock_buffer,
+)
+from sb3_isaac.buffers.storage import existing_device
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import optimizer_settings
@@ -142,9 +150,13 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return cast(TensorVecEnv, self.env)
 
     def _setup_model(self) -> None:
-        if self._why_not_tensors() is None:
-            self._use_device_buffer()
+        if self._why_not_tensors() is not None:
+            super()._setup_model()
+            return
+        self._use_device_buffer()
+        kwargs = dict(self.replay_buffer_kwargs)
         super()._setup_model()
+        self.replay_buffer_kwargs = kwargs  # SB3 writes the model's gamma over the buffer's
 
     def _why_not_tensors(self) -> Optional[str]:
         """What keeps training from running in tensors: the environment, its device, another buffer, overridden methods."""
@@ -156,8 +168,13 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             why_not = overridden(policy, BasePolicy, ("predict", "obs_to_tensor"), self.policy_class)
         if why_not is not None:
             return why_not
+        name = None
         if self.replay_buffer_class not in STANDARD_BUFFERS:
             name = cast(type, self.replay_buffer_class).__name__
+        elif self.replay_buffer is not None and not isinstance(self.replay_buffer, DeviceReplayBuffer):
+            if type(self.replay_buffer) not in STANDARD_BUFFERS:  # a file or an assignment may have brought it
+                name = type(self.replay_buffer).__name__
+        if name is not None:
             return f"replay_buffer_class={name} works in numpy. Faster: leave it out, or use DeviceReplayBuffer itself."
         return None
 
@@ -190,7 +207,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
         The attribute ``replay_buffer_class`` stays SB3's, so that stock SB3 loads the model.
 
-        :raises ValueError: if the present buffer has another size or number of environments
+        :raises ValueError: if the present buffer has another number of environments
         """
         self.replay_buffer_class = None  # SB3 fills in its standard class
         kwargs = self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)
@@ -199,22 +216,28 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 f"n_steps is {self.n_steps}, and {kwargs['n_steps']} in replay_buffer_kwargs: leave one of them out."
             )
         self.n_steps = int(kwargs.get("n_steps", self.n_steps))
+        # A file has it as an attribute, because stock SB3's buffer would not take it
+        if kwargs.get("storage_device") is not None:
+            self.storage_device = str(kwargs["storage_device"])
+        elif self.__dict__.get("storage_device") is not None:
+            kwargs["storage_device"] = existing_device(self.storage_device)
         old = self.replay_buffer
+        if old is not None and old.n_envs != self.n_envs and (isinstance(old, DeviceReplayBuffer) or old.size() > 0):
+            raise ValueError(f"The replay buffer holds {old.n_envs} environments, the training has {self.n_envs}.")
         if isinstance(old, DeviceReplayBuffer):
-            if old.n_envs != self.n_envs:
-                raise ValueError(f"The replay buffer holds {old.n_envs} environments, the training has {self.n_envs}.")
+            return
+        options = {"device": self.device, "n_steps": self.n_steps, "gamma": self.gamma, **kwargs}
+        if old is not None and old.size() > 0:
+            self.replay_buffer = from_stock_buffer(old, options)
             return
         self.replay_buffer = DeviceReplayBuffer(
             self.buffer_size,
             self.observation_space,
             self.action_space,
-            device=self.device,
             n_envs=self.n_envs,
             optimize_memory_usage=self.optimize_memory_usage,
-            **{"n_steps": self.n_steps, "gamma": self.gamma, **kwargs},
+            **options,
         )
-        if old is not None and old.size() > 0:
-            copy_transitions(old, self.replay_buffer)
 
     def _setup_learn(
         self,
@@ -416,6 +439,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             swapped["replay_buffer_class"] = None
             swapped["replay_buffer_kwargs"] = {key: kwargs[key] for key in kwargs if key not in NOT_FOR_STOCK}
             swapped["n_steps"] = kwargs.get("n_steps", self.n_steps)
+            if SB3_HAS_N_STEPS and swapped["n_steps"] > 1 and kwargs.get("gamma", self.gamma) != self.gamma:
+                # SB3's choice would have the model's gamma
+                swapped["replay_buffer_class"] = NStepReplayBuffer
+                swapped["replay_buffer_kwargs"].update(n_steps=swapped["n_steps"], gamma=kwargs["gamma"])
+                swapped["n_steps"] = 1  # SB3 warns that its class ignores it
         # Where the agent goes on, unless the model has got another env or will reset this one
         if self._run is not None and self._run.rollout.env is self.tensor_vec_env and self._last_obs is not None:
             swapped["_last_obs"] = self._run.rollout.last_obs()

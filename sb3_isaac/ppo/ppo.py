@@ -20,6 +20,7 @@ from sb3_isaac.envs.callback_locals import StepLocals, root_callback
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
     check_tensors,
+    describe_path,
     note_episodes,
     overridden,
     supports_tensors,

@@ -101,7 +101,7 @@ class Rollout:
         self.buffer.reset()
         self._next_step, self.env_seconds = 0, 0.0
         self._step_on_device.zero_()
-        if self._watch.changed([]):
+        if self._watch.changed(more=[self.policy.action_dist]):
             plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
             self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs) if plain else None
         keep = keep_distributions and self._fast is not None

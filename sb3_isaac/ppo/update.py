@@ -164,7 +164,7 @@ class PPOUpdate:
     def _look_again(self, settings: Settings) -> None:
         """Choose the path: policy, optimizer and settings may have changed since the last update."""
         buffer = self.buffer
-        if self._watch.changed([self.optimizer]):
+        if self._watch.changed([self.optimizer], [self.policy.action_dist]):
             self._plain, self.fast, self.adam = FastActorCriticPolicy.why_not(self.policy, trains=True) is None, None, None
         if not self._plain or type(buffer) is not DeviceRolloutBuffer:
             self.gradients.disable()
