@@ -42,8 +42,8 @@ DEFAULTS: Dict[str, Dict[str, Any]] = {
 """Runs of a few milliseconds in which everything happens at least once."""
 ENV = {"n_envs": 4, "max_episode_length": 5}
 RESET_DIST = {"ppo": 0.2, "dqn": 0.25, "ddpg": 0.08}
-"""Both failures and time limits within eight steps."""
-STEPS = 32
+"""Both failures and time limits within six to eight steps."""
+STEPS = {"ppo": 32, "dqn": 24, "ddpg": 24}
 
 
 class Library(NamedTuple):
@@ -153,7 +153,9 @@ def make_options(row: Row, algo: str, lib: Library) -> Dict[str, Any]:
 
 
 def make_row_env(row: Row, algo: str, lib: Library) -> Any:
-    env = make_env(DISCRETE if algo == "dqn" or row.discrete else CONTINUOUS, **{**ENV, "reset_dist": RESET_DIST[algo], **row.env})
+    env = make_env(
+        DISCRETE if algo == "dqn" or row.discrete else CONTINUOUS, **{**ENV, "reset_dist": RESET_DIST[algo], **row.env}
+    )
     return env if row.wrap is None else row.wrap(env, lib)
 
 
@@ -173,7 +175,7 @@ def run(row: Row, algo: str, lib: Library, folder: Path) -> Dict[str, Any]:
         model.set_logger(logger)
         if row.before is not None:
             row.before(model, notes)
-        arguments = {"total_timesteps": STEPS, "log_interval": 1, **row.learn}
+        arguments = {"total_timesteps": STEPS[algo], "log_interval": 1, **row.learn}
         callback = None if row.callback is None else row.callback(notes)
         th.manual_seed(5)
         model.learn(callback=callback, **arguments)
@@ -256,7 +258,9 @@ def transitions(buffer: Any) -> Dict[str, Any]:
 
 def optimizer_state(optimizer: Any) -> Dict[str, Any]:
     saved = optimizer.state_dict()
-    groups = [{k: v for k, v in group.items() if k in ("lr", "betas", "eps", "weight_decay")} for group in saved["param_groups"]]
+    groups = [
+        {k: v for k, v in group.items() if k in ("lr", "betas", "eps", "weight_decay")} for group in saved["param_groups"]
+    ]
     state = {i: {k: th.as_tensor(v) for k, v in one.items() if v is not None} for i, one in saved["state"].items()}
     # no step yet is the same as no state yet
     state = {i: one for i, one in state.items() if float(one.get("step", 1.0)) > 0.0}

@@ -116,7 +116,15 @@ def singles(*wrappers, n=4, discrete=False):
 def statistics(model, notes):
     """Of a VecNormalize."""
     normalize = model.get_vec_normalize_env()
-    notes.append([normalize.obs_rms.mean, normalize.obs_rms.var, normalize.obs_rms.count, normalize.ret_rms.var, np.array(normalize.returns)])
+    notes.append(
+        [
+            normalize.obs_rms.mean,
+            normalize.obs_rms.var,
+            normalize.obs_rms.count,
+            normalize.ret_rms.var,
+            np.array(normalize.returns),
+        ]
+    )
 
 
 def freeze_statistics(model, notes):
@@ -125,7 +133,14 @@ def freeze_statistics(model, notes):
 
 def original_of(model, notes):
     env = model.get_vec_normalize_env()
-    notes.append([np.array(env.get_original_obs()), np.array(env.get_original_reward()), env.normalize_obs(np.ones((2, 4), np.float32)), env.unnormalize_obs(np.ones((2, 4), np.float32))])
+    notes.append(
+        [
+            np.array(env.get_original_obs()),
+            np.array(env.get_original_reward()),
+            env.normalize_obs(np.ones((2, 4), np.float32)),
+            env.unnormalize_obs(np.ones((2, 4), np.float32)),
+        ]
+    )
 
 
 # -- buffers ---------------------------------------------------------------------------------------------------------
@@ -212,7 +227,9 @@ ROWS = [
     Row("VecNormalize(norm_obs=False)", ALL, wrap=both("VecNormalize", norm_obs=False)),
     Row("VecNormalize(norm_reward=False)", ALL, wrap=both("VecNormalize", norm_reward=False)),
     Row("VecNormalize(training=False)", ALL, wrap=both("VecNormalize", training=False), after=statistics),
-    Row("VecNormalize(gamma=0.5, clip_obs=1, clip_reward=1, epsilon=0.1)", ALL, wrap=both("VecNormalize", gamma=0.5, clip_obs=1.0, clip_reward=1.0, epsilon=0.1), after=statistics),
+    Row("VecNormalize(gamma=0.5, clip_reward=1, epsilon=0.1)", ALL, wrap=both("VecNormalize", gamma=0.5, clip_reward=1.0, epsilon=0.1), after=statistics),
+    Row("VecNormalize(clip_obs=1)", "ppo", wrap=both("VecNormalize", clip_obs=1.0), after=statistics),
+    Row("VecNormalize(clip_obs=1)", OFF_POLICY, wrap=both("VecNormalize", clip_obs=1.0), inexact="SB3 stores the last observation of an episode as it is after clipping"),
     Row("VecNormalize frozen between", ALL, wrap=both("VecNormalize"), between=freeze_statistics, after=statistics),
     Row("VecNormalize: original values", ALL, wrap=both("VecNormalize"), after=original_of),
     Row("VecNormalize with one environment", ALL, env={"n_envs": 1}, wrap=both("VecNormalize"), learn={"total_timesteps": 12}, after=statistics),
@@ -265,6 +282,12 @@ ROWS = [
 ]  # fmt: skip
 
 
-@table(ROWS)
+XFAIL = {
+    "ppo-subclass of DeviceRolloutBuffer with its own get": "the update counts on ceil(rows / batch_size) minibatches in an epoch",
+}
+"""What differs today, and why."""
+
+
+@table(ROWS, XFAIL)
 def test_wrapper_or_buffer(row: Row, algo: str, tmp_path: Path) -> None:
     compare(row, algo, tmp_path)
