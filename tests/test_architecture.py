@@ -115,11 +115,29 @@ def test_who_imports_what() -> None:
         assert module in ("backends.isaacgym_cartpole", "_isaacgym_first") or "isaacgym" not in used, module
 
 
-def test_the_readme_names_files_that_exist() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    named = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"`((?:sb3_isaac|scripts|tests)/[\w/]+(?:\.\w+)?)`", text)
-    assert any(name.endswith(".png") for name in named) and len(named) > 15
-    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+def test_the_documents_name_files_that_exist() -> None:
+    for document, least in (("README.md", 15), ("docs/architecture.md", 25)):
+        text = (REPOSITORY / document).read_text()
+        named = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"`((?:sb3_isaac|scripts|tests)/[\w/]+(?:\.\w+)?)`", text)
+        assert len(set(named)) > least
+        assert [name for name in named if not (REPOSITORY / name).exists()] == []
+    # In the table of rooms a file stands without its folder
+    for row in re.findall(r"^\| (`sb3_isaac/.*)$", text, flags=re.M):
+        folders = re.findall(r"`(sb3_isaac/\w+)`", row)
+        for name in re.findall(r"`(\w+\.py)`", row):
+            assert any((REPOSITORY / folder / name).exists() for folder in folders), name
+
+
+def test_what_one_reads_for_an_algorithm() -> None:
+    """docs/architecture.md, "To read an algorithm": no more than nine files for PPO, ten for DQN and for DDPG."""
+    helpers = {"backends.base", "buffers.storage", "buffers.sb3_buffer", "envs.infos", "envs.tensor_path",
+               "device.host", "device.cuda_graph", "device.eligibility"}  # fmt: skip
+    for module, most in (("ppo.ppo", 9), ("dqn.dqn", 10), ("ddpg.ddpg", 10)):
+        reached, new = set(), {module}
+        while new:
+            reached |= new
+            new = {other for one in new for other in IMPORTS[one] if MODULES[other].name != "__init__.py"} - reached - SHARED
+        assert len(reached - helpers) <= most, sorted(reached - helpers)
 
 
 @pytest.mark.parametrize(

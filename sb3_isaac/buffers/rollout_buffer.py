@@ -59,7 +59,10 @@ def _as_array(name: str) -> Any:
         array: np.ndarray = getattr(buffer.tensors, name).cpu().numpy()
         return array
 
-    return property(get, doc=f"``tensors.{name}`` as numpy: a view of it on the CPU, elsewhere a copy that waits.")
+    def set_(buffer: DeviceRolloutBuffer, value: ArrayOrTensor) -> None:
+        getattr(buffer.tensors, name).copy_(th.as_tensor(value))
+
+    return property(get, set_, doc=f"``tensors.{name}`` as numpy: a view of it on the CPU, elsewhere a copy that waits.")
 
 
 class DeviceRolloutBuffer(RolloutBuffer):

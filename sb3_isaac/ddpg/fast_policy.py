@@ -28,11 +28,10 @@ class FastTD3Policy:
     """
 
     def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool) -> None:
-        self._actor_adam = FlatAdam(policy.actor.optimizer)
-        self._critic_adam = FlatAdam(policy.critic.optimizer)
-        if compiled:
-            self._actor_adam.compile()
-            self._critic_adam.compile()
+        self._actor_adam = FlatAdam(policy.actor.optimizer, compiled)
+        self._critic_adam = FlatAdam(policy.critic.optimizer, compiled)
+        self.adams = [self._critic_adam, self._actor_adam]
+        """What makes the steps, one for each of the algorithm's losses"""
         self._targets = tuple(share_storage(net.parameters()) for net in (policy.actor_target, policy.critic_target))
         self._chunk = chunk_rows(batch_size, self._targets[0].device)
 
@@ -113,13 +112,3 @@ class FastTD3Policy:
         """Polyak's average: the target networks go ``tau`` of the way to the trained ones."""
         self._targets[0].lerp_(self._actor_adam.flat, tau)
         self._targets[1].lerp_(self._critic_adam.flat, tau)
-
-    def refresh(self) -> None:
-        """Bind anew what ``load_state_dict`` replaced."""
-        self._actor_adam.refresh()
-        self._critic_adam.refresh()
-
-    def sync(self, n_critic_steps: int, n_actor_steps: int) -> None:
-        """Give the optimizers the number of their steps, of which so many are new."""
-        self._critic_adam.sync(n_critic_steps)
-        self._actor_adam.sync(n_actor_steps)

@@ -75,9 +75,10 @@ class FlatAdam:
     Source: Kingma and Ba, https://arxiv.org/abs/1412.6980
 
     :param optimizer: an optimizer for which :meth:`supports` is true
+    :param compiled: make one or two kernels of a step on a GPU; elsewhere compiling does not pay
     """
 
-    def __init__(self, optimizer: th.optim.Optimizer) -> None:
+    def __init__(self, optimizer: th.optim.Optimizer, compiled: bool = False) -> None:
         self.optimizer = optimizer
         parameters: List[nn.Parameter] = list(optimizer.param_groups[0]["params"])
         self.flat = share_storage(parameters)
@@ -87,14 +88,17 @@ class FlatAdam:
         self._steps_at_sync, self._version = 0.0, 0
         tensors = (self.flat, self.grad, self.exp_avg, self.exp_avg_sq)
         self._views = list(zip(parameters, *(views_of(tensor, parameters) for tensor in tensors)))
-        self._clip_and_step: Any = clip_and_step_
+        compiled = compiled and self.flat.is_cuda
+        self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if compiled else clip_and_step_
         self._bind()
 
     @staticmethod
     def supports(optimizer: th.optim.Optimizer) -> bool:
         """Plain Adam with one group of float32 parameters on one device, all stepped equally often, without variants."""
-        if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1 or "step" in vars(optimizer):
+        if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
             return False
+        if any(callable(value) and hasattr(th.optim.Adam, name) for name, value in vars(optimizer).items()):
+            return False  # patched methods
         group = optimizer.param_groups[0]
         if group["weight_decay"] or group["amsgrad"] or group.get("maximize") or group.get("capturable"):
             return False
@@ -154,11 +158,6 @@ class FlatAdam:
         self.steps += 1
         tensors = self.flat, self.grad, self.exp_avg, self.exp_avg_sq
         self._clip_and_step(*tensors, self.steps, lr, tuple(group["betas"]), group["eps"], max_norm)
-
-    def compile(self) -> None:
-        """Make one or two kernels of a step on a GPU; elsewhere compiling does not pay."""
-        if isinstance(self.steps, th.Tensor):
-            self._clip_and_step = th.compile(clip_and_step_, dynamic=False)
 
     def sync(self, n_steps: int) -> None:
         """Write the step count into the torch optimizer's state. To be called after a series of updates.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import stable_baselines3
 import torch as th
@@ -38,6 +38,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     :raises ValueError: for an option marked * with an environment that has no tensor interface
     """
 
+    only_in_tensors = {**TensorOffPolicyAlgorithm.only_in_tensors, "double_q": False, "per_env_epsilon": None}
     loss_names = ("loss",)
 
     def __init__(
@@ -53,15 +54,13 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         self.per_env_epsilon = per_env_epsilon
         super().__init__(policy, env, *args, **kwargs)
 
-    def _only_in_tensors(self) -> Dict[str, bool]:
-        return {"double_q": self.double_q, "per_env_epsilon": self.per_env_epsilon is not None}
-
     def _optimizers(self) -> List[th.optim.Optimizer]:
         return [self.policy.optimizer]
 
-    def _make_fast_policy(self) -> Optional[FastDQNPolicy]:
-        if FastDQNPolicy.why_not(self.policy) is not None:
-            return None
+    def _why_not_fast(self) -> Optional[str]:
+        return FastDQNPolicy.why_not(self.policy)
+
+    def _make_fast_policy(self) -> FastDQNPolicy:
         return FastDQNPolicy(self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile)
 
     # -- acting ------------------------------------------------------------------------------------------------------
@@ -88,8 +87,11 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         if random:
             actions: th.Tensor = exploration.random_actions(len(obs))
             return actions
-        q = self.q_net(obs) if fast is None else fast.acting.forward(obs.flatten(1))
-        actions = exploration.explore(q.argmax(1))
+        if fast is None:
+            greedy = self.policy._predict(obs, deterministic=False)  # type: ignore[arg-type]
+        else:
+            greedy = fast.acting.forward(obs.flatten(1)).argmax(1)
+        actions = exploration.explore(greedy)
         return actions
 
     def _on_step(self) -> None:

@@ -27,9 +27,9 @@ class FastDQNPolicy:
     """
 
     def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool) -> None:
-        self.adam = FlatAdam(policy.optimizer)
-        if compiled:
-            self.adam.compile()
+        self.adam = FlatAdam(policy.optimizer, compiled)
+        self.adams = [self.adam]
+        """What makes the steps, one for each of the algorithm's losses"""
         self._target_flat = share_storage(policy.q_net_target.parameters())
         self._chunk = chunk_rows(batch_size, self._target_flat.device)
         online, target = (parse_layers(net.q_net) for net in (policy.q_net, policy.q_net_target))
@@ -95,11 +95,3 @@ class FastDQNPolicy:
     def update_target(self, tau: float) -> None:
         """Polyak's average: the target network goes ``tau`` of the way to the online one."""
         self._target_flat.lerp_(self.adam.flat, tau)
-
-    def refresh(self) -> None:
-        """Bind anew what ``load_state_dict`` replaced."""
-        self.adam.refresh()
-
-    def sync(self, n_steps: int) -> None:
-        """Give the optimizer the number of its steps, of which so many are new."""
-        self.adam.sync(n_steps)

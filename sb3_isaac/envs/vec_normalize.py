@@ -49,19 +49,11 @@ class VecNormalize(SB3VecNormalize):
     Who captures ``step_tensor`` in a CUDA graph captures the present ``training``, ``norm_obs``, ``norm_reward``,
     ``gamma`` and clipping ranges with it; the statistics may change.
 
-    :param venv: the environment to wrap
-    :param training: whether to update the statistics
-    :param norm_obs: whether to normalise observations
-    :param norm_reward: whether to normalise rewards, by the standard deviation of the discounted return
-    :param clip_obs: largest absolute value of a normalised observation
-    :param clip_reward: largest absolute value of a normalised reward
-    :param gamma: discount factor
-    :param epsilon: added to the variances
-    :param norm_obs_keys: which parts of a Dict observation to normalise (environments without a tensor path)
     :raises ValueError: for observations that cannot be normalised
     """
 
     tensor_path = True
+    _state: Optional[_TensorState] = None
     device: th.device
     dones: th.Tensor
     obs_tensor: th.Tensor
@@ -79,7 +71,6 @@ class VecNormalize(SB3VecNormalize):
         epsilon: float = 1e-8,
         norm_obs_keys: Optional[List[str]] = None,
     ) -> None:
-        self._state: Optional[_TensorState] = None
         super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon, norm_obs_keys)
         self._start_tensor_path()
 
@@ -188,7 +179,7 @@ class VecNormalize(SB3VecNormalize):
     # -- SB3's VecNormalize ------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        state = self.__dict__.get("_state")
+        state = self._state
         if state is not None:
             if name in ("obs_rms", "ret_rms"):
                 self.__dict__[name].assign(value)  # into the tensors, which keep their address
@@ -206,8 +197,7 @@ class VecNormalize(SB3VecNormalize):
         if self._state is not None:
             # On a CPU the tensor's own memory, because SB3 writes into it.
             self.__dict__["returns"] = self._state.returns.cpu().numpy()
-        returns: np.ndarray = self.__dict__["returns"]
-        return returns
+        return self.__dict__["returns"]  # type: ignore[no-any-return]
 
     @returns.setter
     def returns(self, value: np.ndarray) -> None:
@@ -230,16 +220,14 @@ class VecNormalize(SB3VecNormalize):
         return step
 
     def get_original_obs(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
-        if self._state is not None:
-            obs: np.ndarray = self._state.venv.obs_tensor.cpu().numpy().copy()
-            return obs
-        return super().get_original_obs()
+        if self._state is None:
+            return super().get_original_obs()
+        return np.array(self.get_original_obs_tensor().cpu().numpy())
 
     def get_original_reward(self) -> np.ndarray:
-        if self._state is not None:
-            reward: np.ndarray = self._original_reward.cpu().numpy().copy()
-            return reward
-        return super().get_original_reward()
+        if self._state is None:
+            return super().get_original_reward()
+        return np.array(self.get_original_reward_tensor().cpu().numpy())
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -255,10 +243,6 @@ class VecNormalize(SB3VecNormalize):
     def __reduce__(self) -> Any:
         # Pickled, this is a stock VecNormalize: whoever reads it need not have sb3_isaac.
         return object.__new__, (SB3VecNormalize,), self.__getstate__()
-
-    def __setstate__(self, state: Dict[str, Any]) -> None:
-        self.__dict__["_state"] = None
-        super().__setstate__(state)
 
     def set_venv(self, venv: VecEnv) -> None:
         super().set_venv(venv)
@@ -280,8 +264,7 @@ class VecNormalize(SB3VecNormalize):
         saved = load_pickle(load_path)
         if not isinstance(saved, SB3VecNormalize):
             raise ValueError(f"{load_path} holds a {type(saved).__name__}, not a VecNormalize.")
-        state = {name: value for name, value in saved.__dict__.items() if name != "venv"}
         env = VecNormalize.__new__(VecNormalize)
-        env.__setstate__(state)
+        vars(env).update(vars(saved))
         env.set_venv(venv)
         return env

@@ -91,16 +91,14 @@ class VecTaskEnv(TensorEnv):
         self._clip_obs = float(getattr(task, "clip_obs", np.inf))
         self.observation_space = box(task.observation_space, self._clip_obs, "observation")
         self.action_space = box(task.action_space, float(getattr(task, "clip_actions", np.inf)), "action")
-        self._low = th.as_tensor(self.action_space.low, device=self.device)
-        self._high = th.as_tensor(self.action_space.high, device=self.device)
+        self._low, self._high = (
+            th.as_tensor(end, device=self.device) for end in (self.action_space.low, self.action_space.high)
+        )
         self._failed = failed
         self._reset_fn: Any = reset or _own_method(task, "reset_idx", 1)
         self._observe_fn: Any = observe or _own_method(task, "compute_observations", 0)
-        missing: Dict[str, str] = {}
-        if self._reset_fn is None:
-            missing["reset="] = "reset_idx(env_ids)"
-        if self._observe_fn is None:
-            missing["observe="] = "compute_observations()"
+        needs = {"reset=": ("reset_idx(env_ids)", self._reset_fn), "observe=": ("compute_observations()", self._observe_fn)}
+        missing = {argument: method for argument, (method, function) in needs.items() if function is None}
         if missing:
             raise ValueError(
                 f"{type(task).__name__} cannot be reset within the step, because it has no "
@@ -133,7 +131,8 @@ class VecTaskEnv(TensorEnv):
         obs_dict, reward, dones, extras = self._step_task(th.max(th.min(actions, self._high), self._low))
         # the task writes its next step over these tensors, and so does a reset
         final_obs, reward, done = obs_dict["obs"].clone(), reward.float().clone(), dones != 0
-        truncated = done & self._timed_out(extras)
+        time_outs = extras.get("time_outs", self.progress >= self.max_episode_length - 1)
+        truncated = done & time_outs.to(device=self.device, dtype=th.bool)
         if self._failed is not None:
             truncated &= ~self._failed(self.task).to(self.device)
         elif "terminate" in extras:  # IsaacGymEnvs' AMP tasks tell failures
@@ -144,10 +143,6 @@ class VecTaskEnv(TensorEnv):
         if len(env_ids) > 0:
             obs = th.where(done.unsqueeze(-1), self._reset(env_ids.to(self.task.reset_buf.device)), final_obs)
         return StepResult(obs, reward, terminated, truncated, final_obs)
-
-    def _timed_out(self, extras: Dict[str, Any]) -> th.Tensor:
-        time_outs: th.Tensor = extras.get("time_outs", self.progress >= self.max_episode_length - 1)
-        return time_outs.to(device=self.device, dtype=th.bool)
 
     def _reset(self, env_ids: th.Tensor) -> th.Tensor:
         """Reset some environments and look at all. Returns obs (N, obs_dim), as the task's step gives it."""

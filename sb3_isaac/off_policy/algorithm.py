@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, cast
+from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple, cast
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
@@ -16,12 +18,22 @@ from sb3_isaac.buffers.sb3_buffer import NOT_FOR_STOCK, SB3_HAS_N_STEPS, STANDAR
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import optimizer_settings
-from sb3_isaac.device.host import HostView
-from sb3_isaac.envs.tensor_path import TensorVecEnv, check_tensors, note_episodes, why_not_tensors
+from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.tensor_path import (
+    TensorVecEnv,
+    check_tensors,
+    describe_path,
+    note_episodes,
+    overridden,
+    supports_tensors,
+    why_not_tensors,
+)
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import TrainingLog
 from sb3_isaac.off_policy.update import Updates
 
+BYPASSED = ("_sample_action", "_store_transition", "_update_info_buffer", "predict")
+"""Methods that SB3 calls at each step and the tensor path does not: where they are overridden, SB3's way is taken."""
 MAX_REPLAY_RATIO = 1000.0
 MAX_UPDATES_PER_STEP = 100.0
 """More gradient samples per transition, or more gradient steps per vectorised step, draw a warning."""
@@ -36,11 +48,13 @@ class TensorRun:
         self.log = log
         self.exploration = exploration
         """What the algorithm explores with"""
+        self.exploration_settings: Any = None
         self.watch = watch
         self.fast: Any = None
         """The networks without autograd, see the algorithm's fast_policy.py; None: they go through autograd"""
         self.lr: Optional[th.Tensor] = None
         """() on the device, where a captured graph reads the learning rate; None: the optimizers have it"""
+        self.locals = StepLocals()
         self.warned = False
 
 
@@ -50,6 +64,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     With an environment that has no tensor path every method is SB3's. For the options see the algorithms.
     """
 
+    only_in_tensors: ClassVar[Dict[str, Any]] = {"reward_scale": 1.0, "spread_time_limits": False, "compile": False}
+    """Options that exist on the tensor path only, and what they are where they are not used"""
     loss_names: Tuple[str, ...] = ()
     """Logged as ``train/<name>``; :meth:`_update` adds to ``TrainingLog.loss_sums`` in this order."""
 
@@ -75,12 +91,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     # -- what an algorithm has to say --------------------------------------------------------------------------------
 
-    def _only_in_tensors(self) -> Dict[str, bool]:
-        """Its options that exist on the tensor path only, and whether they are in use."""
+    def _why_not_fast(self) -> Optional[str]:
+        """Why its networks must go through autograd; None: :meth:`_make_fast_policy` makes them without."""
         raise NotImplementedError
 
     def _make_fast_policy(self) -> Any:
-        """Its networks without autograd, or None where they must go through autograd."""
         raise NotImplementedError
 
     def _make_exploration(self, captures: bool) -> Any:
@@ -90,7 +105,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _look_again(self, run: TensorRun) -> None:
         """Called when a rollout or an update begins: choose the path, as callbacks may have changed the policy."""
         if run.watch.changed(self._optimizers()):
-            run.fast = self._make_fast_policy()
+            run.fast = self._make_fast_policy() if self._why_not_fast() is None else None
 
     def _act(self, obs: th.Tensor, random: bool) -> th.Tensor:
         """Actions for observations (N, *obs_shape), as the replay buffer keeps them, and random ones on demand."""
@@ -132,20 +147,24 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         super()._setup_model()
 
     def _why_not_tensors(self) -> Optional[str]:
-        """What keeps training from running in tensors: the environment, its device, or another replay buffer."""
-        why_not = why_not_tensors(self.env, self.device)
+        """What keeps training from running in tensors: the environment, its device, another buffer, overridden methods."""
+        parents = type(self).__mro__
+        sb3_class = parents[parents.index(TensorOffPolicyAlgorithm) + 1]
+        why_not = why_not_tensors(self.env, self.device) or overridden(self, sb3_class, BYPASSED)
+        if why_not is None:
+            policy = getattr(self, "policy", None)
+            why_not = overridden(policy, BasePolicy, ("predict", "obs_to_tensor"), self.policy_class)
         if why_not is not None:
             return why_not
         if self.replay_buffer_class not in STANDARD_BUFFERS:
             name = cast(type, self.replay_buffer_class).__name__
-            return f"replay_buffer_class={name} works in numpy: leave it out, or use SB3's own algorithm."
-        normalize = self.get_vec_normalize_env()
-        if normalize is not None and normalize.observation_space.shape != self.observation_space.shape:
-            return (
-                "Training cannot run in tensors, because the replay buffer keeps observations as they are before "
-                "VecNormalize: put VecNormalize outside the other wrapper."
-            )
+            return f"replay_buffer_class={name} works in numpy. Faster: leave it out, or use DeviceReplayBuffer itself."
         return None
+
+    @property
+    def path(self) -> str:
+        """How training runs: in tensors or in numpy, with or without autograd, and why not in the fastest way."""
+        return describe_path(self._why_not_tensors(), self._why_not_fast())
 
     def _trains_in_tensors(self) -> bool:
         """Asked before training starts.
@@ -153,16 +172,17 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored
         :raises RuntimeError: if ``compile`` is asked for and torch is too old
         """
-        options = {
-            **self._only_in_tensors(),
-            "reward_scale": self.reward_scale != 1.0,
-            "spread_time_limits": self.spread_time_limits,
-            "compile": self.compile,
-            "n_steps (before SB3 2.7)": self.n_steps > 1 and not SB3_HAS_N_STEPS,
-        }
-        tensors = check_tensors(self.env, self._why_not_tensors(), options)
+        options = {name: getattr(self, name) != default for name, default in self.only_in_tensors.items()}
+        options["n_steps (before SB3 2.7)"] = self.n_steps > 1 and not SB3_HAS_N_STEPS
+        tensors = check_tensors(self.env, self.device, self._why_not_tensors(), options)
         if tensors and self.compile:
             check_compile(self.device)
+        normalize = self.get_vec_normalize_env()
+        if tensors and normalize is not None and normalize.observation_space.shape != self.observation_space.shape:
+            raise ValueError(
+                "The replay buffer keeps observations as they are before VecNormalize: put VecNormalize outside the other "
+                "wrapper."
+            )
         return tensors
 
     def _use_device_buffer(self) -> None:
@@ -174,6 +194,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """
         self.replay_buffer_class = None  # SB3 fills in its standard class
         kwargs = self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)
+        if self.n_steps != 1 and kwargs.get("n_steps", self.n_steps) != self.n_steps:
+            raise ValueError(
+                f"n_steps is {self.n_steps}, and {kwargs['n_steps']} in replay_buffer_kwargs: leave one of them out."
+            )
         self.n_steps = int(kwargs.get("n_steps", self.n_steps))
         old = self.replay_buffer
         if isinstance(old, DeviceReplayBuffer):
@@ -221,6 +245,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             if self.spread_time_limits:
                 env.spread_time_limits()
         self._run = self._make_run(env, buffer)
+        if self.verbose >= 1:
+            print(f"Training runs {self.path}")
         return result
 
     def _make_run(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> TensorRun:
@@ -236,6 +262,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         run.lr = th.zeros((), device=self.device) if captures else None
         self._look_again(run)
         return run
+
+    def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
+        made: BaseCallback = super()._init_callback(callback, progress_bar)
+        return root_callback(made) if supports_tensors(self.env) else made
 
     # -- the rollout -------------------------------------------------------------------------------------------------
 
@@ -265,20 +295,27 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._look_again(run)
         if run.fast is None:
             self.policy.set_training_mode(False)
-        run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast)
+        run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast, run.exploration)
         with th.no_grad():
             while progress < train_freq.frequency:
                 # SB3 stores transitions after the callback; but that may step the same simulator, which overwrites them
+                run.locals.next_step()
                 step = run.rollout.step(random=self.num_timesteps < learning_starts)
                 log.note_episodes(step.episodes)
                 self.num_timesteps += env.num_envs
                 num_collected_steps += 1
-                actions, rewards, dones = HostView(step.actions), HostView(step.result.reward), HostView(env.dones)
-                new_obs, infos = HostView(step.result.obs), env.make_infos(step.result)
+                actions = run.locals.array("actions", step.actions)
+                buffer_actions = run.locals.array("buffer_actions", step.buffer_actions)
+                new_obs, rewards = (
+                    run.locals.array(*x) for x in (("new_obs", step.result.obs), ("rewards", step.result.reward))
+                )
+                dones, infos = run.locals.array("dones", env.dones), run.locals.infos(env.make_infos(step.result))
                 callback.update_locals(locals())
                 continue_training = callback.on_step()
                 if not continue_training:
                     break
+                for changed in run.locals.changes("rewards"):
+                    self._store_rewards(changed.look())
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 self._on_step()
                 if train_freq.unit == TrainFrequencyUnit.EPISODE:
@@ -293,6 +330,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         if continue_training:
             callback.on_rollout_end()
         return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training)
+
+    def _store_rewards(self, rewards: np.ndarray) -> None:
+        """Put other rewards (N,) into the newest transitions. As in SB3, VecNormalize's original rewards stay."""
+        if self.get_vec_normalize_env() is None:
+            buffer = cast(DeviceReplayBuffer, self.replay_buffer)
+            buffer.rewards[buffer.newest].copy_(th.from_numpy(rewards))
 
     def _read_log(self, log: TrainingLog, log_interval: Optional[int]) -> None:
         """Read the device, which training waits for nowhere else, and tell SB3's logger.
@@ -333,7 +376,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         if run.fast is None:
             self.policy.set_training_mode(True)
         else:
-            run.fast.refresh()
+            for adam in run.fast.adams:
+                adam.refresh()
         before = self._n_updates
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())
@@ -343,7 +387,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         counts = self._loss_counts(before, self._n_updates)
         run.log.count_losses(counts)
         if run.fast is not None:
-            run.fast.sync(*counts)
+            for adam, count in zip(run.fast.adams, counts):
+                adam.sync(count)
         run.log.seconds["update"] += time.perf_counter() - start
         self._note_replay_ratio(run, gradient_steps, batch_size)
 

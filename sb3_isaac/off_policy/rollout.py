@@ -21,6 +21,8 @@ class Step(NamedTuple):
 
     actions: th.Tensor
     """For the env"""
+    buffer_actions: th.Tensor
+    """For the replay buffer"""
     result: StepResult
     row: th.Tensor
     """For the replay buffer, see :meth:`DeviceReplayBuffer.pack`"""
@@ -69,14 +71,15 @@ class Rollout:
         self.captures = captures and env.tensor_env.capturable
         self.graphed_step = Graphed(self._step, self.captures, layers(env), generators(env))
 
-    def begin(self, buffer: DeviceReplayBuffer, fast: Any) -> None:
+    def begin(self, buffer: DeviceReplayBuffer, fast: Any, exploration: Any) -> None:
         """Before the steps of a rollout.
 
         :param fast: the networks that ``act`` uses, which a captured step keeps as they were; None: it must not be captured
+        :param exploration: what it explores with, likewise
         """
         self._buffer = buffer
-        self.graphed_step.enabled = self.captures and fast is not None
-        self.graphed_step.begin(buffer, fast)
+        self.graphed_step.enabled = self.captures and fast is not None and getattr(exploration, "capturable", True)
+        self.graphed_step.begin(buffer, fast, exploration)
 
     def step(self, random: bool) -> Step:
         """Act, step the environments and store what happened."""
@@ -112,7 +115,7 @@ class Rollout:
         self._after_step(env.dones)
         if self.graphed_step.enabled:  # a replay has no other chance
             self._take_obs()
-        return Step(env_actions, result, row, episodes)
+        return Step(env_actions, actions, result, row, episodes)
 
     def last_obs(self) -> np.ndarray:
         """(N, *obs_shape): what the agent acts on next."""

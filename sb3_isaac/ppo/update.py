@@ -164,16 +164,14 @@ class PPOUpdate:
     def _look_again(self, settings: Settings) -> None:
         """Choose the path: policy, optimizer and settings may have changed since the last update."""
         buffer = self.buffer
-        if self._watch.changed([self.optimizer]):
+        if self._watch.changed([self.optimizer], [self.policy.action_dist]):
             self._plain, self.fast, self.adam = FastActorCriticPolicy.why_not(self.policy, trains=True) is None, None, None
-        if not self._plain or not isinstance(buffer, DeviceRolloutBuffer):
+        if not self._plain or type(buffer) is not DeviceRolloutBuffer:
             self.gradients.disable()
             self.step.disable()
             return
         if self.adam is None:
-            self.adam = FlatAdam(self.optimizer)
-            if self.compiled:
-                self.adam.compile()
+            self.adam = FlatAdam(self.optimizer, self.compiled)
         self.adam.refresh()
         n_rows = buffer.buffer_size * buffer.n_envs
         chunk = min(settings.batch_size, n_rows, n_rows if self.device.type == "cuda" else CPU_ROWS)

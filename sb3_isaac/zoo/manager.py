@@ -192,7 +192,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.search is None:
             super().hyperparameters_optimization()
         else:
-            search.optimize(self.search)
+            search.optimize(self.search, pruner=self._create_pruner(self.pruner))
 
     def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> Dict[str, Any]:
         """Hyperparameters of a trial (None: the best), for ``--trial-id``.

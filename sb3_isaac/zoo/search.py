@@ -198,7 +198,7 @@ def train(search: Search, trial: optuna.Trial, hyperparams: Dict[str, Any], *, d
     return score, callback.reason
 
 
-def optimize(search: Search) -> None:
+def optimize(search: Search, pruner: optuna.pruners.BasePruner) -> None:
     """Add trials to the study, then report: what rl_zoo3's ``hyperparameters_optimization`` does.
 
     :raises sb3_isaac.zoo.studies.StorageError: see there
@@ -207,7 +207,7 @@ def optimize(search: Search) -> None:
     manager = search.manager
     if manager.storage is not None and manager.study_name is None:
         print("No --study-name: Optuna chooses one, which other workers need to know.")
-    sampler, pruner = manager.make_sampler(manager.seed), manager._create_pruner(manager.pruner)
+    sampler = manager.make_sampler(manager.seed)
     if manager.sampler in ("tpe", "random"):
         sampler = SeededByTrial(manager.make_sampler, manager.seed)
     study = open_study(manager.storage, manager.study_name, manager.purpose, sampler=sampler, pruner=pruner)

@@ -304,8 +304,8 @@ def test_options_of_the_tensor_path_need_it(algo):
             make_model(algo, env, n_steps=3).learn(100)
 
 
-def test_no_silent_slow_path(algo):
-    with pytest.raises(ValueError, match="sb3_isaac.VecNormalize"):
+def test_what_has_no_tensor_path_trains_in_numpy_with_a_warning(algo):
+    with pytest.warns(UserWarning, match="in numpy as in SB3.*sb3_isaac.VecNormalize"):
         make_model(algo, stable_baselines3.common.vec_env.VecNormalize(make_env(ENV_IDS[algo]))).learn(100)
 
     with pytest.raises(ValueError, match="VecNormalize"):
@@ -314,8 +314,12 @@ def test_no_silent_slow_path(algo):
     class MyBuffer(ReplayBuffer):
         pass
 
-    with pytest.raises(ValueError, match="replay_buffer_class=MyBuffer"):
-        make_model(algo, replay_buffer_class=MyBuffer).learn(100)
+    with pytest.warns(UserWarning, match="replay_buffer_class=MyBuffer"):
+        model = make_model(algo, replay_buffer_class=MyBuffer)
+        model.learn(100)
+    assert type(model.replay_buffer) is MyBuffer and model.replay_buffer.size() > 10 and model._n_updates > 0
+    with pytest.raises(ValueError, match="reward_scale needs .* but replay_buffer_class=MyBuffer"):
+        make_model(algo, replay_buffer_class=MyBuffer, reward_scale=0.5).learn(100)
 
 
 def test_replay_buffer_options(algo):

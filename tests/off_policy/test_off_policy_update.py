@@ -8,7 +8,6 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
-from sb3_isaac.device.flat_adam import FlatAdam
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.off_policy import update
 from tests.conftest import ENV_IDS, make_env, parameters, stand_in_for_graphs
@@ -119,7 +118,7 @@ def capture(model, monkeypatch):
     run = start(model)._run
     run.rollout.captures = run.updates.captures = True
     run.lr, run.exploration = th.zeros(()), model._make_exploration(True)
-    for adam in [value for value in vars(run.fast).values() if isinstance(value, FlatAdam)]:
+    for adam in run.fast.adams:
         adam.steps = th.tensor(adam.steps)
     return run
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from torch import nn
 
 from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
-from sb3_isaac.device.host import HostView, to_host
+from sb3_isaac.device.host import HostView, Views, to_host
 from sb3_isaac.ppo import rollout, update
 from tests.conftest import CONTINUOUS, DISCRETE, SyncGuard, make_env, parameters
 from tests.ppo.conftest import OwnExtractor, make_model
@@ -173,15 +173,21 @@ def test_callbacks_see_what_sb3_shows_them(tmp_path: Path) -> None:
 
 def test_host_view_is_an_array() -> None:
     tensor = th.arange(6.0).view(3, 2)
-    view, array = HostView(tensor), tensor.numpy()
+    view, array = HostView("x", tensor, Views()), tensor.numpy().copy()
     assert np.array_equal(view, array) and np.array_equal(view + view, 2 * array) and (view > 2.0).sum() == 3
     assert view.shape == (3, 2) and len(view) == 3 and view[1, 1] == 3.0 and [float(row[0]) for row in view] == [0.0, 2.0, 4.0]
     assert np.asarray(view, dtype=np.int64).dtype == np.int64 and np.max(view) == 5.0 and "HostView" in repr(view)
-    kept = np.array(view)
-    tensor.zero_()
-    assert kept[2, 1] == 5.0 and np.asarray(view)[2, 1] == 0.0
+    tensor.zero_()  # the next step
+    assert np.asarray(view)[2, 1] == 5.0 and not view.changed()
+    view += 1.0
+    view[0, 0] = -1.0
+    assert view[2, 1] == 6.0 and view.changed() and not HostView("x", th.zeros(1, dtype=th.bool), Views())
     with pytest.raises(AttributeError):
         view.no_such_method()
+    views = Views()
+    never_looked_at, views.ended = HostView("dones", tensor, views), True
+    with pytest.raises(RuntimeError, match="'dones'. was kept from an earlier step"):
+        np.asarray(never_looked_at)
 
 
 # -- options ---------------------------------------------------------------------------------------------------------
@@ -225,10 +231,12 @@ def test_spread_time_limits() -> None:
 
 
 def test_what_has_no_tensor_path_is_named() -> None:
-    with pytest.raises(ValueError, match="VecMonitor has no tensor path.*leave it out"):
+    with pytest.warns(UserWarning, match="VecMonitor has no tensor path.*leave it out"):
         make_model(env=VecMonitor(make_env())).learn(10)
-    with pytest.raises(ValueError, match="rollout_buffer_class=OwnBuffer works in numpy"):
+    with pytest.warns(UserWarning, match="rollout_buffer_class=OwnBuffer works in numpy"):
         make_model(rollout_buffer_class=type("OwnBuffer", (RolloutBuffer,), {})).learn(10)
+    with pytest.raises(ValueError, match="compile needs .* training in tensors, but VecMonitor has no tensor path"):
+        make_model(env=VecMonitor(make_env()), compile=True).learn(10)
     elsewhere = make_model()
     elsewhere.device = th.device("meta")
     with pytest.raises(ValueError, match="environment is on cpu and the model on meta"):
