@@ -25,7 +25,7 @@ from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.device.cuda_graph import CudaGraph
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.envs.tensor_path import supports_tensors, wrapper_without_tensors
-from tests.conftest import N_ENVS, SyncGuard, parameters, some_actions
+from tests.conftest import N_ENVS, SyncGuard, difference, parameters, some_actions
 from tests.envs.conftest import CLOSE, assert_same_statistics, compare_steps, short_env
 
 # -- against SB3's VecNormalize ----------------------------------------------------------------------------------------
@@ -132,14 +132,16 @@ def test_running_statistics_equal_sb3(batches: List[np.ndarray], offset: float) 
     np.testing.assert_allclose(moments.scale.numpy(), 1.0 / np.sqrt(ours.var + 1e-8), rtol=1e-6)
 
 
-def test_stock_ppo_learns_the_same_bit_for_bit() -> None:
+def test_stock_ppo_learns_the_same() -> None:
     models = []
     for cls in (VecNormalize, sb3.VecNormalize):
         model = PPO("MlpPolicy", cls(short_env()), n_steps=16, batch_size=64, n_epochs=2, seed=1, device="cpu")
         assert model.get_vec_normalize_env() is model.env and isinstance(model.env, sb3.VecNormalize)
+        before = parameters(model)
         model.learn(2 * 16 * N_ENVS)
+        assert (parameters(model) - before).abs().max() > 1e-3
         models.append(model)
-    assert th.equal(*map(parameters, models))
+    assert difference(*models) < 1e-6  # not bit for bit: how MKL rounds depends on where numpy happens to put the observations
 
 
 # -- the statistics from outside -----------------------------------------------------------------------------------------
