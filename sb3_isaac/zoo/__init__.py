@@ -10,10 +10,14 @@ environment is ours, and the VecEnv classes of rl_zoo3 make one batch of our env
 
 from __future__ import annotations
 
+from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.entries import hyperparams_dir
 from sb3_isaac.zoo.hooks import install
 from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager
 
-__all__ = ["ALGOS", "IsaacExperimentManager", "hyperparams_dir"]
+BatchedVecEnv = batched_vec_env
+"""For ``vec_env_cls`` of SB3's make_vec_env."""
+
+__all__ = ["ALGOS", "BatchedVecEnv", "IsaacExperimentManager", "hyperparams_dir"]
 
 install()
