@@ -132,7 +132,9 @@ def share_layers(model: Any, notes: Any) -> None:
         policy.q_net.q_net = nn.Sequential(*policy.q_net.q_net[:2], nn.Linear(8, 8), nn.Tanh(), policy.q_net.q_net[2])
         policy.q_net.q_net[2].weight = nn.Parameter(th.eye(8))
         policy.q_net.q_net.append(nn.Identity())
-        policy.q_net_target.q_net = nn.Sequential(*policy.q_net_target.q_net[:2], policy.q_net.q_net[2], nn.Tanh(), policy.q_net_target.q_net[2])
+        policy.q_net_target.q_net = nn.Sequential(
+            *policy.q_net_target.q_net[:2], policy.q_net.q_net[2], nn.Tanh(), policy.q_net_target.q_net[2]
+        )
     else:
         policy.actor_target.mu[0] = policy.actor.mu[0]
     set_optimizers(model, lambda m: th.optim.Adam(m.parameters(), lr=1e-3))
@@ -410,7 +412,9 @@ def patch(owner: Callable[[Any], Any], name: str, on_class: bool = False) -> Cal
     return change
 
 
-def patch_that_changes(owner: Callable[[Any], Any], name: str, change_result: Callable[[Any], Any]) -> Callable[[Any, Any], None]:
+def patch_that_changes(
+    owner: Callable[[Any], Any], name: str, change_result: Callable[[Any], Any]
+) -> Callable[[Any, Any], None]:
     """Replace a method by one that gives something else."""
 
     def change(model: Any, notes: Any) -> None:

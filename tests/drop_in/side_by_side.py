@@ -66,11 +66,11 @@ class Row(NamedTuple):
 
     name: str
     algos: Union[str, Tuple[str, ...]] = "ppo"
-    options: Any = {}  # noqa: RUF012
+    options: Any = {}
     """Arguments of the constructor, or a function that makes them anew for each of the two"""
     policy: Any = "MlpPolicy"
     """A policy, or a dictionary of one for each algorithm"""
-    env: Dict[str, Any] = {}  # noqa: RUF012
+    env: Dict[str, Any] = {}
     """Arguments of make_vec_env"""
     wrap: Optional[Callable[[Any, Library], Any]] = None
     """What is put around the environment"""
@@ -84,7 +84,7 @@ class Row(NamedTuple):
     """Called after the first of two calls of learn; what it returns, if anything, is the model that goes on"""
     after: Optional[Callable[[Any, Any], Any]] = None
     """Called at the end"""
-    learn: Dict[str, Any] = {}  # noqa: RUF012
+    learn: Dict[str, Any] = {}
     """Arguments of learn"""
     discrete: bool = False
     """PPO with discrete actions"""
@@ -153,7 +153,9 @@ def make_options(row: Row, algo: str, lib: Library) -> Dict[str, Any]:
 
 
 def make_row_env(row: Row, algo: str, lib: Library) -> Any:
-    env = make_env(DISCRETE if algo == "dqn" or row.discrete else CONTINUOUS, **{**ENV, "reset_dist": RESET_DIST[algo], **row.env})
+    env = make_env(
+        DISCRETE if algo == "dqn" or row.discrete else CONTINUOUS, **{**ENV, "reset_dist": RESET_DIST[algo], **row.env}
+    )
     return env if row.wrap is None else row.wrap(env, lib)
 
 
@@ -256,7 +258,9 @@ def transitions(buffer: Any) -> Dict[str, Any]:
 
 def optimizer_state(optimizer: Any) -> Dict[str, Any]:
     saved = optimizer.state_dict()
-    groups = [{k: v for k, v in group.items() if k in ("lr", "betas", "eps", "weight_decay")} for group in saved["param_groups"]]
+    groups = [
+        {k: v for k, v in group.items() if k in ("lr", "betas", "eps", "weight_decay")} for group in saved["param_groups"]
+    ]
     state = {i: {k: th.as_tensor(v) for k, v in one.items() if v is not None} for i, one in saved["state"].items()}
     # no step yet is the same as no state yet
     state = {i: one for i, one in state.items() if float(one.get("step", 1.0)) > 0.0}

@@ -153,15 +153,45 @@ def to_torch(callback):
 
 
 def truth(callback):
-    callback.notes.append([bool(callback.locals["dones"]), bool(callback.locals["rewards"]), 1 if callback.locals["dones"] else 0])
+    callback.notes.append(
+        [bool(callback.locals["dones"]), bool(callback.locals["rewards"]), 1 if callback.locals["dones"] else 0]
+    )
 
 
 def numpy_methods(callback):
     rewards, dones, obs = (callback.locals[name] for name in ("rewards", "dones", "new_obs"))
-    callback.notes.append([rewards.sum(), rewards.mean(), dones.any(), dones.all(), obs.max(axis=0), rewards.tolist(), obs.shape, obs.ndim, obs.size, len(obs)])
-    callback.notes.append([obs[:, 0], obs[0], obs[dones], rewards[dones.astype(bool)], obs.copy(), obs.T, obs.reshape(-1), np.stack([obs, obs])])
-    callback.notes.append([rewards + 1, 1 - rewards, rewards * 2.0, -rewards, rewards > 1, rewards @ rewards, np.where(dones, 0.0, rewards), float(rewards[0])])
-    callback.notes.append([bool(x) for x in ~dones] + [bool(dones[0]), float(np.mean(rewards)), int(np.sum(dones)), np.argmax(rewards)])
+    callback.notes.append(
+        [
+            rewards.sum(),
+            rewards.mean(),
+            dones.any(),
+            dones.all(),
+            obs.max(axis=0),
+            rewards.tolist(),
+            obs.shape,
+            obs.ndim,
+            obs.size,
+            len(obs),
+        ]
+    )
+    callback.notes.append(
+        [obs[:, 0], obs[0], obs[dones], rewards[dones.astype(bool)], obs.copy(), obs.T, obs.reshape(-1), np.stack([obs, obs])]
+    )
+    callback.notes.append(
+        [
+            rewards + 1,
+            1 - rewards,
+            rewards * 2.0,
+            -rewards,
+            rewards > 1,
+            rewards @ rewards,
+            np.where(dones, 0.0, rewards),
+            float(rewards[0]),
+        ]
+    )
+    callback.notes.append(
+        [bool(x) for x in ~dones] + [bool(dones[0]), float(np.mean(rewards)), int(np.sum(dones)), np.argmax(rewards)]
+    )
 
 
 def overwrite_next_obs(callback):
@@ -179,7 +209,14 @@ def info_for_every_env(callback):
 
 def info_types(callback):
     infos = callback.locals["infos"]
-    callback.notes.append([isinstance(infos[0], dict), len(infos), infos[-1] == infos[len(infos) - 1], [info.get("episode") is None for info in infos]])
+    callback.notes.append(
+        [
+            isinstance(infos[0], dict),
+            len(infos),
+            infos[-1] == infos[len(infos) - 1],
+            [info.get("episode") is None for info in infos],
+        ]
+    )
 
 
 def set_model(name, value):
@@ -254,7 +291,9 @@ def buffer_size(callback):
 
 def counters(callback):
     model = callback.model
-    callback.notes.append([callback.num_timesteps, callback.n_calls, model.num_timesteps, model._n_updates, model._current_progress_remaining])
+    callback.notes.append(
+        [callback.num_timesteps, callback.n_calls, model.num_timesteps, model._n_updates, model._current_progress_remaining]
+    )
 
 
 def last_obs(callback):
@@ -301,7 +340,14 @@ def evaluation_env(model_env_id=CONTINUOUS, **kwargs):
 def evaluate(notes, **kwargs):
     discrete = kwargs.pop("discrete", False)
     env = evaluation_env(DISCRETE if discrete else CONTINUOUS)
-    settings = {"eval_freq": 4, "n_eval_episodes": 4, "verbose": 0, "log_path": str(notes.folder / "eval"), "best_model_save_path": str(notes.folder), **kwargs}
+    settings = {
+        "eval_freq": 4,
+        "n_eval_episodes": 4,
+        "verbose": 0,
+        "log_path": str(notes.folder / "eval"),
+        "best_model_save_path": str(notes.folder),
+        **kwargs,
+    }
     return EvalCallback(env, **settings)
 
 
@@ -314,7 +360,9 @@ class Watched(CallbackList):
 
     def _on_training_end(self):
         super()._on_training_end()
-        self.notes.append([self.inner.last_mean_reward, self.inner.best_mean_reward, self.inner.evaluations_timesteps, self.inner.n_calls])
+        self.notes.append(
+            [self.inner.last_mean_reward, self.inner.best_mean_reward, self.inner.evaluations_timesteps, self.inner.n_calls]
+        )
 
 
 def files(model, notes):

@@ -72,7 +72,9 @@ def data_of_file(model, notes):
         notes.append({name: True for name in json.loads(archive.read("data")) if name not in OWN})
     data, parameters, variables = load_from_zip_file(path, device="cpu")
     # what stock's runs need here for the sake of the comparison is left out
-    plain = {k: v for k, v in data.items() if isinstance(v, (int, float, str, bool, type(None))) and k not in (*OWN, "start_time")}
+    plain = {
+        k: v for k, v in data.items() if isinstance(v, (int, float, str, bool, type(None))) and k not in (*OWN, "start_time")
+    }
     notes.append({**plain, "parameters": sorted(parameters), "variables": sorted(variables or {})})
 
 
@@ -169,7 +171,9 @@ def replay_file(model, notes):
 def replay_file_of_stock(model, notes):
     """A buffer of SB3's own, with known contents."""
     cls = getattr(stable_baselines3, type(model).__name__)
-    other = cls("MlpPolicy", new_env(model), buffer_size=400, device="cpu", seed=4, learning_starts=0, policy_kwargs={"net_arch": [8]})
+    other = cls(
+        "MlpPolicy", new_env(model), buffer_size=400, device="cpu", seed=4, learning_starts=0, policy_kwargs={"net_arch": [8]}
+    )
     other.policy.load_state_dict(model.policy.state_dict())
     if hasattr(other, "exploration_rate"):
         other.exploration_schedule = lambda left: 0.0
@@ -192,7 +196,16 @@ def replay_file_in_stock(model, notes):
     other.load_replay_buffer(path)
     buffer = other.replay_buffer
     rows = buffer.size()
-    notes.append([buffer.pos, buffer.full, np.array(buffer.observations[:rows]), np.array(buffer.rewards[:rows]), np.array(buffer.dones[:rows]), np.array(buffer.timeouts[:rows])])
+    notes.append(
+        [
+            buffer.pos,
+            buffer.full,
+            np.array(buffer.observations[:rows]),
+            np.array(buffer.rewards[:rows]),
+            np.array(buffer.dones[:rows]),
+            np.array(buffer.timeouts[:rows]),
+        ]
+    )
     samples = buffer._get_samples(np.arange(rows))
     notes.append([list(samples.observations.shape), str(samples.actions.dtype), str(samples.dones.dtype)])
 
@@ -242,7 +255,14 @@ def parts_of_policy(model, notes):
     with th.no_grad():
         if hasattr(policy, "predict_values"):
             distribution = policy.get_distribution(obs)
-            notes.append([policy.predict_values(obs), distribution.mode(), distribution.log_prob(distribution.mode()), policy.extract_features(obs) if False else 0])
+            notes.append(
+                [
+                    policy.predict_values(obs),
+                    distribution.mode(),
+                    distribution.log_prob(distribution.mode()),
+                    policy.extract_features(obs) if False else 0,
+                ]
+            )
             notes.append(list(policy.evaluate_actions(obs, distribution.mode())))
         elif hasattr(policy, "q_net"):
             notes.append([policy.q_net(obs), policy.q_net_target(obs)])
@@ -287,14 +307,26 @@ def printed(model, notes):
     with contextlib.redirect_stdout(out):
         model.learn(32, log_interval=1, reset_num_timesteps=False)
     names = {part.strip() for line in out.getvalue().splitlines() for part in line.split("|")[1:2] if part.strip()}
-    notes.append({name: True for name in names if name not in ("rollout", "env", "update", "replay_ratio", "fps", "time_elapsed")})
+    notes.append(
+        {name: True for name in names if name not in ("rollout", "env", "update", "replay_ratio", "fps", "time_elapsed")}
+    )
 
 
 def attributes(model, notes):
     names = "n_envs device verbose seed gamma batch_size learning_rate num_timesteps use_sde sde_sample_freq policy_class _episode_num"
     notes.append({name: str(getattr(model, name)) for name in names.split() if name != "_episode_num"})
-    notes.append([str(model.observation_space), str(model.action_space), model.get_env() is model.env, len(model.ep_info_buffer), len(model.ep_success_buffer)])
-    notes.append([model.get_vec_normalize_env() is None, isinstance(model, getattr(stable_baselines3, type(model).__mro__[0].__name__))])
+    notes.append(
+        [
+            str(model.observation_space),
+            str(model.action_space),
+            model.get_env() is model.env,
+            len(model.ep_info_buffer),
+            len(model.ep_success_buffer),
+        ]
+    )
+    notes.append(
+        [model.get_vec_normalize_env() is None, isinstance(model, getattr(stable_baselines3, type(model).__mro__[0].__name__))]
+    )
 
 
 def nothing(model, notes):

@@ -116,7 +116,15 @@ def singles(*wrappers, n=4, discrete=False):
 def statistics(model, notes):
     """Of a VecNormalize."""
     normalize = model.get_vec_normalize_env()
-    notes.append([normalize.obs_rms.mean, normalize.obs_rms.var, normalize.obs_rms.count, normalize.ret_rms.var, np.array(normalize.returns)])
+    notes.append(
+        [
+            normalize.obs_rms.mean,
+            normalize.obs_rms.var,
+            normalize.obs_rms.count,
+            normalize.ret_rms.var,
+            np.array(normalize.returns),
+        ]
+    )
 
 
 def freeze_statistics(model, notes):
@@ -125,7 +133,14 @@ def freeze_statistics(model, notes):
 
 def original_of(model, notes):
     env = model.get_vec_normalize_env()
-    notes.append([np.array(env.get_original_obs()), np.array(env.get_original_reward()), env.normalize_obs(np.ones((2, 4), np.float32)), env.unnormalize_obs(np.ones((2, 4), np.float32))])
+    notes.append(
+        [
+            np.array(env.get_original_obs()),
+            np.array(env.get_original_reward()),
+            env.normalize_obs(np.ones((2, 4), np.float32)),
+            env.unnormalize_obs(np.ones((2, 4), np.float32)),
+        ]
+    )
 
 
 # -- buffers ---------------------------------------------------------------------------------------------------------
