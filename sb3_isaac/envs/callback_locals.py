@@ -50,6 +50,11 @@ class StepLocals:
         :param allowed: its name
         :raises RuntimeError: if another one was changed
         """
+        if self._infos is not None and self._infos.changed():
+            raise RuntimeError(
+                "A callback has changed TimeLimit.truncated in locals['infos'], which does not reach what is learned from "
+                "here: use a VecEnvWrapper, or stable_baselines3's own algorithm."
+            )
         changed = [view for view in self._views.looked_at if view.changed()]
         for view in changed:
             if view.name not in (allowed, "clipped_actions"):  # the environment has taken its step: as in SB3, nothing happens

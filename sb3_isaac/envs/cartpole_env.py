@@ -13,6 +13,30 @@ from sb3_isaac import backends
 from sb3_isaac.backends.cartpole import OBS_DIM, CartpoleTask
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 
+NO_TIME_LIMIT = 2**62
+"""A ``max_episode_length`` that no episode reaches."""
+
+
+def with_time_limit(task_kwargs: Dict[str, Any], max_episode_steps: Optional[int]) -> Dict[str, Any]:
+    """Task parameters for episodes of at most ``max_episode_steps``, as Gymnasium counts them.
+
+    :param task_kwargs: see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
+    :param max_episode_steps: None: the task's own limit
+    :raises ValueError: no number of steps, or ``task_kwargs`` ask for longer episodes
+    """
+    if max_episode_steps is None:
+        return task_kwargs
+    steps = max_episode_steps
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
+        raise ValueError(f"max_episode_steps must be a whole number of at least 1, got {steps!r}.")
+    length = task_kwargs.get("max_episode_length", int(steps) + 1)
+    if length - 1 > steps:
+        raise ValueError(
+            f"max_episode_length={length} ends episodes after {length - 1} steps, but max_episode_steps, given or of the id, "
+            f"after {steps}: leave max_episode_length out and give max_episode_steps the number of steps that you want."
+        )
+    return {**task_kwargs, "max_episode_length": length}
+
 
 class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
     """One Isaac Gym cartpole as a Gymnasium environment.
@@ -20,6 +44,9 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
     It is what ``gym.make`` returns, for tools that want single environments. The simulator is made at the first reset, so
     an instance that is only asked for its spaces costs nothing. Training uses
     :func:`~sb3_isaac.envs.make.make_vec_env`, which describes the arguments that are not listed here.
+
+    The time limit of an id that was registered with ``max_episode_steps`` is kept by Gymnasium's TimeLimit, around this
+    class. Otherwise episodes end as ``max_episode_length`` says, or earlier if ``gym.make`` is given ``max_episode_steps``.
 
     :param discrete: Discrete actions (a choice of ``n_bins`` forces) in place of one force in [-1, 1]
     :param n_bins: number of evenly spaced forces from -max_effort to +max_effort, at least 2, odd or even; 3 if ``discrete``
@@ -54,16 +81,24 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
         self.action_space: spaces.Space[Any] = spaces.Discrete(n_bins) if discrete else spaces.Box(-1.0, 1.0, (1,), np.float32)
         self._batch_of_one: Optional[IsaacVecEnv] = None
 
-    def make_batched(self, n_envs: int, seed: Optional[int] = None) -> IsaacVecEnv:
+    def make_batched(self, n_envs: int, seed: Optional[int] = None, max_episode_steps: Optional[int] = None) -> IsaacVecEnv:
         """N copies of this environment as one :class:`IsaacVecEnv`.
 
-        :raises ValueError: for a number of environments or a seed that is none
+        :param max_episode_steps: the limit that Gymnasium's TimeLimit keeps around this environment; None: there is none
+        :raises ValueError: for a number of environments or a seed that is none, or see :func:`with_time_limit`
         """
+        task_kwargs = with_time_limit(self.task_kwargs, max_episode_steps)
+        registered = gym.registry.get(self.spec.id) if self.spec is not None else None
+        if max_episode_steps is None and registered is not None and registered.max_episode_steps is not None:
+            if "max_episode_length" in task_kwargs:
+                with_time_limit(task_kwargs, registered.max_episode_steps)
+            else:
+                task_kwargs = {**task_kwargs, "max_episode_length": NO_TIME_LIMIT}  # gym.make has seen to it
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63):
             raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}.")
         seed = None if seed is None else int(seed)
         n_envs = int(n_envs) if isinstance(n_envs, np.integer) else n_envs
-        tensor_env = backends.make(self.backend, n_envs, self.device, seed, **self.task_kwargs)
+        tensor_env = backends.make(self.backend, n_envs, self.device, seed, **task_kwargs)
         env = IsaacVecEnv(tensor_env, self.observation_space, self.action_space, self.render_mode)
         env.spec = self.spec
         return env
@@ -111,12 +146,13 @@ class CartpoleVectorEnv(gym.vector.VectorEnv):  # type: ignore[type-arg]
     environments; numpy arrays, as :class:`gymnasium.vector.VectorEnv` has them.
 
     :param num_envs: number of environments
+    :param max_episode_steps: of the id or of ``gym.make_vec``, see :func:`with_time_limit`
     :param env_kwargs: as for :class:`CartpoleEnv`
     """
 
-    def __init__(self, num_envs: int = 1, **env_kwargs: Any) -> None:
+    def __init__(self, num_envs: int = 1, max_episode_steps: Optional[int] = None, **env_kwargs: Any) -> None:
         single = CartpoleEnv(**env_kwargs)
-        self._env = single.make_batched(num_envs)
+        self._env = single.make_batched(num_envs, max_episode_steps=max_episode_steps)
         self.num_envs = num_envs
         self.render_mode = single.render_mode
         self.metadata = dict(CartpoleEnv.metadata)

@@ -36,6 +36,11 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
         """(N,) bool: which episodes ended by the time limit, without building a single dict."""
         return np.array(self._result.truncated.cpu().numpy())
 
+    def changed(self) -> bool:
+        """Whether somebody has written other time limits into dicts that were looked at."""
+        infos = vars(self).get("filled", {})
+        return any(bool(info.get("TimeLimit.truncated", False)) != self.truncated[i] for i, info in infos.items())
+
     def expire(self) -> None:
         """The step is over: what has not been read by now is gone."""
         self._expired = True

@@ -137,6 +137,12 @@ def overridden(owner: Any, base: type, names: Iterable[str], kind: Optional[type
     return None
 
 
+def patched_buffer(buffer: Any) -> Optional[str]:
+    """Which of SB3's methods somebody has replaced on this one buffer: a sentence, or None."""
+    names = [name for name in ("add", "extend", "sample", "get", "_get_samples") if name in getattr(buffer, "__dict__", {})]
+    return f"{names[0]} of the buffer was replaced, so it is called. Faster: leave it as it is." if names else None
+
+
 def check_tensors(env: Any, device: th.device, why_not: Optional[str], options: Mapping[str, bool]) -> bool:
     """Whether an algorithm on ``device`` trains in tensors, asked before it starts, when what cannot work has to be said.
 

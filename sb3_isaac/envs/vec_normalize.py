@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
@@ -34,6 +36,13 @@ class _TensorState:
         self.return_moments = self.moments.columns(slice(-1, None))
         self.batch = th.zeros(n_obs + 1, venv.num_envs, dtype=th.float64, device=venv.device)
         self.obs_rows, self.returns = self.batch[:-1], self.batch[-1]
+
+    def live(self, name: str, rms: RunningMeanStd) -> LiveRunningMeanStd:
+        """``obs_rms`` or ``ret_rms`` as an object over the tensors, with the numbers of ``rms``."""
+        moments, shape = (self.obs_moments, (len(self.obs_rows),)) if name == "obs_rms" else (self.return_moments, ())
+        live = LiveRunningMeanStd(moments, shape)
+        live.assign(rms)
+        return live
 
 
 class VecNormalize(SB3VecNormalize):
@@ -82,18 +91,23 @@ class VecNormalize(SB3VecNormalize):
         if not isinstance(self.observation_space, spaces.Box):
             raise ValueError(f"In tensors VecNormalize needs Box observations, not {self.observation_space}.")
         forward_tensor_path(self)
-        n_obs = self.observation_space.shape[0] if "obs_rms" in self.__dict__ else 0
-        state = _TensorState(venv, n_obs, self.epsilon)
-        for name, moments, shape in (("obs_rms", state.obs_moments, (n_obs,)), ("ret_rms", state.return_moments, ())):
+        # With room for statistics of observations also if there are none: they may be assigned later
+        state = _TensorState(venv, self.observation_space.shape[0], self.epsilon)
+        for name in ("obs_rms", "ret_rms"):
             if name in self.__dict__:
-                live = LiveRunningMeanStd(moments, shape)
-                live.assign(self.__dict__[name])
-                self.__dict__[name] = live
+                self.__dict__[name] = state.live(name, self.__dict__[name])
         # What a step assigns anew are attributes of the wrapper itself: there CudaGraph looks for such tensors.
         self._original_reward = th.zeros(self.num_envs, device=self.device)
         self._original_final_obs = venv.obs_tensor
         self._state = state
         self.obs_tensor = self.normalize_obs_tensor(venv.obs_tensor)
+
+    def _end_tensor_path(self) -> None:
+        """Back to SB3's objects, with the same numbers."""
+        statistics: Dict[str, Any] = {
+            name: self.__dict__[name].copy() for name in ("obs_rms", "ret_rms") if name in self.__dict__
+        }
+        self.__dict__.update(statistics, returns=self.returns.copy(), _state=None)
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
@@ -103,6 +117,7 @@ class VecNormalize(SB3VecNormalize):
         obs = state.venv.reset_tensor()
         state.returns.zero_()
         if self.training and self.norm_obs:
+            self._check_statistics()
             state.obs_rows.copy_(obs.t())
             state.obs_moments.update(state.obs_rows)
         self.obs_tensor = self.normalize_obs_tensor(obs)
@@ -120,6 +135,7 @@ class VecNormalize(SB3VecNormalize):
         if self.training:
             th.add(result.reward, state.returns, alpha=self.gamma, out=state.returns)
             if self.norm_obs:
+                self._check_statistics()
                 state.obs_rows.copy_(result.obs.t())
                 state.moments.update(state.batch)
             else:
@@ -136,6 +152,7 @@ class VecNormalize(SB3VecNormalize):
         """:meth:`normalize_obs` for a tensor (..., obs_dim) on any device, for example a replay sample."""
         if not self.norm_obs:
             return obs
+        self._check_statistics()
         moments = self._moments_of(self.obs_rms) if self._state is None else self._state.obs_moments
         scale, offset = moments.scale, moments.offset
         if obs.device != scale.device:
@@ -168,6 +185,14 @@ class VecNormalize(SB3VecNormalize):
             raise RuntimeError(f"{type(self.unwrapped).__name__} has no tensor path: use reset() and step().")
         return self._state
 
+    def _check_statistics(self) -> None:
+        """:raises ValueError: if observations are to be normalised of which there are no statistics"""
+        if "obs_rms" not in self.__dict__:
+            raise ValueError(
+                "VecNormalize was made with norm_obs=False and has no statistics of observations: assign obs_rms, for "
+                "example with sync_envs_normalization, or make it with norm_obs=True."
+            )
+
     def _moments_of(self, rms: Any) -> RunningMoments:
         """SB3's numpy statistics (there is no tensor path) as tensors."""
         if not isinstance(rms, RunningMeanStd):
@@ -182,10 +207,19 @@ class VecNormalize(SB3VecNormalize):
         state = self._state
         if state is not None:
             if name in ("obs_rms", "ret_rms"):
-                self.__dict__[name].assign(value)  # into the tensors, which keep their address
+                if isinstance(value, LiveRunningMeanStd) and value is not self.__dict__.get(name):
+                    warnings.warn(
+                        f"{name} of another VecNormalize was assigned: its numbers are copied and will not follow the "
+                        "other's, as they would in SB3. Call sync_envs_normalization whenever they should.",
+                        stacklevel=2,
+                    )
+                self.__dict__[name] = state.live(name, value)  # into the tensors, which keep their address
                 return
-            if name == "norm_obs" and value and "obs_rms" not in self.__dict__:
-                raise ValueError("VecNormalize was made with norm_obs=False and has no statistics of observations.")
+            if name == "venv":
+                self._end_tensor_path()
+                super().__setattr__(name, value)
+                self._start_tensor_path()
+                return
             if name == "epsilon":
                 state.moments.epsilon.fill_(value)
                 state.moments.refresh()
@@ -203,7 +237,8 @@ class VecNormalize(SB3VecNormalize):
     def returns(self, value: np.ndarray) -> None:
         self.__dict__["returns"] = value
         if self._state is not None:
-            self._state.returns.copy_(th.from_numpy(value))
+            everywhere = np.broadcast_to(np.asarray(value, dtype=np.float64), (self.num_envs,))
+            self._state.returns.copy_(th.from_numpy(everywhere.copy()))
 
     def reset(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
         obs: Union[np.ndarray, Dict[str, np.ndarray]] = super().reset()
@@ -243,6 +278,12 @@ class VecNormalize(SB3VecNormalize):
     def __reduce__(self) -> Any:
         # Pickled, this is a stock VecNormalize: whoever reads it need not have sb3_isaac.
         return object.__new__, (SB3VecNormalize,), self.__getstate__()
+
+    def __deepcopy__(self, memo: Dict[int, Any]) -> VecNormalize:
+        # Of the same class, and without the environment, as SB3's
+        env = type(self).__new__(type(self))
+        env.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return env
 
     def set_venv(self, venv: VecEnv) -> None:
         super().set_venv(venv)

@@ -26,6 +26,7 @@ from sb3_isaac.buffers.storage import existing_device
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import optimizer_settings
+from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
@@ -33,6 +34,7 @@ from sb3_isaac.envs.tensor_path import (
     describe_path,
     note_episodes,
     overridden,
+    patched_buffer,
     supports_tensors,
     why_not_tensors,
 )
@@ -63,6 +65,8 @@ class TensorRun:
         self.lr: Optional[th.Tensor] = None
         """() on the device, where a captured graph reads the learning rate; None: the optimizers have it"""
         self.locals = StepLocals()
+        self.acted_on: Optional[th.Tensor] = None
+        """During a rollout: the observations (N, *obs_shape) of the last step's actions"""
         self.warned = False
 
 
@@ -149,6 +153,19 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """The environment, which has a tensor path."""
         return cast(TensorVecEnv, self.env)
 
+    @property
+    def _last_obs(self) -> Any:
+        """SB3's: what the agent acts on next, and while a callback is called for a step, what it has acted on."""
+        run: Optional[TensorRun] = self.__dict__.get("_run")
+        acted_on = None if run is None else run.acted_on
+        return self.__dict__.get("_last_obs") if acted_on is None else to_host(acted_on).copy()
+
+    @_last_obs.setter
+    def _last_obs(self, obs: Any) -> None:
+        self.__dict__["_last_obs"] = obs
+        if self.__dict__.get("_run") is not None:
+            self.__dict__["_run"].acted_on = None
+
     def _setup_model(self) -> None:
         if self._why_not_tensors() is not None:
             super()._setup_model()
@@ -176,6 +193,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 name = type(self.replay_buffer).__name__
         if name is not None:
             return f"replay_buffer_class={name} works in numpy. Faster: leave it out, or use DeviceReplayBuffer itself."
+        if self.replay_buffer is not None:
+            return patched_buffer(self.replay_buffer)
         return None
 
     @property
@@ -325,6 +344,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 run.locals.next_step()
                 step = run.rollout.step(random=self.num_timesteps < learning_starts)
                 log.note_episodes(step.episodes)
+                run.acted_on = run.rollout.acted_on
                 self.num_timesteps += env.num_envs
                 num_collected_steps += 1
                 actions = run.locals.array("actions", step.actions)
@@ -346,6 +366,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
                 if log.is_full:
                     self._read_log(log, log_interval)
+        run.acted_on = None
         log.seconds["rollout"] += time.perf_counter() - start
         log.seconds["env"] += run.rollout.env_seconds - env_seconds
         if log.is_full or not continue_training or self.num_timesteps >= self._total_timesteps:

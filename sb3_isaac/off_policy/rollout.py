@@ -60,6 +60,8 @@ class Rollout:
         """(N, *obs_shape), what the agent acts on"""
         # The buffer keeps what VecNormalize saw, the policy acts on what it made of it: its statistics change
         self._stored_obs = self._obs if vec_normalize is None else vec_normalize.get_original_obs_tensor().clone()
+        self.acted_on = self._obs
+        """(N, *obs_shape), what the agent has acted on in the last step"""
         self._env_obs: Optional[th.Tensor] = None
         """The env's tensor that ``_obs`` is a copy of"""
         space: Any = env.action_space
@@ -69,6 +71,8 @@ class Rollout:
                 th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high)
             )
         self.captures = captures and env.tensor_env.capturable
+        if self.captures:  # a replay leaves the next observations in _obs
+            self.acted_on = self._obs.clone()
         self.graphed_step = Graphed(self._step, self.captures, layers(env), generators(env))
 
     def begin(self, buffer: DeviceReplayBuffer, fast: Any, exploration: Any) -> None:
@@ -98,6 +102,8 @@ class Rollout:
 
     def _step(self, random: bool) -> Step:
         env, vec_normalize = self.env, self._vec_normalize
+        if self.captures:
+            self.acted_on.copy_(self._obs)
         actions = self._act(self._obs, random)
         env_actions = actions
         if self._low is not None and self._high is not None:

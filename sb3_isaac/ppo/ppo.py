@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from functools import partial
-from typing import Any, List, Optional, Tuple, cast
+from typing import Any, Callable, List, Optional, Tuple, cast
 
 import stable_baselines3
 import torch as th
@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import check_compile
+from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
@@ -23,6 +24,7 @@ from sb3_isaac.envs.tensor_path import (
     describe_path,
     note_episodes,
     overridden,
+    patched_buffer,
     supports_tensors,
     why_not_tensors,
 )
@@ -38,6 +40,8 @@ class _Run:
         self.rollout: Optional[Rollout] = None
         self.update: Optional[PPOUpdate] = None
         self.locals = StepLocals()
+        self.acted_on: Optional[Callable[[], th.Tensor]] = None
+        """During a rollout: the observations (N, *obs_shape) of the last step's actions"""
 
 
 class PPO(stable_baselines3.PPO):
@@ -133,6 +137,18 @@ class PPO(stable_baselines3.PPO):
         if self.rollout_buffer_class is DeviceRolloutBuffer:
             self.rollout_buffer_class = RolloutBuffer
 
+    @property
+    def _last_obs(self) -> Any:
+        """SB3's: what the agent acts on next, and while a callback is called for a step, what it has acted on."""
+        acted_on = self._run.acted_on if "_run" in self.__dict__ else None
+        return self.__dict__.get("_last_obs") if acted_on is None else to_host(acted_on()).copy()
+
+    @_last_obs.setter
+    def _last_obs(self, obs: Any) -> None:
+        self.__dict__["_last_obs"] = obs
+        if "_run" in self.__dict__:
+            self._run.acted_on = None
+
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """As SB3's; the rollout buffer is replaced if the new env needs another kind."""
         super().set_env(env, force_reset)
@@ -154,7 +170,7 @@ class PPO(stable_baselines3.PPO):
         if why_not is None and type(self.rollout_buffer) is not DeviceRolloutBuffer:
             name = type(self.rollout_buffer).__name__
             why_not = f"rollout_buffer_class={name} works in numpy. Faster: leave it out, or use DeviceRolloutBuffer itself."
-        return why_not
+        return why_not or patched_buffer(self.rollout_buffer)
 
     @property
     def path(self) -> str:
@@ -211,7 +227,8 @@ class PPO(stable_baselines3.PPO):
             step = rollout.step()
             self.num_timesteps += env.num_envs
             # Callbacks look for these names in locals
-            obs_tensor = step_locals.tensor("obs_tensor", partial(rollout.obs_of_step, n_steps))
+            self._run.acted_on = partial(rollout.obs_of_step, n_steps)
+            obs_tensor = step_locals.tensor("obs_tensor", self._run.acted_on)
             actions = step_locals.array("actions", step.actions)
             clipped_actions = step_locals.array("clipped_actions", step.clipped_actions)
             values: Any = step_locals.tensor("values", step.values)
@@ -227,6 +244,7 @@ class PPO(stable_baselines3.PPO):
             for changed in step_locals.changes("rewards"):
                 buffer.tensors.rewards[n_steps].copy_(th.from_numpy(changed.look()))
             n_steps += 1
+            buffer.pos = n_steps
         values = self._end_rollout(rollout)
         self.logger.record("time/rollout", time.perf_counter() - start)
         if rollout.env_seconds > 0.0:  # not within a graph
@@ -238,6 +256,7 @@ class PPO(stable_baselines3.PPO):
     def _end_rollout(self, rollout: Rollout) -> Optional[th.Tensor]:
         """Take over what the host learns of a rollout. Returns V (N, 1) of the last observations."""
         end = rollout.finish(self.gamma)
+        self._run.acted_on = None
         self._last_obs, self._last_episode_starts = end.last_obs, end.last_dones
         note_episodes(rollout.env, self.ep_info_buffer, end.returns, end.lengths)
         return end.values

@@ -7,6 +7,7 @@ import importlib
 import os
 from typing import Any, Dict, NamedTuple, Optional
 
+import gymnasium as gym
 import rl_zoo3.utils
 import torch as th
 import yaml
@@ -88,7 +89,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     env_kwargs.update(args.env_kwargs or {})
     if render_mode is not None:
         env_kwargs["render_mode"] = render_mode
-    if is_isaac_env_id(env_id):
+    if is_isaac_env_id(env_id) and "device" not in gym.spec(env_id).kwargs:
         env_kwargs.setdefault("device", args.device)
     env = create_test_env(
         env_id, n_envs, settings_or_none, args.seed, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs

@@ -15,6 +15,7 @@ from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
+from sb3_isaac.zoo.frame_stack import LoadedVecNormalize, stack_frames
 from sb3_isaac.zoo.manager import IsaacExperimentManager
 
 
@@ -47,5 +48,6 @@ def install() -> None:
     rl_zoo3.utils.SubprocVecEnv = functools.partial(batched_vec_env, otherwise=SubprocVecEnv)
     rl_zoo3.utils.DummyVecEnv = functools.partial(batched_vec_env, otherwise=DummyVecEnv)
     # On other environments these are SB3's.
-    rl_zoo3.utils.VecNormalize = rl_zoo3.exp_manager.VecNormalize = VecNormalize
+    rl_zoo3.utils.VecNormalize, rl_zoo3.exp_manager.VecNormalize = LoadedVecNormalize, VecNormalize
+    rl_zoo3.utils.VecFrameStack = rl_zoo3.exp_manager.VecFrameStack = stack_frames
     rl_zoo3.exp_manager.EvalCallback = BatchedEvalCallback

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 from pathlib import Path
 from typing import Any, Dict, Optional, Set, Tuple, Type
@@ -15,13 +16,15 @@ from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 import sb3_isaac
 from sb3_isaac import backends
-from sb3_isaac.envs.cartpole_env import CartpoleEnv
+from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.zoo import search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
+from sb3_isaac.zoo.frame_stack import InnerFrameStack
 from sb3_isaac.zoo.studies import explained, load_study
 
 ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.DQN, "ddpg": sb3_isaac.DDPG}
@@ -65,10 +68,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     trial_id: Any
 
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
-        _check_action_space(algo, env_id)
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
         backends.resolve_device(self.device)
-        self.vec_env_class = batched_vec_env
+        if self.verbose > 0 and kwargs.get("vec_env_type") == "subproc":
+            print("--vec-env subproc is for an env_wrapper: without one, all environments are one batch in this process")
+        self.vec_env_class: Any = functools.partial(batched_vec_env, otherwise=self.vec_env_class)
         own_file = hyperparams_dir() / f"{algo}.yml"
         if kwargs.get("config") is None and own_file.is_file():
             self.config = str(own_file)
@@ -92,7 +96,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def read_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         if self.config.endswith((".yml", ".yaml", ".py")) and not Path(self.config).is_file():
             raise FileNotFoundError(f"Hyperparameter file {self.config} does not exist.")
-        hyperparams, saved = super().read_hyperparameters()
+        try:
+            hyperparams, saved = super().read_hyperparameters()
+        except ValueError:  # no entry: the wrong algorithm?
+            _check_action_space(self.algo, self.env_name.gym_id, self.env_kwargs)
+            raise
         if self.trial_hyperparams is not None:  # drop what the file has and the trial did not have
             for key in set(hyperparams) - set(self.trial_hyperparams) - set(self.custom_hyperparams or {}):
                 del hyperparams[key], saved[key]
@@ -109,6 +117,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         n_envs = hyperparams.get("n_envs", 1)
         if not isinstance(n_envs, int) or n_envs < 1:
             raise ValueError(f"n_envs must be a whole number of at least 1, got {n_envs!r} in {self.config} or -params.")
+        if not hyperparams.get("env_wrapper"):  # which may change the actions
+            _check_action_space(self.algo, self.env_name.gym_id, {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs})
         return hyperparams, saved
 
     @property
@@ -129,16 +139,38 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         self.steps_per_update = frequency if isinstance(frequency, int) else 1
         return super()._preprocess_hyperparams(hyperparams)
 
+    def _preprocess_action_noise(
+        self, hyperparams: Dict[str, Any], saved_hyperparams: Dict[str, Any], env: VecEnv
+    ) -> Dict[str, Any]:
+        if self.algo in self.algorithms and not supports_tensors(env):
+            only_in_tensors = getattr(self.algorithm_class, "only_in_tensors", {})
+            used = {key: value for key, value in only_in_tensors.items() if hyperparams.get(key, value) != value}
+            if used:
+                raise ValueError(
+                    f"{', '.join(used)} cannot be used with single environments, or a wrapper that has no tensor path: add "
+                    f"-params {' '.join(f'{key}:{value}' for key, value in used.items())}, or leave the wrapper out."
+                )
+        arguments: Dict[str, Any] = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
+        return arguments
+
     # -- environments ------------------------------------------------------------------------------------------------
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         given = self.env_kwargs, self.eval_env_kwargs
         # The simulation runs where the model does, unless told otherwise.
-        self.env_kwargs, self.eval_env_kwargs = ({"device": self.device, **(kwargs or {})} for kwargs in given)
+        default = {} if "device" in gym.spec(self.env_name.gym_id).kwargs else {"device": self.device}
+        self.env_kwargs, self.eval_env_kwargs = ({**default, **(kwargs or {})} for kwargs in given)
         try:
             return super().create_envs(n_envs, eval_env, no_log)
         finally:
             self.env_kwargs, self.eval_env_kwargs = given
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        if self.frame_stack is not None and self.algo in OFF_POLICY_ALGOS:
+            inside = InnerFrameStack(env, self.frame_stack)
+            normalized: VecEnv = super()._maybe_normalize(inside, eval_env)
+            return env if normalized is inside else normalized
+        return super()._maybe_normalize(env, eval_env)  # type: ignore[no-any-return]
 
     def create_callbacks(self) -> None:
         """rl_zoo3 divides its frequencies by n_envs: with 4096 environments the default would evaluate every 6 steps.
@@ -218,8 +250,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         return dict(trial.user_attrs["hyperparams"] if convert else trial.params)
 
 
-def _check_action_space(algo: str, env_id: str) -> None:
-    discrete = isinstance(CartpoleEnv(**gym.spec(env_id).kwargs).action_space, spaces.Discrete)
+def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> None:
+    """:raises ValueError: an algorithm for the other kind of actions"""
+    discrete = isinstance(gym.make(env_id, **env_kwargs).action_space, spaces.Discrete)
     needs_discrete = algo in DISCRETE_ALGOS
     if algo in OFF_POLICY_ALGOS and discrete != needs_discrete:
         kind, name = ("discrete", "Discrete-") if needs_discrete else ("continuous", "-")

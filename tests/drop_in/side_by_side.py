@@ -66,11 +66,11 @@ class Row(NamedTuple):
 
     name: str
     algos: Union[str, Tuple[str, ...]] = "ppo"
-    options: Any = {}  # noqa: RUF012
+    options: Any = {}
     """Arguments of the constructor, or a function that makes them anew for each of the two"""
     policy: Any = "MlpPolicy"
     """A policy, or a dictionary of one for each algorithm"""
-    env: Dict[str, Any] = {}  # noqa: RUF012
+    env: Dict[str, Any] = {}
     """Arguments of make_vec_env"""
     wrap: Optional[Callable[[Any, Library], Any]] = None
     """What is put around the environment"""
@@ -84,7 +84,7 @@ class Row(NamedTuple):
     """Called after the first of two calls of learn; what it returns, if anything, is the model that goes on"""
     after: Optional[Callable[[Any, Any], Any]] = None
     """Called at the end"""
-    learn: Dict[str, Any] = {}  # noqa: RUF012
+    learn: Dict[str, Any] = {}
     """Arguments of learn"""
     discrete: bool = False
     """PPO with discrete actions"""

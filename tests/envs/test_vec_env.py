@@ -51,15 +51,16 @@ def test_steps_and_infos_equal_a_dummy_vec_env(env_id: str) -> None:
         for mine, theirs in ((obs, s_obs), (rewards, s_rewards), (dones, s_dones)):
             assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
         np.testing.assert_array_equal(dones, s_dones)
-        np.testing.assert_allclose(rewards, s_rewards, atol=1e-6)
-        np.testing.assert_allclose(obs[~dones], s_obs[~dones], atol=1e-6)
+        # A batch may round as no single environment does, and the last digit of a velocity is 1e-6
+        np.testing.assert_allclose(rewards, s_rewards, atol=1e-5)
+        np.testing.assert_allclose(obs[~dones], s_obs[~dones], atol=1e-5)
         assert len(infos) == len(s_infos) == N_ENVS
         for i, (info, s_info) in enumerate(zip(infos, s_infos)):
             assert info.get("TimeLimit.truncated", False) == s_info["TimeLimit.truncated"]
             assert ("terminal_observation" in info) == ("terminal_observation" in s_info) == bool(dones[i])
             if dones[i]:
                 kinds.add(info["TimeLimit.truncated"])
-                np.testing.assert_allclose(info["terminal_observation"], s_info["terminal_observation"], atol=1e-6)
+                np.testing.assert_allclose(info["terminal_observation"], s_info["terminal_observation"], atol=1e-5)
                 assert info["terminal_observation"].shape == s_info["terminal_observation"].shape
                 assert info["episode"].keys() == s_info["episode"].keys()
                 assert info["episode"]["r"] == pytest.approx(s_info["episode"]["r"], abs=1e-4)
