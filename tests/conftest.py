@@ -158,7 +158,7 @@ def run_python(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,  # it hangs: a busy machine may need minutes
         check=False,
     )
 

@@ -15,7 +15,8 @@ from sb3_isaac.cli import dispatch as cli
 from sb3_isaac.zoo import manager
 from tests.conftest import CONTINUOUS, ENV_IDS, child_environment
 
-LONG_SEARCH = f"optimize --algo ppo --env {CONTINUOUS} --n-trials 50 -n 10000000"
+LONG_SEARCH = f"optimize --algo ppo --env {CONTINUOUS} --n-trials 50 -n 1000000000"
+"""Its first trial does not end while a test looks at it, however fast the machine."""
 RUNNING, FAIL = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.FAIL
 
 

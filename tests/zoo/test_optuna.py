@@ -107,7 +107,7 @@ def test_bad_trials_are_pruned_with_their_reason(monkeypatch: pytest.MonkeyPatch
     changes = [{"n_steps": 2**50}, {"learning_rate": 1e30}, {"n_epochs": 10**9}, {}]
 
     def space(trial: Any, regime: Any) -> Dict[str, Any]:
-        experiment.search.trial_timeout = 1e-9 if trial.number == 2 else 60.0
+        experiment.search.trial_timeout = 1e-9 if trial.number == 2 else 600.0
         return {**good, **changes[trial.number]}
 
     monkeypatch.setitem(spaces.SPACES, "ppo", space)

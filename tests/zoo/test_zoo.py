@@ -175,7 +175,7 @@ def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
             break
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=300)
     assert process.returncode == 0, rest
     assert (tmp_path / "logs" / "ppo" / f"{CONTINUOUS}_1" / f"{CONTINUOUS}.zip").is_file()
 
