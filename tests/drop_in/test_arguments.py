@@ -87,7 +87,7 @@ ROWS = [
     Row("buffer_size=20", OFF_POLICY, {"buffer_size": 12}),
     Row("buffer_size=30, not a multiple of n_envs", OFF_POLICY, {"buffer_size": 30}),
     Row("buffer_size=1", OFF_POLICY, {"buffer_size": 1}),
-    Row("learning_starts=20", OFF_POLICY, {"learning_starts": 20}, inexact="random actions: gymnasium's generator and torch's"),
+    Row("learning_starts=8", OFF_POLICY, {"learning_starts": 8}, inexact="random actions: gymnasium's generator and torch's"),
     Row("batch_size=3", OFF_POLICY, {"batch_size": 3}),
     Row("batch_size is a numpy number", OFF_POLICY, {"batch_size": np.int64(8)}),
     Row("tau=1", OFF_POLICY, {"tau": 1.0}),

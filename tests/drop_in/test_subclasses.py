@@ -222,17 +222,6 @@ def rewardless_rollout_add(model):
     return lambda obs, action, reward, *rest: original(obs, action, 0.0 * reward, *rest)
 
 
-XFAIL = {
-    "ppo-rollout_buffer.add replaced": "methods set on a buffer object are not called in tensors",
-    "ppo-rollout_buffer.get replaced": "methods set on a buffer object are not called in tensors",
-    "dqn-replay_buffer.sample replaced": "methods set on a buffer object are not called in tensors",
-    "ddpg-replay_buffer.sample replaced": "methods set on a buffer object are not called in tensors",
-    "dqn-replay_buffer.add replaced": "methods set on a buffer object are not called in tensors",
-    "ddpg-replay_buffer.add replaced": "methods set on a buffer object are not called in tensors",
-}
-"""What differs today, and why."""
-
-
-@table(ROWS, XFAIL)
+@table(ROWS)
 def test_subclass(row: Row, algo: str, tmp_path: Path) -> None:
     compare(row, algo, tmp_path)
