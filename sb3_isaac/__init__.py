@@ -32,19 +32,14 @@ __all__ = [
     "wrap_vec_task",
 ]
 
-_PACKAGES = ("backends", "buffers", "cli", "ddpg", "device", "dqn", "envs", "evaluation", "off_policy", "ppo", "zoo")
-
 __getattr__, __dir__ = lazy(
     "sb3_isaac",
-    {
-        "DDPG": "ddpg",
-        "DQN": "dqn",
-        "PPO": "ppo",
-        "DeviceReplayBuffer": "buffers",
-        "DeviceRolloutBuffer": "buffers",
-        "evaluate": "evaluation",
-        **dict.fromkeys(_PACKAGES, ""),
-    },
+    buffers=["DeviceReplayBuffer", "DeviceRolloutBuffer"],
+    ddpg=["DDPG"],
+    dqn=["DQN"],
+    evaluation=["evaluate"],
+    ppo=["PPO"],
+    **dict.fromkeys(("backends", "cli", "device", "envs", "off_policy", "zoo"), ()),
 )
 
 register_envs()

@@ -5,9 +5,10 @@ A backend is one class and one entry in :data:`BACKENDS`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from typing import Any, Callable, Dict, Optional, Set, Union
+from typing import Any, Callable, Dict, Optional, Union
 
 import torch as th
 
@@ -18,8 +19,6 @@ from sb3_isaac.backends.torch_cartpole import TorchCartpole
 __all__ = ["BACKENDS", "StepResult", "TensorEnv", "TorchCartpole", "check_name", "make", "reserve", "resolve_device"]
 
 logger = logging.getLogger(__name__)
-
-_logged: Set[str] = set()
 
 
 def _make_isaacgym(n_envs: int, device: th.device, seed: Optional[int] = None, **kwargs: Any) -> TensorEnv:
@@ -88,11 +87,10 @@ def make(
     return BACKENDS[name](n_envs=n_envs, device=resolved, seed=seed, **task_kwargs)
 
 
+@functools.lru_cache(maxsize=None)
 def _log_once(message: str) -> None:
     """Every environment of a run asks the same question."""
-    if message not in _logged:
-        _logged.add(message)
-        logger.info(message)
+    logger.info(message)
 
 
 def reserve(n_envs: int) -> None:

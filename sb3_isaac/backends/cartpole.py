@@ -17,9 +17,6 @@ from sb3_isaac.backends.base import StepResult, TensorEnv
 
 OBS_DIM = 4
 """cart position (m), cart velocity (m/s), pole angle (rad, 0 is upright), pole angular velocity (rad/s)."""
-ACTION_DIM = 1
-"""One horizontal force on the cart, as a fraction of ``max_effort``."""
-
 RESET_WIDTH = (0.2, 0.5, 0.2, 0.5)
 """Start positions are uniform within +-0.1, start velocities within +-0.25: the widths of the four ranges."""
 
@@ -83,16 +80,6 @@ def reward_and_termination(
     return reward, terminated, truncated
 
 
-def reset_states(uniform: th.Tensor, width: th.Tensor) -> th.Tensor:
-    """Start states from uniform random numbers.
-
-    :param uniform: (N, 4) float32 in [0, 1)
-    :param width: (4,) float32, :data:`RESET_WIDTH` on the same device
-    :return: (N, 4) float32 start states
-    """
-    return (uniform - 0.5) * width
-
-
 def finish_step(
     dof_state: th.Tensor,
     progress: th.Tensor,
@@ -108,12 +95,12 @@ def finish_step(
     :param final_obs: (N, 4) float32, what the physics returned
     :param uniform: (N, 4) random numbers in [0, 1) for the environments that are reset; the others ignore theirs, because
         choosing which to draw would need the host
-    :param reset_width: (4,), see :func:`reset_states`
+    :param reset_width: (4,), :data:`RESET_WIDTH` on the device
     """
     progress += 1
     reward, terminated, truncated = reward_and_termination(final_obs, progress, task.reset_dist, task.max_episode_length)
     done = terminated | truncated
-    obs = th.where(done.unsqueeze(-1), reset_states(uniform, reset_width), final_obs)
+    obs = th.where(done.unsqueeze(-1), (uniform - 0.5) * reset_width, final_obs)
     dof_state.copy_(obs)
     progress.masked_fill_(done, 0)
     return StepResult(obs, reward, terminated, truncated, final_obs)
@@ -129,7 +116,8 @@ class CartpoleTensorEnv(TensorEnv):
     """
 
     obs_dim = OBS_DIM
-    action_dim = ACTION_DIM
+    action_dim = 1
+    """One horizontal force on the cart, as a fraction of ``max_effort``."""
 
     def __init__(
         self, n_envs: int, device: Union[th.device, str] = "cpu", seed: Optional[int] = None, **task_kwargs: Any
@@ -153,7 +141,7 @@ class CartpoleTensorEnv(TensorEnv):
         return th.rand(self.n_envs, OBS_DIM, generator=self.generator, device=self.device)
 
     def reset(self) -> th.Tensor:
-        self.dof_state.copy_(reset_states(self._uniform(), self.reset_width))
+        self.dof_state.copy_((self._uniform() - 0.5) * self.reset_width)
         self.progress.zero_()
         self.force.zero_()
         return self.dof_state.clone()

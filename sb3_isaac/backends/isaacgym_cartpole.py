@@ -176,11 +176,10 @@ class IsaacGymCartpole(CartpoleTensorEnv):
     A step waits once for the device: Isaac Gym wants to know how many environments are reset. Steps must run on torch's
     default CUDA stream, on which Isaac Gym works too.
 
-    :param n_envs: number of environments N of this view
+    Arguments that are not listed: see :class:`~sb3_isaac.backends.cartpole.CartpoleTensorEnv`.
+
     :param device: "cuda:i" (GPU pipeline) or "cpu" (CPU pipeline)
-    :param seed: seed of the reset states; None draws one
     :param headless: False opens Isaac Gym's viewer; None looks at ``SB3_ISAAC_HEADLESS``
-    :param task_kwargs: see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
     :raises ValueError: a task parameter that Isaac Gym's cartpole cannot have
     :raises RuntimeError: the process has a simulator already and this view does not fit into it
     """
@@ -212,18 +211,17 @@ class IsaacGymCartpole(CartpoleTensorEnv):
         _views.add(self)
 
     def _check_fits(self, simulator: Simulator) -> None:
-        asked = {"device": self.device, "dt": self.task.dt, "substeps": self.task.substeps}
-        for name, value in asked.items():
-            if value != getattr(simulator, name):
-                raise RuntimeError(
-                    f"This process has one Isaac Gym simulator (PhysX allows no second one), with {name}="
-                    f"{getattr(simulator, name)}, and {name}={value} is asked for: use another process."
-                )
-        if self.n_envs > simulator.n_envs:
+        there_is = "This process has one Isaac Gym simulator (PhysX allows no second one)"
+        for name, asked in (("device", self.device), ("dt", self.task.dt), ("substeps", self.task.substeps)):
+            made = getattr(simulator, name)
+            if asked != made:
+                raise RuntimeError(f"{there_is}, with {name}={made}, and {name}={asked} is asked for: use another process.")
+        n_envs = self.n_envs
+        if n_envs > simulator.n_envs:
             raise RuntimeError(
-                f"This process has one Isaac Gym simulator (PhysX allows no second one), made for {simulator.n_envs} "
-                f"environments, and {self.n_envs} are asked for: set the environment variable {SIM_ENVS_VARIABLE}="
-                f"{self.n_envs}, call sb3_isaac.backends.reserve({self.n_envs}) first, or make the largest environment first."
+                f"{there_is}, made for {simulator.n_envs} environments, and {n_envs} are asked for: set the environment "
+                f"variable {SIM_ENVS_VARIABLE}={n_envs}, call sb3_isaac.backends.reserve({n_envs}) first, or make the largest "
+                "environment first."
             )
 
     def _attach(self) -> Simulator:

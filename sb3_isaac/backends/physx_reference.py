@@ -44,23 +44,6 @@ class Reference(NamedTuple):
             return cls(**{name: file[name] for name in cls._fields})
 
 
-class Difference(NamedTuple):
-    """Where a simulator leaves the recorded physics for the first time."""
-
-    step: int
-    env: int
-    component: str
-    value: float
-    expected: float
-    tolerance: float
-
-    def __str__(self) -> str:
-        return (
-            f"differs first at step {self.step}, cartpole {self.env}, {self.component}: {self.value:.7g} where PhysX has "
-            f"{self.expected:.7g} (error {abs(self.value - self.expected):.2e}, allowed {self.tolerance:.0e})"
-        )
-
-
 def replay(env: TensorEnv, reference: Reference) -> np.ndarray:
     """Drive ``env`` along the recorded forces. Returns what it reached after each step, (T, N, 4) float32.
 
@@ -89,13 +72,15 @@ def replay(env: TensorEnv, reference: Reference) -> np.ndarray:
     return reached
 
 
-def first_difference(reached: np.ndarray, reference: Reference) -> Optional[Difference]:
-    """The first place where ``reached`` is further from the recording than allowed, or None."""
+def first_difference(reached: np.ndarray, reference: Reference) -> Optional[str]:
+    """The first place where ``reached`` is further from the recording than allowed, in words, or None."""
     tolerance = np.where(reference.rolls, ROLLING_TOLERANCE, ONE_STEP_TOLERANCE)
     error = np.abs(reached.astype(np.float64) - reference.next_state)
-    wrong = ~(error <= tolerance[:, None])  # NaN is wrong
-    if not wrong.any():
+    wrong = np.argwhere(~(error <= tolerance[:, None]))  # NaN is wrong
+    if len(wrong) == 0:
         return None
-    step, env, component = (int(index[0]) for index in np.nonzero(wrong))
-    value, expected = float(reached[step, env, component]), float(reference.next_state[step, env, component])
-    return Difference(step, env, COMPONENTS[component], value, expected, float(tolerance[env]))
+    step, env, component = first = tuple(wrong[0])
+    return (
+        f"differs first at step {step}, cartpole {env}, {COMPONENTS[component]}: {reached[first]:.7g} where PhysX has "
+        f"{reference.next_state[first]:.7g} (error {error[first]:.2e}, allowed {tolerance[env]:.0e})"
+    )

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch as th
@@ -113,11 +114,8 @@ def known_failure(error: str) -> Optional[str]:
 
 def explain(error: str) -> str:
     """As :func:`known_failure`; a failure that is not known is quoted."""
-    explanation = known_failure(error)
-    if explanation is not None:
-        return explanation
     last_line = (error.strip().splitlines() or ["no message"])[-1].strip()
-    return f"Isaac Gym failed for a reason that sb3_isaac does not know: {last_line}"
+    return known_failure(error) or f"Isaac Gym failed for a reason that sb3_isaac does not know: {last_line}"
 
 
 def import_problem() -> Optional[str]:
@@ -150,10 +148,7 @@ def choose(device: th.device) -> Tuple[str, str]:
 
     Isaac Gym where it can be used and the device is CUDA (its CPU pipeline is slower than the embedded simulator).
     """
-    if device.type != "cuda":
-        problem: Optional[str] = f"the device is {device.type}"
-    else:
-        problem = why_not(device)
+    problem = why_not(device) if device.type == "cuda" else f"the device is {device.type}"
     return ("isaacgym", "it is installed and the device is CUDA") if problem is None else ("torch", problem)
 
 
@@ -173,6 +168,31 @@ def child_environment() -> Dict[str, str]:
     return {**os.environ, CHILD_VARIABLE: "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
+def measure(backend: str, device: str) -> Report:
+    """Make :data:`PROBE_ENVS` environments, step them and time it. What goes wrong is in the report."""
+    from sb3_isaac import backends
+
+    try:
+        env = backends.make(backend, PROBE_ENVS, device, seed=0)
+        env.reset()
+        actions = th.zeros(PROBE_ENVS, env.action_dim, device=env.device)
+        obs = env.step(actions).obs  # the first step makes Isaac Gym's simulator
+        start = time.perf_counter()
+        for _ in range(PROBE_STEPS):
+            obs = env.step(actions).obs
+        finite = bool(th.isfinite(obs).all())  # also waits for the device
+        seconds = time.perf_counter() - start
+        env.close()
+    except Exception as error:
+        return Report(False, str(error).replace(CANNOT, ""))
+    return Report(finite, "" if finite else "its observations are not finite.", 1e3 * seconds / PROBE_STEPS)
+
+
+def report() -> None:
+    """What the child of :func:`try_in_child` runs: measure what the command line names, and print the answer."""
+    print("\n" + REPORT + json.dumps(measure(*sys.argv[1:])._asdict()), flush=True)
+
+
 @functools.lru_cache(maxsize=None)
 def try_in_child(backend: str, device: str) -> Report:
     """Make a small simulator and step it in a child process: a crash there is an answer, not a disaster.
@@ -180,10 +200,8 @@ def try_in_child(backend: str, device: str) -> Report:
     :param backend: "torch" or "isaacgym"
     :param device: as for :func:`sb3_isaac.backends.make`
     """
-    environment = child_environment()
-    environment["SB3_ISAAC_HEADLESS"] = "1"
-    environment.pop(SIM_ENVS_VARIABLE, None)
-    command = [sys.executable, "-m", "sb3_isaac.backends.probe_child", backend, device]
+    environment = {**child_environment(), "SB3_ISAAC_HEADLESS": "1", SIM_ENVS_VARIABLE: "1"}
+    command = [sys.executable, "-c", "from sb3_isaac.backends.probe import report; report()", backend, device]
     try:
         child = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PROBE_SECONDS, check=False

@@ -84,11 +84,7 @@ def advance(
 ) -> Tuple[StepResult, th.Tensor]:
     """One step of the task with its resets. Updates ``dof_state`` and ``progress`` in place; otherwise pure.
 
-    :param dof_state: (N, 4) float32
-    :param progress: (N,) int64
-    :param actions: (N, 1) float32, clipped to [-1, 1]
-    :param uniform: (N, 4), see :func:`~sb3_isaac.backends.cartpole.finish_step`
-    :param reset_width: (4,), see :func:`~sb3_isaac.backends.cartpole.reset_states`
+    :param actions: (N, 1) float32, clipped to [-1, 1]; the others as for :func:`~sb3_isaac.backends.cartpole.finish_step`
     :return: the step's result and the forces applied, (N,) in newtons
     """
     force = actions[:, 0].clamp(-1.0, 1.0) * task.max_effort
@@ -97,10 +93,7 @@ def advance(
 
 
 class TorchCartpole(CartpoleTensorEnv):
-    """Isaac Gym's cartpole on any torch device.
-
-    See :class:`~sb3_isaac.backends.cartpole.CartpoleTensorEnv` for the arguments.
-    """
+    """Isaac Gym's cartpole on any torch device. :class:`CartpoleTensorEnv` has the arguments."""
 
     capturable = True
     _advance: Any = staticmethod(advance)
@@ -109,7 +102,8 @@ class TorchCartpole(CartpoleTensorEnv):
         self._advance = th.compile(advance, dynamic=False, fullgraph=True)
 
     def step(self, actions: th.Tensor) -> StepResult:
-        state, width = (self.dof_state, self.progress), self.reset_width
         result: StepResult
-        result, self.force = self._advance(*state, actions, self._uniform(), width, self.task)
+        result, self.force = self._advance(
+            self.dof_state, self.progress, actions, self._uniform(), self.reset_width, self.task
+        )
         return result

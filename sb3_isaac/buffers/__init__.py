@@ -18,10 +18,6 @@ __all__ = ["DeviceReplayBuffer", "DeviceRolloutBuffer", "ReplaySamples", "Rollou
 
 __getattr__, __dir__ = lazy(
     "sb3_isaac.buffers",
-    {
-        "DeviceReplayBuffer": "replay_buffer",
-        "ReplaySamples": "replay_buffer",
-        "DeviceRolloutBuffer": "rollout_buffer",
-        "RolloutTensors": "rollout_buffer",
-    },
+    replay_buffer=["DeviceReplayBuffer", "ReplaySamples"],
+    rollout_buffer=["DeviceRolloutBuffer", "RolloutTensors"],
 )

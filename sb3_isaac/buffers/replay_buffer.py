@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -13,11 +14,10 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac.buffers import storage
-from sb3_isaac.buffers.n_step import RUNNING, n_step_returns, steps_and_powers
 
-# The flag of a transition: both ends kept apart in one float. Only a termination has nothing to bootstrap from.
-TERMINATED, TRUNCATED = 1.0, 2.0
-
+# The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,
+# a truncation has if time limits are handled. Behind a cut the episode would go on, but its next transition is not known.
+RUNNING, TERMINATED, TRUNCATED, CUT = 0.0, 1.0, 2.0, -1.0
 
 SB3_HAS_DISCOUNTS = "discounts" in ReplayBufferSamples._fields  # from SB3 2.7 on
 
@@ -39,6 +39,14 @@ class ReplaySamples(NamedTuple):
     """(B, 1) float32, gamma ** (number of rewards summed); None for n_steps=1, where it is gamma itself"""
 
 
+def _as_float32(value: Any) -> th.Tensor:
+    """An array, list or tensor as a float32 tensor, on its own device."""
+    if isinstance(value, th.Tensor):
+        return value.to(th.float32)
+    # torch takes neither negative strides nor all of numpy's integers
+    return th.from_numpy(np.array(value, dtype=np.float32, order="C"))
+
+
 def as_sb3(samples: ReplaySamples) -> ReplayBufferSamples:
     """SB3's tuple.
 
@@ -50,6 +58,13 @@ def as_sb3(samples: ReplaySamples) -> ReplayBufferSamples:
             "sb3_isaac's own algorithms or a newer SB3."
         )
     return ReplayBufferSamples(**{name: getattr(samples, name) for name in ReplayBufferSamples._fields})
+
+
+@functools.lru_cache(maxsize=8)
+def steps_and_powers(n_steps: int, gamma: float, device: th.device) -> tuple[th.Tensor, th.Tensor]:
+    """0 to n_steps - 1 as (n_steps, 1) int64, and gamma to the powers 0 to n_steps as (n_steps + 1,) float32."""
+    steps = th.arange(n_steps, device=device).view(-1, 1)
+    return steps, gamma ** th.arange(n_steps + 1, dtype=th.float32, device=device)
 
 
 class DeviceReplayBuffer(ReplayBuffer):
@@ -97,6 +112,8 @@ class DeviceReplayBuffer(ReplayBuffer):
         generator: th.Generator | None = None,
     ) -> None:
         who = "DeviceReplayBuffer"
+        # numpy's numbers are not torch's everywhere
+        buffer_size, n_envs, n_steps, gamma = int(buffer_size), int(n_envs), int(n_steps), float(gamma)
         if isinstance(observation_space, spaces.Box) and observation_space.dtype == np.uint8:
             raise ValueError(f"{who} would take four times the memory of uint8 images, use SB3's own ReplayBuffer.")
         if optimize_memory_usage and handle_timeout_termination:
@@ -196,7 +213,7 @@ class DeviceReplayBuffer(ReplayBuffer):
 
     @property
     def dones(self) -> th.Tensor:  # type: ignore[override]
-        """(buffer_size, n_envs): 0 goes on, 1 terminated, 2 truncated. SB3 writes True (1) to end an episode."""
+        """(buffer_size, n_envs): 0 goes on, 1 terminated, 2 truncated, -1 cut. SB3 writes True (1) to end an episode."""
         return self._storage[..., self._reward_at + 1]
 
     def add_tensors(
@@ -265,34 +282,40 @@ class DeviceReplayBuffer(ReplayBuffer):
     ) -> None:
         """Add a step of all N envs, as SB3 does. Infos with a ``truncated`` array (N,) are not looked into.
 
+        As in SB3, n-step returns stop at ``TimeLimit.truncated`` also where ``done`` is False.
+
         :raises ValueError: if an argument is not for N envs
         """
         expected = {"obs": self._obs_dim, "next_obs": self._obs_dim, "action": self.action_dim, "reward": 1}
-        tensors = [th.as_tensor(value, dtype=th.float32) for value in (obs, next_obs, action, reward)]
+        tensors = [_as_float32(value) for value in (obs, next_obs, action, reward)]
         for (name, size), tensor in zip(expected.items(), tensors):
             if tensor.numel() != self.n_envs * size:
                 raise ValueError(
                     f"DeviceReplayBuffer.add: {name} has shape {tuple(tensor.shape)}, expected {self.n_envs} x {size}."
                 )
-        done = np.asarray(done, dtype=bool).reshape(self.n_envs)
+        done = np.broadcast_to(np.asarray(done, dtype=bool).reshape(-1), self.n_envs)
         truncated = np.zeros_like(done)
         if self.handle_timeout_termination:
             known = getattr(infos, "truncated", None)
-            if known is not None:
-                truncated = done & known
-            else:
-                truncated[done] = [infos[int(i)].get("TimeLimit.truncated", False) for i in np.flatnonzero(done)]
-        ends = th.from_numpy(done & ~truncated), th.from_numpy(truncated)
-        self.add_tensors(tensors[0], tensors[1], tensors[2], tensors[3], *ends)
+            if known is None:
+                known = [info.get("TimeLimit.truncated", False) for info in infos]
+            truncated[:] = known
+        self.add_tensors(
+            tensors[0], tensors[1], tensors[2], tensors[3], th.from_numpy(done & ~truncated), th.from_numpy(truncated)
+        )
+        cut = truncated & ~done
+        if cut.any():
+            self.dones[self.newest, th.from_numpy(cut).to(self.storage_device)] = CUT
 
     def end_trajectories(self) -> None:
         """Call it when the envs were reset from outside, so that no n-step return runs over the cut.
 
-        Episodes still running count as truncated at their newest transition: they bootstrap from its next_obs.
+        Episodes still running are cut at their newest transition: they bootstrap from its next_obs. Where that is lost
+        (``optimize_memory_usage``), they count as terminated, as in SB3.
         """
         if self.full or self.pos > 0:
-            newest = self.dones[self.pos - 1]
-            newest.masked_fill_(newest == RUNNING, TRUNCATED)
+            newest = self.dones[self.newest]
+            newest.masked_fill_(newest == RUNNING, TRUNCATED if self.optimize_memory_usage else CUT)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Draw transitions with replacement, as SB3's tuple.
@@ -312,11 +335,10 @@ class DeviceReplayBuffer(ReplayBuffer):
         if not self.full and self.pos == 0:
             raise ValueError("DeviceReplayBuffer is empty, add transitions before sampling.")
         total = self.size() * self.n_envs
-        if not (self.optimize_memory_usage and self.full):
-            return th.randint(total, (batch_size,), device=self.storage_device, generator=self.generator)
-        # Leave out the oldest row, whose observation was overwritten by the newest transition's next one
-        index = th.randint(self.n_envs, total, (batch_size,), device=self.storage_device, generator=self.generator)
-        return (index + self.pos * self.n_envs) % total
+        # Leave out the oldest row if its observation was overwritten by the newest transition's next one
+        first = self.n_envs if self.optimize_memory_usage and self.full else 0
+        index = th.randint(first, total, (batch_size,), device=self.storage_device, generator=self.generator)
+        return (index + self.pos * self.n_envs) % total if first else index
 
     def _get_samples(self, batch_inds: np.ndarray | th.Tensor, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """SB3's hook: the rows are given, the envs are drawn."""
@@ -337,7 +359,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         """
         first = last = self._gather(index)
         if self.n_steps == 1:
-            rewards, discounts = storage.normalize_reward(env, first[:, self._reward_at, None]), None
+            rewards, discounts = storage.normalize(env, "reward", first[:, self._reward_at, None]), None
         else:
             rewards, discounts, index = self._n_step_returns(index, env, self.newest if newest is None else newest)
             last = self._gather(index)
@@ -346,7 +368,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         else:
             next_obs = last[:, self._reward_at + 2 :]
         flags = last[:, self._reward_at + 1, None]
-        dones = flags == TERMINATED if self.handle_timeout_termination else flags != RUNNING
+        dones = flags == TERMINATED if self.handle_timeout_termination else flags > RUNNING
         return ReplaySamples(
             observations=self._observations(first[:, : self._obs_dim], env),
             actions=first[:, self._obs_dim : self._reward_at].to(self._action_dtype),
@@ -369,15 +391,18 @@ class DeviceReplayBuffer(ReplayBuffer):
         return batch.to(self._device)
 
     def _observations(self, obs: th.Tensor, env: VecNormalize | None) -> th.Tensor:
-        obs = storage.normalize_obs(env, obs.view(-1, *self.obs_shape))
+        obs = storage.normalize(env, "obs", obs.view(-1, *self.obs_shape))
         return obs if self._obs_dtype is None else obs.to(self._obs_dtype)
 
     def _n_step_returns(
         self, index: th.Tensor, env: VecNormalize | None, newest: int | th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """The returns (B, 1) and discounts (B, 1) on ``device``, and the index (B,) of the last transition summed."""
+        """Rewards summed up to n_steps, the end of the episode, or the newest transition, whichever comes first.
+
+        :return: returns (B, 1) and discounts (B, 1) on ``device``, and the index (B,) of the last transition summed
+        """
         n, rows = self.n_envs, self.buffer_size
-        steps, _ = steps_and_powers(self.n_steps, self.gamma, index.device)
+        steps, powers = steps_and_powers(self.n_steps, self.gamma, index.device)
         window = (index + steps * n) % (rows * n)  # (n_steps, B)
         table, at = self._storage.view(-1, self._width), window.view(-1)
         rewards, flags = (
@@ -385,7 +410,12 @@ class DeviceReplayBuffer(ReplayBuffer):
         )
         # Behind the newest transition come the oldest ones, or nothing
         until_newest = (newest - th.div(index, n, rounding_mode="floor")) % rows
-        returns, discounts, extra = n_step_returns(storage.normalize_reward(env, rewards), flags, until_newest, self.gamma)
+        goes_on = (flags[:-1] == RUNNING) & (steps[1:] <= until_newest)
+        weights = (goes_on * self.gamma).cumprod(0)  # (n_steps - 1, B), of the steps after the first
+        rewards = storage.normalize(env, "reward", rewards)
+        returns = (weights * rewards[1:]).sum(0).add_(rewards[0])
+        extra = (weights > 0.0).sum(0)
+        discounts = powers.index_select(0, extra + 1)
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 

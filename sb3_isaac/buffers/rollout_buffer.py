@@ -59,7 +59,10 @@ def _as_array(name: str) -> Any:
         array: np.ndarray = getattr(buffer.tensors, name).cpu().numpy()
         return array
 
-    return property(get, doc=f"``tensors.{name}`` as numpy: a view of it on the CPU, elsewhere a copy that waits.")
+    def set_(buffer: DeviceRolloutBuffer, value: ArrayOrTensor) -> None:
+        getattr(buffer.tensors, name).copy_(th.as_tensor(value))
+
+    return property(get, set_, doc=f"``tensors.{name}`` as numpy: a view of it on the CPU, elsewhere a copy that waits.")
 
 
 class DeviceRolloutBuffer(RolloutBuffer):
@@ -272,7 +275,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         """The rows that the minibatches of :meth:`get` consist of, in a new random order."""
         total = self.buffer_size * self.n_envs
         order = th.randperm(total, device=self.device, generator=self.generator)
-        return tuple(th.split(self._row_of.index_select(0, order), batch_size or total))
+        return tuple(th.split(self._row_of.index_select(0, order), int(batch_size or total)))
 
     def _get_samples(self, batch_inds: ArrayOrTensor, env: VecNormalize | None = None) -> RolloutBufferSamples:
         """The transitions at ``env * n_steps + step``: SB3's count, as after its ``swap_and_flatten``."""

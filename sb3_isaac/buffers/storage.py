@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch as th
@@ -76,31 +76,25 @@ def restore_generator(saved: dict[str, Any] | None, device: th.device) -> th.Gen
     return generator
 
 
-def normalize_obs(env: VecNormalize | None, obs: th.Tensor) -> th.Tensor:
-    """``env.normalize_obs`` for a tensor: the same numbers, on the tensor's device.
+def normalize(env: VecNormalize | None, kind: str, values: th.Tensor) -> th.Tensor:
+    """``env.normalize_obs`` or ``env.normalize_reward`` for a tensor: the same numbers, on the tensor's device.
 
-    A VecNormalize whose statistics are tensors offers ``normalize_obs_tensor``, which is used if present. SB3's own
-    keeps numpy statistics in float64, which have to be moved to the device.
+    A VecNormalize whose statistics are tensors offers ``normalize_obs_tensor`` and ``normalize_reward_tensor``, which are
+    used if present. SB3's own keeps numpy statistics in float64, which have to be moved to the device.
+
+    :param kind: "obs" or "reward"
+    :param values: float32, observations (..., *obs_shape) or rewards of any shape
     """
-    own = getattr(env, "normalize_obs_tensor", None)
+    own = getattr(env, f"normalize_{kind}_tensor", None)
     if own is not None:
-        normalized: th.Tensor = own(obs)
-        return normalized
-    if env is None or not env.norm_obs:
-        return obs
-    rms: Any = env.obs_rms
-    mean = th.as_tensor(rms.mean, device=obs.device)
-    std = th.as_tensor(np.sqrt(rms.var + env.epsilon), device=obs.device)
-    return ((obs - mean) / std).clamp(-env.clip_obs, env.clip_obs).to(th.float32)
-
-
-def normalize_reward(env: VecNormalize | None, reward: th.Tensor) -> th.Tensor:
-    """``env.normalize_reward`` for a tensor, as :func:`normalize_obs`; the hook is ``normalize_reward_tensor``."""
-    own = getattr(env, "normalize_reward_tensor", None)
-    if own is not None:
-        normalized: th.Tensor = own(reward)
-        return normalized
-    if env is None or not env.norm_reward:
-        return reward
-    std = float(np.sqrt(env.ret_rms.var + env.epsilon))
-    return (reward.double() / std).clamp(-env.clip_reward, env.clip_reward).to(th.float32)
+        return cast(th.Tensor, own(values))
+    if env is None or not getattr(env, f"norm_{kind}"):
+        return values
+    if kind == "reward":
+        clip = env.clip_reward
+        normalized = values.double() / float(np.sqrt(env.ret_rms.var + env.epsilon))
+    else:
+        rms, clip = cast(Any, env.obs_rms), env.clip_obs
+        mean, std = (th.as_tensor(x, device=values.device) for x in (rms.mean, np.sqrt(rms.var + env.epsilon)))
+        normalized = (values - mean) / std
+    return normalized.clamp(-clip, clip).to(th.float32)

@@ -17,12 +17,12 @@ import numpy as np
 import torch as th
 
 from sb3_isaac import _isaacgym_first, backends
-from sb3_isaac.backends import physx_reference, probe, probe_child
+from sb3_isaac.backends import physx_reference, probe
 
 PACKAGES = ("torch", "stable-baselines3", "rl_zoo3", "gymnasium", "numpy", "optuna", "isaacgym")
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def check(argv: List[str]) -> int:
     """Run the check. Returns 0 if all went well, 1 if the physics differs or Isaac Gym crashed. Other errors are raised."""
     parser = argparse.ArgumentParser(
         prog="sb3-isaac check",
@@ -68,7 +68,7 @@ def overview() -> None:
         print(f"  cuda:{i}    {properties.name}, {capability}, {memory:.0f} GiB")
     print(f"Simulators (one step of {probe.PROBE_ENVS} environments)")
     for device in devices:
-        _print_report("torch", device, probe_child.measure("torch", device))
+        _print_report("torch", device, probe.measure("torch", device))
     problem = probe.import_problem()
     if problem is not None:
         _print_report("isaacgym", "", probe.Report(False, problem))
@@ -118,7 +118,7 @@ def compare(backend: str, device: str, record: Optional[str]) -> int:
         f"  largest error of one step {single:.1e} (allowed {physx_reference.ONE_STEP_TOLERANCE:.0e}), rolling by itself "
         f"{rolling:.1e} (allowed {physx_reference.ROLLING_TOLERANCE:.0e}), {seconds:.1f} s"
     )
-    print("pass" if difference is None else str(difference))
+    print(difference or "pass")
     return 0 if difference is None else 1
 
 

@@ -21,8 +21,8 @@ COMMANDS: Dict[str, str] = {
     "plot": "draw learning curves of several runs",
     "check": "show versions, devices and which simulators can run here",
 }
-OWN_COMMANDS = ("evaluate", "video", "plot", "check")
-"""Each has a module of its name in this folder. The others are modules of rl_zoo3."""
+OWN_COMMANDS = {"evaluate": "commands", "video": "commands", "plot": "commands", "check": "check"}
+"""Which module of this folder has the function of that name. The other commands are modules of rl_zoo3."""
 
 USER_ERRORS = (
     ValueError,
@@ -55,8 +55,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 2
     try:
         if command in OWN_COMMANDS:
-            return int(importlib.import_module(f"sb3_isaac.cli.{command}").main(flags))
-        _run_zoo(command, flags)
+            module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
+            return int(getattr(module, command)(flags))
+        importlib.import_module("sb3_isaac.zoo")
+        sys.argv = [f"sb3-isaac {command}", *(_search_flags(flags) if command == "optimize" else flags)]
+        runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
     except USER_ERRORS as error:
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
             raise
@@ -64,12 +67,6 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(f"sb3-isaac {command}: {sentence}", file=sys.stderr)
         return 1
     return 0
-
-
-def _run_zoo(command: str, flags: List[str]) -> None:
-    importlib.import_module("sb3_isaac.zoo")
-    sys.argv = [f"sb3-isaac {command}", *(_search_flags(flags) if command == "optimize" else flags)]
-    runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
 
 
 def _search_flags(flags: List[str]) -> List[str]:
@@ -81,9 +78,6 @@ def _search_flags(flags: List[str]) -> List[str]:
     args, rest = parser.parse_known_args(flags)
     if "-h" in rest or "--help" in rest:
         print(parser.format_help())
-    params = list(args.hyperparams)
-    for setting in ("trial_timeout", "write_yaml"):
-        value = getattr(args, setting)
-        if value is not None:
-            params.append(f"{setting}:{value!r}")
+    own = {name: value for name, value in vars(args).items() if name != "hyperparams" and value is not None}
+    params = args.hyperparams + [f"{name}:{value!r}" for name, value in own.items()]
     return ["-optimize", *rest, *(["-params", *params] if params else [])]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence, Tuple
+import warnings
+from typing import Any, List, Optional, Sequence, Tuple, cast
 
 import stable_baselines3
 import torch as th
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
 from sb3_isaac.ddpg.fast_policy import FastTD3Policy
-from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm
-from sb3_isaac.off_policy.exploration import DeviceNoise, spread
+from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm, TensorRun
+from sb3_isaac.off_policy.exploration import DeviceNoise, HostNoise, noise_settings, spread
 from sb3_isaac.off_policy.update import chunks
 
 
@@ -62,20 +64,39 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
     def _optimizers(self) -> List[th.optim.Optimizer]:
         return [self.actor.optimizer, self.critic.optimizer]
 
-    def _make_fast_policy(self) -> Optional[FastTD3Policy]:
-        if FastTD3Policy.why_not(self.policy) is not None:
-            return None
+    def _why_not_fast(self) -> Optional[str]:
+        return FastTD3Policy.why_not(self.policy)
+
+    def _make_fast_policy(self) -> FastTD3Policy:
         return FastTD3Policy(self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile)
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
-    def _make_exploration(self, captures: bool) -> Optional[DeviceNoise]:
-        if self.action_noise is None and self.per_env_noise is None:
+    def _look_again(self, run: TensorRun) -> None:
+        super()._look_again(run)
+        settings = noise_settings(self.action_noise)
+        if settings != run.exploration_settings:
+            if run.exploration_settings is not None:
+                before, run.exploration = run.exploration, self._make_exploration(False)
+                if isinstance(run.exploration, DeviceNoise):
+                    run.exploration.go_on_from(before)
+            run.exploration_settings = settings
+
+    def _make_exploration(self, captures: bool) -> Any:
+        noise = self.action_noise
+        if noise is None and self.per_env_noise is None:
             return None
+        if not DeviceNoise.supports(noise) and self.per_env_noise is None and not self.shared_noise:
+            warnings.warn(
+                f"action_noise of type {type(noise).__name__} is drawn in numpy, for one environment after the other. Faster: "
+                "SB3's NormalActionNoise or OrnsteinUhlenbeckActionNoise, or the option per_env_noise.",
+                stacklevel=5,
+            )
+            return HostNoise(cast(ActionNoise, noise), self.n_envs, self.device)
         scale = None
         if self.per_env_noise is not None:
             scale = spread("per_env_noise", self.per_env_noise, self.n_envs, self.device)
-        return DeviceNoise(self.action_noise, self.n_envs, self._action_dim(), self.device, scale, self.shared_noise)
+        return DeviceNoise(noise, self.n_envs, self._action_dim(), self.device, scale, self.shared_noise)
 
     def _action_dim(self) -> int:
         assert self.action_space.shape is not None
@@ -89,7 +110,7 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         if random:
             actions = th.rand((len(obs), self._action_dim()), device=obs.device).mul_(2.0).sub_(1.0)
         else:
-            actions = self.actor(obs) if fast is None else fast.acting.forward(obs.flatten(1))
+            actions = self.policy._predict(obs) if fast is None else fast.acting.forward(obs.flatten(1))
         return actions if noise is None else noise.add_to(actions)
 
     def _after_step(self, dones: th.Tensor) -> None:

@@ -17,6 +17,16 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.Flatten, nn.Linear)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = [hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global") and hooks == {}]
 
+_HOOKS_OF_PARAMETERS = [name for name in ("_backward_hooks", "_post_accumulate_grad_hooks") if hasattr(th.Tensor, name)]
+_OF_PARAMETERS = attrgetter("requires_grad", "dtype", *_HOOKS_OF_PARAMETERS)
+OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
+
+
+def is_patched(owner: object) -> bool:
+    """Whether somebody has put a function in the place of one of the object's methods."""
+    return any(callable(value) and hasattr(type(owner), name) for name, value in vars(owner).items())
+
 
 def why_not_fast(
     root: nn.Module,
@@ -37,7 +47,7 @@ def why_not_fast(
         kind = type(module)
         if kind not in own and kind not in CONTAINERS and kind not in ACTIVATIONS:
             return f"{name or 'the policy'} is a {kind.__name__}"
-        if any(callable(value) and hasattr(kind, key) for key, value in vars(module).items()):
+        if is_patched(module):
             return f"methods of {name or 'the policy'} were replaced"
         if any(isinstance(f, FunctionType) and f.__module__ != kind.__module__ for f in vars(kind).values()):
             return f"methods of {kind.__name__} were replaced"
@@ -53,7 +63,7 @@ def why_not_fast(
     for name, p in root.named_parameters():
         if id(p) not in known:
             return f"its parameter {name} is not part of SB3's networks"
-        if p.dtype != th.float32 or getattr(p, "_backward_hooks", None) or getattr(p, "_post_accumulate_grad_hooks", None):
+        if p.dtype != th.float32 or any(getattr(p, hooks) for hooks in _HOOKS_OF_PARAMETERS):
             return f"its parameter {name} is not float32, or has hooks"
     for optimizer, module in optimizers:
         if not all(p.requires_grad for p in module.parameters()):
@@ -82,24 +92,32 @@ class Watch:
         self._parameters: List[nn.Parameter] = []
         self._seen: Any = None
 
-    def changed(self, optimizers: Sequence[th.optim.Optimizer] = ()) -> bool:
+    def changed(self, optimizers: Sequence[th.optim.Optimizer] = (), more: Sequence[object] = ()) -> bool:
         """Whether anything has changed since the last call. True at the first.
 
         :param optimizers: of the policy
+        :param more: other objects that it works with
         """
-        if self._seen is not None and self._look(optimizers) == self._seen:
+        if self._seen is not None and self._look(optimizers, more) == self._seen:
             return False
         self._modules = list(self._root.modules())
         self._attributes = [vars(module) for module in self._modules]
-        self._contents = [attributes[name] for attributes in self._attributes for name in ("_modules", "_parameters")]
+        contents = [attributes.get(name) for attributes in self._attributes for name in ("_modules", "_parameters")]
+        self._contents = [content for content in contents if isinstance(content, dict)]  # TorchScript has none
         self._hooks = [attributes[name] for attributes in self._attributes for name in HOOKS if name in attributes]
         self._parameters = list(self._root.parameters())
-        self._seen = self._look(optimizers)
+        self._seen = self._look(optimizers, more)
         return True
 
-    def _look(self, optimizers: Sequence[th.optim.Optimizer]) -> Any:
+    def _look(self, optimizers: Sequence[th.optim.Optimizer], more: Sequence[object]) -> Any:
         settings = [
-            (id(optimizer), len(vars(optimizer)), [*map(id, group["params"])], [group.get(name) for name in SETTINGS])
+            (
+                id(optimizer),
+                len(vars(optimizer)),
+                [*map(id, group["params"])],
+                [group.get(name) for name in SETTINGS],
+                [bool(vars(optimizer).get(name)) for name in OPTIMIZER_HOOKS],
+            )
             for optimizer in optimizers
             for group in optimizer.param_groups
         ]
@@ -110,8 +128,5 @@ class Watch:
             any(self._hooks) or any(GLOBAL_HOOKS),
             [*map(_OF_PARAMETERS, self._parameters)],
             settings,
+            [(id(one), len(vars(one))) for one in more],
         )
-
-
-_OF_PARAMETERS = attrgetter("requires_grad", "dtype", "_backward_hooks")
-SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")

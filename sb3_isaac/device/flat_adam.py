@@ -95,8 +95,10 @@ class FlatAdam:
     @staticmethod
     def supports(optimizer: th.optim.Optimizer) -> bool:
         """Plain Adam with one group of float32 parameters on one device, all stepped equally often, without variants."""
-        if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1 or "step" in vars(optimizer):
+        if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
             return False
+        if any(callable(value) and hasattr(th.optim.Adam, name) for name, value in vars(optimizer).items()):
+            return False  # patched methods
         group = optimizer.param_groups[0]
         if group["weight_decay"] or group["amsgrad"] or group.get("maximize") or group.get("capturable"):
             return False

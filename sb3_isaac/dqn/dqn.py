@@ -57,9 +57,10 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     def _optimizers(self) -> List[th.optim.Optimizer]:
         return [self.policy.optimizer]
 
-    def _make_fast_policy(self) -> Optional[FastDQNPolicy]:
-        if FastDQNPolicy.why_not(self.policy) is not None:
-            return None
+    def _why_not_fast(self) -> Optional[str]:
+        return FastDQNPolicy.why_not(self.policy)
+
+    def _make_fast_policy(self) -> FastDQNPolicy:
         return FastDQNPolicy(self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile)
 
     # -- acting ------------------------------------------------------------------------------------------------------
@@ -86,8 +87,11 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         if random:
             actions: th.Tensor = exploration.random_actions(len(obs))
             return actions
-        q = self.q_net(obs) if fast is None else fast.acting.forward(obs.flatten(1))
-        actions = exploration.explore(q.argmax(1))
+        if fast is None:
+            greedy = self.policy._predict(obs, deterministic=False)  # type: ignore[arg-type]
+        else:
+            greedy = fast.acting.forward(obs.flatten(1)).argmax(1)
+        actions = exploration.explore(greedy)
         return actions
 
     def _on_step(self) -> None:

@@ -42,18 +42,15 @@ class CartpoleEnv(gym.Env):  # type: ignore[type-arg]
     """One Isaac Gym cartpole as a Gymnasium environment.
 
     It is what ``gym.make`` returns, for tools that want single environments. The simulator is made at the first reset, so
-    an instance that is only asked for its spaces costs nothing. Training uses :func:`make_vec_env`.
+    an instance that is only asked for its spaces costs nothing. Training uses
+    :func:`~sb3_isaac.envs.make.make_vec_env`, which describes the arguments that are not listed here.
 
     The time limit of an id that was registered with ``max_episode_steps`` is kept by Gymnasium's TimeLimit, around this
     class. Otherwise episodes end as ``max_episode_length`` says, or earlier if ``gym.make`` is given ``max_episode_steps``.
 
-    :param backend: "torch", "isaacgym" or "auto"
-    :param device: torch device, or "auto"
     :param discrete: Discrete actions (a choice of ``n_bins`` forces) in place of one force in [-1, 1]
     :param n_bins: number of evenly spaced forces from -max_effort to +max_effort, at least 2, odd or even; 3 if ``discrete``
         and not given
-    :param render_mode: None, "rgb_array" or "human"
-    :param task_kwargs: see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 60}
@@ -177,7 +174,7 @@ class CartpoleVectorEnv(gym.vector.VectorEnv):  # type: ignore[type-arg]
         step: Any = self._env.step(actions)
         obs, reward, dones, infos = step
         last_obs, truncated = np.array(obs), infos.truncated
-        for i, info in infos.filled().items():
+        for i, info in infos.filled.items():
             last_obs[i] = info["terminal_observation"]
         info = {"final_obs": last_obs, "_final_obs": dones} if dones.any() else {}
         return obs, reward, dones & ~truncated, truncated.copy(), info

@@ -23,17 +23,10 @@ MARGIN = 0.45
 PICTURE_HEIGHT = 2.15
 """Metres of cart and pole that the picture's height shows. Along the rail a metre is shorter, so that all of the rail fits in
 and the cart can still be seen. Angles are true."""
+RAIL_HEIGHT = 0.74
+"""The rail's place in the picture, from the top."""
 POLE_LENGTH, POLE_WIDTH, CART_LENGTH, CART_HEIGHT = 0.97, 0.07, 0.36, 0.2
 """Metres (the pole's tip is 0.97 m above its joint in Isaac Gym's cartpole.urdf)."""
-
-
-def _import_pygame() -> Any:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    try:
-        import pygame
-    except ImportError as error:
-        raise ImportError("Pictures need pygame, which comes with the extra 'plots': pip install pygame.") from error
-    return pygame
 
 
 def tile_size(n_tiles: int) -> Tuple[int, int]:
@@ -52,13 +45,17 @@ class CartpoleRenderer:
     """
 
     def __init__(self, max_envs: int) -> None:
-        self._pygame = _import_pygame()
-        self._pygame.font.init()
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        try:
+            import pygame
+        except ImportError as error:
+            raise ImportError("Pictures need pygame, which comes with the extra 'plots': pip install pygame.") from error
+        pygame.font.init()
+        self._pygame: Any = pygame
         self.max_envs = max_envs
         self._window: Any = None
         self._clock: Any = None
-        self._scenes: Dict[Tuple[int, int, float], Tuple[Any, Any]] = {}
-        self._fonts: Dict[int, Any] = {}
+        self._scenes: Dict[Tuple[int, int, float], Tuple[Any, Any, Any]] = {}
 
     def images(self, render_state: Mapping[str, Any], returns: np.ndarray) -> List[np.ndarray]:
         """One (height, width, 3) uint8 RGB picture per environment.
@@ -126,14 +123,13 @@ class CartpoleRenderer:
         episode_return = 0.0 if fresh else float(returns[i])
 
         reset_dist = float(render_state["reset_dist"])
-        canvas, empty_rail = self._scene(size, reset_dist)
+        canvas, empty_rail, font = self._scene(size, reset_dist)
         canvas.blit(empty_rail, (0, 0))
         width, height = canvas.get_size()
         metre = width / (2 * (reset_dist + MARGIN))
-        self._draw_cartpole(canvas, width / 2 + position * metre, self._rail_height(height), angle, force, height)
+        self._draw_cartpole(canvas, width / 2 + position * metre, RAIL_HEIGHT * height, angle, force, height)
         tile = pygame.transform.smoothscale(canvas, size)
 
-        font = self._font(size[1] // 8)
         for text, anchor in ((f"step {int(render_state['progress'][i])}", "left"), (f"return {episode_return:.1f}", "right")):
             label = font.render(text, True, TEXT)
             x = 8 if anchor == "left" else size[0] - 8 - label.get_width()
@@ -170,12 +166,8 @@ class CartpoleRenderer:
         pygame.draw.circle(canvas, POLE, (tip_x, tip_y), radius)
         pygame.draw.circle(canvas, JOINT, (x, joint_y), radius)
 
-    @staticmethod
-    def _rail_height(height: int) -> float:
-        return 0.74 * height
-
-    def _scene(self, size: Tuple[int, int], reset_dist: float) -> Tuple[Any, Any]:
-        """A canvas to draw on and the empty rail to start from, both SUPERSAMPLING times the size; made once."""
+    def _scene(self, size: Tuple[int, int], reset_dist: float) -> Tuple[Any, Any, Any]:
+        """A canvas to draw on and the empty rail to start from, both SUPERSAMPLING times the size, and a font; made once."""
         key = (*size, reset_dist)
         if key not in self._scenes:
             pygame = self._pygame
@@ -183,7 +175,7 @@ class CartpoleRenderer:
             rail = pygame.Surface((width, height))
             rail.fill(BACKGROUND)
             pygame.draw.rect(rail, BORDER, rail.get_rect(), width=SUPERSAMPLING)
-            y, thick = self._rail_height(height), height / 60
+            y, thick = RAIL_HEIGHT * height, height / 60
             pygame.draw.rect(rail, RAIL, _rect(0, y, width, thick))
             metre = width / (2 * (reset_dist + MARGIN))
             for metres in range(-int(reset_dist), int(reset_dist) + 1):
@@ -191,13 +183,9 @@ class CartpoleRenderer:
             for side in (-1, 1):
                 x = width / 2 + side * reset_dist * metre
                 pygame.draw.rect(rail, LIMIT, _rect(x - thick / 2, y - 2 * thick, thick, 5 * thick))
-            self._scenes[key] = (pygame.Surface((width, height)), rail)
+            font = pygame.font.Font(None, size[1] // 8)  # the one that comes with pygame
+            self._scenes[key] = (pygame.Surface((width, height)), rail, font)
         return self._scenes[key]
-
-    def _font(self, pixels: int) -> Any:
-        if pixels not in self._fonts:
-            self._fonts[pixels] = self._pygame.font.Font(None, pixels)  # the font that comes with pygame
-        return self._fonts[pixels]
 
 
 def _rect(x: float, y: float, width: float, height: float) -> Tuple[int, int, int, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Dict, Iterator, List, Optional
+from functools import cached_property
+from typing import Any, Dict, Iterator, List
 
 import numpy as np
 import torch as th
@@ -19,69 +20,71 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
     ``episode`` (r: return, l: length, t: seconds since the start). The others have an empty dict. Nothing is copied to
     the host before the first access, which must come before the next step.
 
-    :param result: what the step returned
-    :param returns: (N,) float32, returns of the episodes that ended
-    :param lengths: (N,) their lengths
-    :param t_start: when the environment was made, from ``time.time()``
+    :param result: what the step returned; the others: ``episode_returns``, ``episode_lengths`` and ``t_start`` of
+        :class:`~sb3_isaac.envs.tensor_path.TensorVecEnv`
     """
 
     def __init__(self, result: StepResult, returns: th.Tensor, lengths: th.Tensor, t_start: float) -> None:
-        self._n = int(result.reward.shape[0])
         self._result = result
         self._returns = returns
         self._lengths = lengths
         self._t = round(time.time() - t_start, 6)
-        self._filled: Optional[Dict[int, Dict[str, Any]]] = None
-        self._list: Optional[List[Dict[str, Any]]] = None
-        self._truncated: Optional[np.ndarray] = None
+        self._expired = False
 
-    @property
+    @cached_property
     def truncated(self) -> np.ndarray:
         """(N,) bool: which episodes ended by the time limit, without building a single dict."""
-        if self._truncated is None:
-            self._truncated = self._result.truncated.cpu().numpy().copy()
-        return self._truncated
+        return np.array(self._result.truncated.cpu().numpy())
 
+    def changed(self) -> bool:
+        """Whether somebody has written other time limits into dicts that were looked at."""
+        infos = vars(self).get("filled", {})
+        return any(bool(info.get("TimeLimit.truncated", False)) != self.truncated[i] for i, info in infos.items())
+
+    def expire(self) -> None:
+        """The step is over: what has not been read by now is gone."""
+        self._expired = True
+
+    @cached_property
     def filled(self) -> Dict[int, Dict[str, Any]]:
         """The dicts of the environments that are done (and of those somebody wrote into), by index."""
-        if self._filled is None:
-            done = (self._result.terminated | self._result.truncated).nonzero().squeeze(-1)
-            columns = (done, self._result.final_obs[done], self._returns[done], self._lengths[done])
-            truncated = self.truncated
-            self._filled = {
-                int(i): {
-                    "terminal_observation": final_obs,
-                    "TimeLimit.truncated": bool(truncated[i]),
-                    "episode": {"r": round(float(episode_return), 6), "l": int(length), "t": self._t},
-                }
-                for i, final_obs, episode_return, length in zip(*(column.cpu().numpy() for column in columns))
+        if self._expired:
+            raise RuntimeError(
+                "The infos of an earlier step were kept without being read, and are gone: read them in the callback."
+            )
+        done = (self._result.terminated | self._result.truncated).nonzero().squeeze(-1)
+        columns = (done, self._result.final_obs[done], self._returns[done], self._lengths[done])
+        return {
+            int(i): {
+                "terminal_observation": final_obs,
+                "TimeLimit.truncated": bool(self.truncated[i]),
+                "episode": {"r": round(float(episode_return), 6), "l": int(length), "t": self._t},
             }
-        return self._filled
+            for i, final_obs, episode_return, length in zip(*(column.cpu().numpy() for column in columns))
+        }
 
-    def _as_list(self) -> List[Dict[str, Any]]:
-        if self._list is None:
-            self._list = [{} for _ in range(len(self))]
-            for i, info in self.filled().items():
-                self._list[i] = info
-        return self._list
+    @cached_property
+    def _list(self) -> List[Dict[str, Any]]:
+        infos: List[Dict[str, Any]] = [{} for _ in range(len(self))]
+        for i, info in self.filled.items():
+            infos[i] = info
+        return infos
 
     def __len__(self) -> int:
-        return self._n
+        return len(self._result.reward)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self._as_list()[index]
-        if self._list is not None:
+        if isinstance(index, slice) or "_list" in vars(self):
             return self._list[index]
         # range: negative indices and IndexError, as a list has them
-        return self.filled().setdefault(range(len(self))[index], {})
+        return self.filled.setdefault(range(len(self))[index], {})
 
     def __setitem__(self, index: Any, info: Any) -> None:
-        self._as_list()[index] = info
+        self._list[index] = info
 
     def __iter__(self) -> Iterator[Dict[str, Any]]:
-        return iter(self._as_list())
+        return iter(self._list)
 
     def copy(self) -> List[Dict[str, Any]]:
         """A shallow copy, as of a list."""
-        return self._as_list().copy()
+        return self._list.copy()

@@ -68,6 +68,22 @@ class RunningMoments:
         self.offset.copy_(th.addcmul(self._zero, self.mean, scale, value=-1.0))
 
 
+def _live_property(name: str) -> Any:
+    """An attribute of :class:`LiveRunningMeanStd` that is read from a tensor of its moments, and written to it."""
+
+    def read(rms: LiveRunningMeanStd) -> np.ndarray:
+        array: np.ndarray = getattr(rms._moments, name).cpu().numpy().reshape(rms._shape).copy()
+        array.flags.writeable = False
+        return array
+
+    def write(rms: LiveRunningMeanStd, new: Any) -> None:
+        array = np.broadcast_to(np.asarray(new, dtype=np.float64), rms._shape)
+        getattr(rms._moments, name).copy_(th.from_numpy(array.reshape(-1).copy()))
+        rms._moments.refresh()
+
+    return property(read, write)
+
+
 class LiveRunningMeanStd(RunningMeanStd):
     """SB3's RunningMeanStd whose numbers are those of a :class:`RunningMoments`.
 
@@ -92,31 +108,8 @@ class LiveRunningMeanStd(RunningMeanStd):
             raise ValueError(f"Statistics of shape {np.shape(other.mean)} were assigned, the environment needs {self._shape}.")
         self.mean, self.var, self.count = other.mean, other.var, other.count
 
-    def _read(self, values: th.Tensor) -> np.ndarray:
-        array: np.ndarray = values.cpu().numpy().reshape(self._shape).copy()
-        array.flags.writeable = False
-        return array
-
-    def _write(self, values: th.Tensor, new: Any) -> None:
-        array = np.broadcast_to(np.asarray(new, dtype=np.float64), self._shape)
-        values.copy_(th.from_numpy(array.reshape(-1).copy()))
-        self._moments.refresh()
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self._read(self._moments.mean)
-
-    @mean.setter
-    def mean(self, value: Any) -> None:
-        self._write(self._moments.mean, value)
-
-    @property
-    def var(self) -> np.ndarray:
-        return self._read(self._moments.var)
-
-    @var.setter
-    def var(self, value: Any) -> None:
-        self._write(self._moments.var, value)
+    mean = _live_property("mean")
+    var = _live_property("var")
 
     @property
     def count(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import TYPE_CHECKING, Any, Iterable, List, Mapping, Optional, Protocol, Tuple, Type
 
 import numpy as np
@@ -112,10 +113,7 @@ def wrapper_without_tensors(env: Any) -> Optional[str]:
     while getattr(type(env), "tensor_path", False):
         env = env.venv
     way_out = next((text for wrapper, text in WAYS_OUT if isinstance(env, wrapper)), OWN_WRAPPER)
-    return (
-        f"{type(env).__name__} has no tensor path and would slow training down many times: {way_out}. "
-        "With the algorithms of stable_baselines3 itself it works as it is."
-    )
+    return f"{type(env).__name__} has no tensor path. Faster: {way_out}."
 
 
 def why_not_tensors(env: Any, device: th.device) -> Optional[str]:
@@ -130,21 +128,48 @@ def why_not_tensors(env: Any, device: th.device) -> Optional[str]:
     return None
 
 
-def check_tensors(env: Any, why_not: Optional[str], options: Mapping[str, bool]) -> bool:
-    """Whether an algorithm trains in tensors, asked before it starts, when what cannot work has to be said.
+def overridden(owner: Any, base: type, names: Iterable[str], kind: Optional[type] = None) -> Optional[str]:
+    """Which of the methods ``names`` of ``base`` are others in ``owner`` (an instance of ``kind``): a sentence, or None."""
+    kind = kind or type(owner)
+    for name in names:
+        if getattr(kind, name, None) is not getattr(base, name) or name in getattr(owner, "__dict__", {}):
+            return f"{kind.__name__}.{name} is not SB3's, so it is called. Faster: leave it as it is."
+    return None
 
-    :param why_not: from :func:`why_not_tensors`, or what else keeps the algorithm from it
+
+def patched_buffer(buffer: Any) -> Optional[str]:
+    """Which of SB3's methods somebody has replaced on this one buffer: a sentence, or None."""
+    names = [name for name in ("add", "extend", "sample", "get", "_get_samples") if name in getattr(buffer, "__dict__", {})]
+    return f"{names[0]} of the buffer was replaced, so it is called. Faster: leave it as it is." if names else None
+
+
+def check_tensors(env: Any, device: th.device, why_not: Optional[str], options: Mapping[str, bool]) -> bool:
+    """Whether an algorithm on ``device`` trains in tensors, asked before it starts, when what cannot work has to be said.
+
+    :param why_not: from :func:`why_not_tensors`, or what else keeps the algorithm from it. Training then runs in numpy as in
+        SB3, with a warning if there is an IsaacVecEnv, which would be faster.
     :param options: those that exist in tensors only, and whether they are in use
-    :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or one of ``options`` be ignored
+    :raises ValueError: if one of ``options`` would be ignored, or the environment is on another device
     """
     if why_not is None:
         return True
-    if supports_tensors(env.unwrapped if isinstance(env, sb3.VecEnv) else env):
+    if supports_tensors(env) and not same_device(env.device, device):
         raise ValueError(why_not)
+    inside = supports_tensors(env.unwrapped if isinstance(env, sb3.VecEnv) else env)
     used = [name for name, in_use in options.items() if in_use]
     if used:
-        raise ValueError(f"{', '.join(used)} needs an IsaacVecEnv (sb3_isaac.make_vec_env): leave it out elsewhere.")
+        because = f", but {why_not}" if inside else ": leave it out elsewhere."
+        raise ValueError(f"{', '.join(used)} needs an IsaacVecEnv (sb3_isaac.make_vec_env) and training in tensors{because}")
+    if inside:
+        warnings.warn(f"Training runs in numpy as in SB3, many times slower than it could: {why_not}", stacklevel=5)
     return False
+
+
+def describe_path(why_not_tensors: Optional[str], why_not_fast: Optional[str]) -> str:
+    """How training runs, from the reasons why not in a faster way."""
+    if why_not_tensors is not None:
+        return f"in numpy: {why_not_tensors}"
+    return "in tensors, without autograd" if why_not_fast is None else f"in tensors, with autograd: {why_not_fast}"
 
 
 def layers(env: TensorVecEnv) -> List[Any]:

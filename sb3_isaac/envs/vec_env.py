@@ -83,12 +83,10 @@ class IsaacVecEnv(VecEnv):
         return self.obs_tensor
 
     def step_tensor(self, actions: th.Tensor) -> StepResult:
-        """One step without leaving the device, without a host synchronisation and without a check of the actions.
+        """One step on the device, see :meth:`~sb3_isaac.envs.tensor_path.TensorVecEnv.step_tensor`.
 
         Afterwards :attr:`obs_tensor` is the observation to act on, :attr:`dones` tells which episodes ended and
         :attr:`episode_returns` / :attr:`episode_lengths` hold their returns and lengths, until the next step.
-
-        :param actions: (N, action_dim) float32 for a Box, (N,) int64 for a Discrete action space
         """
         if self.action_values is not None:
             actions = self.action_values[actions.reshape(-1)]
@@ -106,11 +104,9 @@ class IsaacVecEnv(VecEnv):
 
     def log_episodes(self, returns: Iterable[float], lengths: Iterable[int]) -> None:
         """Write finished episodes to the monitor file, if there is one. All get the present time."""
-        if self.results_writer is None:
-            return
-        t = round(time.time() - self.t_start, 6)
-        rows = [{"r": round(float(r), 6), "l": int(n), "t": t} for r, n in zip(returns, lengths)]
-        if rows:
+        if self.results_writer is not None:
+            t = round(time.time() - self.t_start, 6)
+            rows = ({"r": round(float(r), 6), "l": int(n), "t": t} for r, n in zip(returns, lengths))
             self.results_writer.logger.writerows(rows)
             self.results_writer.file_handler.flush()
 
@@ -144,7 +140,7 @@ class IsaacVecEnv(VecEnv):
         packed = th.cat(columns, dim=-1).cpu().numpy()
         obs, reward, dones = packed[:, :-2].copy(), packed[:, -2].copy(), packed[:, -1] != 0.0
         # SB3 may keep the infos beyond the next step: what they need is copied here.
-        episodes = [info["episode"] for info in infos.filled().values()]
+        episodes = [info["episode"] for info in infos.filled.values()]
         self.log_episodes([episode["r"] for episode in episodes], [episode["l"] for episode in episodes])
         return obs, reward, dones, infos  # type: ignore[return-value]  # a lazy sequence in place of a list
 

@@ -13,12 +13,7 @@ from sb3_isaac.envs.tensor_path import TensorVecEnv, forward_tensor_path, suppor
 
 
 class VecFrameStack(sb3.VecFrameStack):
-    """SB3's VecFrameStack; over an environment with a tensor path it has one too.
-
-    :param venv: the environment to wrap
-    :param n_stack: number of observations to stack, the newest last
-    :param channels_order: see SB3; without meaning for flat observations
-    """
+    """SB3's VecFrameStack, with the same arguments; over an environment with a tensor path it has one too."""
 
     tensor_path = True
     device: th.device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
@@ -35,6 +37,13 @@ class _TensorState:
         self.batch = th.zeros(n_obs + 1, venv.num_envs, dtype=th.float64, device=venv.device)
         self.obs_rows, self.returns = self.batch[:-1], self.batch[-1]
 
+    def live(self, name: str, rms: RunningMeanStd) -> LiveRunningMeanStd:
+        """``obs_rms`` or ``ret_rms`` as an object over the tensors, with the numbers of ``rms``."""
+        moments, shape = (self.obs_moments, (len(self.obs_rows),)) if name == "obs_rms" else (self.return_moments, ())
+        live = LiveRunningMeanStd(moments, shape)
+        live.assign(rms)
+        return live
+
 
 class VecNormalize(SB3VecNormalize):
     """SB3's VecNormalize: the same arguments, attributes and files.
@@ -49,19 +58,11 @@ class VecNormalize(SB3VecNormalize):
     Who captures ``step_tensor`` in a CUDA graph captures the present ``training``, ``norm_obs``, ``norm_reward``,
     ``gamma`` and clipping ranges with it; the statistics may change.
 
-    :param venv: the environment to wrap
-    :param training: whether to update the statistics
-    :param norm_obs: whether to normalise observations
-    :param norm_reward: whether to normalise rewards, by the standard deviation of the discounted return
-    :param clip_obs: largest absolute value of a normalised observation
-    :param clip_reward: largest absolute value of a normalised reward
-    :param gamma: discount factor
-    :param epsilon: added to the variances
-    :param norm_obs_keys: which parts of a Dict observation to normalise (environments without a tensor path)
     :raises ValueError: for observations that cannot be normalised
     """
 
     tensor_path = True
+    _state: Optional[_TensorState] = None
     device: th.device
     dones: th.Tensor
     obs_tensor: th.Tensor
@@ -79,7 +80,6 @@ class VecNormalize(SB3VecNormalize):
         epsilon: float = 1e-8,
         norm_obs_keys: Optional[List[str]] = None,
     ) -> None:
-        self._state: Optional[_TensorState] = None
         super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon, norm_obs_keys)
         self._start_tensor_path()
 
@@ -91,18 +91,23 @@ class VecNormalize(SB3VecNormalize):
         if not isinstance(self.observation_space, spaces.Box):
             raise ValueError(f"In tensors VecNormalize needs Box observations, not {self.observation_space}.")
         forward_tensor_path(self)
-        n_obs = self.observation_space.shape[0] if "obs_rms" in self.__dict__ else 0
-        state = _TensorState(venv, n_obs, self.epsilon)
-        for name, moments, shape in (("obs_rms", state.obs_moments, (n_obs,)), ("ret_rms", state.return_moments, ())):
+        # With room for statistics of observations also if there are none: they may be assigned later
+        state = _TensorState(venv, self.observation_space.shape[0], self.epsilon)
+        for name in ("obs_rms", "ret_rms"):
             if name in self.__dict__:
-                live = LiveRunningMeanStd(moments, shape)
-                live.assign(self.__dict__[name])
-                self.__dict__[name] = live
+                self.__dict__[name] = state.live(name, self.__dict__[name])
         # What a step assigns anew are attributes of the wrapper itself: there CudaGraph looks for such tensors.
         self._original_reward = th.zeros(self.num_envs, device=self.device)
         self._original_final_obs = venv.obs_tensor
         self._state = state
         self.obs_tensor = self.normalize_obs_tensor(venv.obs_tensor)
+
+    def _end_tensor_path(self) -> None:
+        """Back to SB3's objects, with the same numbers."""
+        statistics: Dict[str, Any] = {
+            name: self.__dict__[name].copy() for name in ("obs_rms", "ret_rms") if name in self.__dict__
+        }
+        self.__dict__.update(statistics, returns=self.returns.copy(), _state=None)
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
@@ -112,6 +117,7 @@ class VecNormalize(SB3VecNormalize):
         obs = state.venv.reset_tensor()
         state.returns.zero_()
         if self.training and self.norm_obs:
+            self._check_statistics()
             state.obs_rows.copy_(obs.t())
             state.obs_moments.update(state.obs_rows)
         self.obs_tensor = self.normalize_obs_tensor(obs)
@@ -129,6 +135,7 @@ class VecNormalize(SB3VecNormalize):
         if self.training:
             th.add(result.reward, state.returns, alpha=self.gamma, out=state.returns)
             if self.norm_obs:
+                self._check_statistics()
                 state.obs_rows.copy_(result.obs.t())
                 state.moments.update(state.batch)
             else:
@@ -145,6 +152,7 @@ class VecNormalize(SB3VecNormalize):
         """:meth:`normalize_obs` for a tensor (..., obs_dim) on any device, for example a replay sample."""
         if not self.norm_obs:
             return obs
+        self._check_statistics()
         moments = self._moments_of(self.obs_rms) if self._state is None else self._state.obs_moments
         scale, offset = moments.scale, moments.offset
         if obs.device != scale.device:
@@ -177,6 +185,14 @@ class VecNormalize(SB3VecNormalize):
             raise RuntimeError(f"{type(self.unwrapped).__name__} has no tensor path: use reset() and step().")
         return self._state
 
+    def _check_statistics(self) -> None:
+        """:raises ValueError: if observations are to be normalised of which there are no statistics"""
+        if "obs_rms" not in self.__dict__:
+            raise ValueError(
+                "VecNormalize was made with norm_obs=False and has no statistics of observations: assign obs_rms, for "
+                "example with sync_envs_normalization, or make it with norm_obs=True."
+            )
+
     def _moments_of(self, rms: Any) -> RunningMoments:
         """SB3's numpy statistics (there is no tensor path) as tensors."""
         if not isinstance(rms, RunningMeanStd):
@@ -188,13 +204,22 @@ class VecNormalize(SB3VecNormalize):
     # -- SB3's VecNormalize ------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        state = self.__dict__.get("_state")
+        state = self._state
         if state is not None:
             if name in ("obs_rms", "ret_rms"):
-                self.__dict__[name].assign(value)  # into the tensors, which keep their address
+                if isinstance(value, LiveRunningMeanStd) and value is not self.__dict__.get(name):
+                    warnings.warn(
+                        f"{name} of another VecNormalize was assigned: its numbers are copied and will not follow the "
+                        "other's, as they would in SB3. Call sync_envs_normalization whenever they should.",
+                        stacklevel=2,
+                    )
+                self.__dict__[name] = state.live(name, value)  # into the tensors, which keep their address
                 return
-            if name == "norm_obs" and value and "obs_rms" not in self.__dict__:
-                raise ValueError("VecNormalize was made with norm_obs=False and has no statistics of observations.")
+            if name == "venv":
+                self._end_tensor_path()
+                super().__setattr__(name, value)
+                self._start_tensor_path()
+                return
             if name == "epsilon":
                 state.moments.epsilon.fill_(value)
                 state.moments.refresh()
@@ -206,14 +231,14 @@ class VecNormalize(SB3VecNormalize):
         if self._state is not None:
             # On a CPU the tensor's own memory, because SB3 writes into it.
             self.__dict__["returns"] = self._state.returns.cpu().numpy()
-        returns: np.ndarray = self.__dict__["returns"]
-        return returns
+        return self.__dict__["returns"]  # type: ignore[no-any-return]
 
     @returns.setter
     def returns(self, value: np.ndarray) -> None:
         self.__dict__["returns"] = value
         if self._state is not None:
-            self._state.returns.copy_(th.from_numpy(value))
+            everywhere = np.broadcast_to(np.asarray(value, dtype=np.float64), (self.num_envs,))
+            self._state.returns.copy_(th.from_numpy(everywhere.copy()))
 
     def reset(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
         obs: Union[np.ndarray, Dict[str, np.ndarray]] = super().reset()
@@ -230,16 +255,14 @@ class VecNormalize(SB3VecNormalize):
         return step
 
     def get_original_obs(self) -> Union[np.ndarray, Dict[str, np.ndarray]]:
-        if self._state is not None:
-            obs: np.ndarray = self._state.venv.obs_tensor.cpu().numpy().copy()
-            return obs
-        return super().get_original_obs()
+        if self._state is None:
+            return super().get_original_obs()
+        return np.array(self.get_original_obs_tensor().cpu().numpy())
 
     def get_original_reward(self) -> np.ndarray:
-        if self._state is not None:
-            reward: np.ndarray = self._original_reward.cpu().numpy().copy()
-            return reward
-        return super().get_original_reward()
+        if self._state is None:
+            return super().get_original_reward()
+        return np.array(self.get_original_reward_tensor().cpu().numpy())
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -256,9 +279,11 @@ class VecNormalize(SB3VecNormalize):
         # Pickled, this is a stock VecNormalize: whoever reads it need not have sb3_isaac.
         return object.__new__, (SB3VecNormalize,), self.__getstate__()
 
-    def __setstate__(self, state: Dict[str, Any]) -> None:
-        self.__dict__["_state"] = None
-        super().__setstate__(state)
+    def __deepcopy__(self, memo: Dict[int, Any]) -> VecNormalize:
+        # Of the same class, and without the environment, as SB3's
+        env = type(self).__new__(type(self))
+        env.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return env
 
     def set_venv(self, venv: VecEnv) -> None:
         super().set_venv(venv)
@@ -280,8 +305,7 @@ class VecNormalize(SB3VecNormalize):
         saved = load_pickle(load_path)
         if not isinstance(saved, SB3VecNormalize):
             raise ValueError(f"{load_path} holds a {type(saved).__name__}, not a VecNormalize.")
-        state = {name: value for name, value in saved.__dict__.items() if name != "venv"}
         env = VecNormalize.__new__(VecNormalize)
-        env.__setstate__(state)
+        vars(env).update(vars(saved))
         env.set_venv(venv)
         return env

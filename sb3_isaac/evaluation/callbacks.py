@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.evaluation.files import replacing
-from sb3_isaac.evaluation.measure import EvaluationResult, evaluate
+from sb3_isaac.evaluation.measure import evaluate
 
 FILE_NAME = "reward_rate.csv"
 COLUMNS = ["window_first_step", "window_last_step", "mean_reward", "n_envs"]
@@ -86,8 +86,21 @@ class BatchedEvalCallback(EvalCallback):
             sync_envs_normalization(self.training_env, self.eval_env)
         result = evaluate(self.model, self.eval_env, self.n_eval_episodes, deterministic=self.deterministic)
         self.last_mean_reward = result.mean
-        self._save(result)
-        self._log(result)
+        if self.log_path is not None:
+            self.evaluations_timesteps.append(self.num_timesteps)
+            self.evaluations_results.append(result.returns.tolist())
+            self.evaluations_length.append(result.lengths.tolist())
+            results, lengths = self.evaluations_results, self.evaluations_length
+            with replacing(f"{self.log_path}.npz") as path:
+                np.savez(path, timesteps=self.evaluations_timesteps, results=results, ep_lengths=lengths)
+        if self.verbose >= 1:
+            print(f"Eval num_timesteps={self.num_timesteps}, episode_reward={result.mean:.2f} +/- {result.std:.2f}")
+            print(f"Episode length: {result.mean_length:.2f} +/- {result.lengths.std():.2f}")
+        self.logger.record("eval/mean_reward", result.mean)
+        self.logger.record("eval/mean_ep_length", result.mean_length)
+        # Dumped here, so that the results appear at the right time step
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
 
         continue_training = True
         if result.mean > self.best_mean_reward:
@@ -102,27 +115,3 @@ class BatchedEvalCallback(EvalCallback):
         if self.callback is not None:
             continue_training = continue_training and self._on_event()
         return continue_training
-
-    def _save(self, result: EvaluationResult) -> None:
-        if self.log_path is None:
-            return
-        self.evaluations_timesteps.append(self.num_timesteps)
-        self.evaluations_results.append(result.returns.tolist())
-        self.evaluations_length.append(result.lengths.tolist())
-        with replacing(f"{self.log_path}.npz") as path:
-            np.savez(
-                path,
-                timesteps=self.evaluations_timesteps,
-                results=self.evaluations_results,
-                ep_lengths=self.evaluations_length,
-            )
-
-    def _log(self, result: EvaluationResult) -> None:
-        if self.verbose >= 1:
-            print(f"Eval num_timesteps={self.num_timesteps}, episode_reward={result.mean:.2f} +/- {result.std:.2f}")
-            print(f"Episode length: {result.mean_length:.2f} +/- {result.lengths.std():.2f}")
-        self.logger.record("eval/mean_reward", result.mean)
-        self.logger.record("eval/mean_ep_length", result.mean_length)
-        # Dumped here, so that the results appear at the right time step
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(self.num_timesteps)

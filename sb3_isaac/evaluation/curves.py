@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from dataclasses import dataclass
-from typing import Any, List, Sequence, Tuple
+from typing import Any, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
@@ -24,15 +23,13 @@ Curve = Tuple[np.ndarray, np.ndarray]
 """x and y of one run, both (n,) float64, x ascending."""
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(NamedTuple):
     """Mean of several runs and a 95% bootstrap interval of that mean, on common points. All (N_POINTS,)."""
 
     x: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    n_runs: int
 
 
 def find_runs(folder: str, algo: str, env_id: str) -> List[str]:
@@ -108,8 +105,7 @@ def band(curves: Sequence[Curve]) -> Band:
         raise ValueError("The runs have no timesteps in common, so they cannot be averaged: plot them from separate folders.")
     grid = np.linspace(start, end, N_POINTS)
     values = np.stack([np.interp(grid, x, y) for x, y in curves])
-    low, high = bootstrap_interval(values)
-    return Band(x=grid, mean=values.mean(axis=0), low=low, high=high, n_runs=len(curves))
+    return Band(grid, values.mean(axis=0), *bootstrap_interval(values))
 
 
 def import_pyplot(show: bool = False) -> Any:
@@ -134,9 +130,9 @@ def import_pyplot(show: bool = False) -> Any:
 def draw(axes: Any, curves: Sequence[Curve], label: str, color: Any = None) -> None:
     """Draw runs as a mean with its band, and each of them as a thin line."""
     average = band(curves)
-    seeds = f"{average.n_runs} seeds" if average.n_runs > 1 else "1 seed"
+    seeds = f"{len(curves)} seeds" if len(curves) > 1 else "1 seed"
     (line,) = axes.plot(average.x, average.mean, label=f"{label} ({seeds})", color=color, linewidth=2)
-    if average.n_runs > 1:
+    if len(curves) > 1:
         axes.fill_between(average.x, average.low, average.high, color=line.get_color(), alpha=0.2, linewidth=0)
         for x, y in curves:
             axes.plot(x, y, color=line.get_color(), alpha=0.25, linewidth=0.7)

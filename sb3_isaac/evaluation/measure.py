@@ -92,8 +92,7 @@ def bootstrap_interval(values: np.ndarray, level: float = 0.95, n_resamples: int
     """
     rng = np.random.default_rng(0)
     means = [values[rng.integers(len(values), size=len(values))].mean(axis=0) for _ in range(n_resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 
 def evaluate(
@@ -132,13 +131,10 @@ def evaluate(
     bar = tqdm(total=n_episodes, unit="episode", disable=not progress_bar, leave=False)
     with _left_as_it_was(model, env), bar:
         if policy is not None and supports_tensors(env):
-            returns, lengths, truncated = _play_in_tensors(policy, env, n_episodes=n_episodes, bar=bar)
+            episodes = _play_in_tensors(policy, env, n_episodes=n_episodes, bar=bar)
         else:
-            returns, lengths, truncated = _play_in_numpy(
-                model, env, n_episodes=n_episodes, deterministic=deterministic, bar=bar
-            )
-    seconds = time.perf_counter() - start
-    return EvaluationResult(returns=returns, lengths=lengths, truncated=truncated, seconds=seconds)
+            episodes = _play_in_numpy(model, env, n_episodes=n_episodes, deterministic=deterministic, bar=bar)
+    return EvaluationResult(*episodes, seconds=time.perf_counter() - start)
 
 
 def check_spaces(model: Any, env: VecEnv) -> None:
@@ -151,10 +147,8 @@ def check_spaces(model: Any, env: VecEnv) -> None:
         bare = bare.venv
     for kind, given in (("action", bare.action_space), ("observation", env.observation_space)):
         trained = getattr(model, f"{kind}_space", None)
-        if trained is None:
-            continue
-        same = type(trained) is type(given) and trained.shape == given.shape
-        if not same or getattr(trained, "n", None) != getattr(given, "n", None):
+        needed, found = ((type(space), getattr(space, "shape", None), getattr(space, "n", None)) for space in (trained, given))
+        if trained is not None and needed != found:
             raise ValueError(
                 f"The model was trained for {kind}s {trained}, but this environment has {given}: "
                 f"choose the environment id (and its n_bins) that the model was trained on."

@@ -42,12 +42,12 @@ def check_video_path(path: str) -> None:
         raise ValueError(f"Cannot write a video to {path!r}: the name must end in {' or '.join(FFMPEG_OPTIONS)}.")
     try:
         import imageio_ffmpeg  # type: ignore[import-untyped]
+
+        imageio_ffmpeg.get_ffmpeg_exe()
     except ImportError as error:
         raise ImportError(
             "Videos need imageio-ffmpeg, which comes with the extra 'plots': pip install imageio-ffmpeg."
         ) from error
-    try:
-        imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
         raise RuntimeError(
             "Writing videos needs ffmpeg, and none was found: install ffmpeg, or set IMAGEIO_FFMPEG_EXE to its path."

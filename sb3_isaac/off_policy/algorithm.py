@@ -6,22 +6,44 @@ import time
 import warnings
 from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple, cast
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
-from sb3_isaac.buffers.sb3_buffer import NOT_FOR_STOCK, SB3_HAS_N_STEPS, STANDARD_BUFFERS, as_stock_buffer, copy_transitions
+from sb3_isaac.buffers.sb3_buffer import (
+    NOT_FOR_STOCK,
+    SB3_HAS_N_STEPS,
+    STANDARD_BUFFERS,
+    NStepReplayBuffer,
+    as_stock_buffer,
+    from_stock_buffer,
+)
+from sb3_isaac.buffers.storage import existing_device
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import optimizer_settings
-from sb3_isaac.device.host import HostView
-from sb3_isaac.envs.tensor_path import TensorVecEnv, check_tensors, note_episodes, why_not_tensors
+from sb3_isaac.device.host import to_host
+from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.tensor_path import (
+    TensorVecEnv,
+    check_tensors,
+    describe_path,
+    note_episodes,
+    overridden,
+    patched_buffer,
+    supports_tensors,
+    why_not_tensors,
+)
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import TrainingLog
 from sb3_isaac.off_policy.update import Updates
 
+BYPASSED = ("_sample_action", "_store_transition", "_update_info_buffer", "predict")
+"""Methods that SB3 calls at each step and the tensor path does not: where they are overridden, SB3's way is taken."""
 MAX_REPLAY_RATIO = 1000.0
 MAX_UPDATES_PER_STEP = 100.0
 """More gradient samples per transition, or more gradient steps per vectorised step, draw a warning."""
@@ -36,11 +58,15 @@ class TensorRun:
         self.log = log
         self.exploration = exploration
         """What the algorithm explores with"""
+        self.exploration_settings: Any = None
         self.watch = watch
         self.fast: Any = None
         """The networks without autograd, see the algorithm's fast_policy.py; None: they go through autograd"""
         self.lr: Optional[th.Tensor] = None
         """() on the device, where a captured graph reads the learning rate; None: the optimizers have it"""
+        self.locals = StepLocals()
+        self.acted_on: Optional[th.Tensor] = None
+        """During a rollout: the observations (N, *obs_shape) of the last step's actions"""
         self.warned = False
 
 
@@ -77,8 +103,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     # -- what an algorithm has to say --------------------------------------------------------------------------------
 
+    def _why_not_fast(self) -> Optional[str]:
+        """Why its networks must go through autograd; None: :meth:`_make_fast_policy` makes them without."""
+        raise NotImplementedError
+
     def _make_fast_policy(self) -> Any:
-        """Its networks without autograd, or None where they must go through autograd."""
         raise NotImplementedError
 
     def _make_exploration(self, captures: bool) -> Any:
@@ -88,7 +117,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _look_again(self, run: TensorRun) -> None:
         """Called when a rollout or an update begins: choose the path, as callbacks may have changed the policy."""
         if run.watch.changed(self._optimizers()):
-            run.fast = self._make_fast_policy()
+            run.fast = self._make_fast_policy() if self._why_not_fast() is None else None
 
     def _act(self, obs: th.Tensor, random: bool) -> th.Tensor:
         """Actions for observations (N, *obs_shape), as the replay buffer keeps them, and random ones on demand."""
@@ -124,26 +153,54 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """The environment, which has a tensor path."""
         return cast(TensorVecEnv, self.env)
 
+    @property
+    def _last_obs(self) -> Any:
+        """SB3's: what the agent acts on next, and while a callback is called for a step, what it has acted on."""
+        run: Optional[TensorRun] = self.__dict__.get("_run")
+        acted_on = None if run is None else run.acted_on
+        return self.__dict__.get("_last_obs") if acted_on is None else to_host(acted_on).copy()
+
+    @_last_obs.setter
+    def _last_obs(self, obs: Any) -> None:
+        self.__dict__["_last_obs"] = obs
+        if self.__dict__.get("_run") is not None:
+            self.__dict__["_run"].acted_on = None
+
     def _setup_model(self) -> None:
-        if self._why_not_tensors() is None:
-            self._use_device_buffer()
+        if self._why_not_tensors() is not None:
+            super()._setup_model()
+            return
+        self._use_device_buffer()
+        kwargs = dict(self.replay_buffer_kwargs)
         super()._setup_model()
+        self.replay_buffer_kwargs = kwargs  # SB3 writes the model's gamma over the buffer's
 
     def _why_not_tensors(self) -> Optional[str]:
-        """What keeps training from running in tensors: the environment, its device, or another replay buffer."""
-        why_not = why_not_tensors(self.env, self.device)
+        """What keeps training from running in tensors: the environment, its device, another buffer, overridden methods."""
+        parents = type(self).__mro__
+        sb3_class = parents[parents.index(TensorOffPolicyAlgorithm) + 1]
+        why_not = why_not_tensors(self.env, self.device) or overridden(self, sb3_class, BYPASSED)
+        if why_not is None:
+            policy = getattr(self, "policy", None)
+            why_not = overridden(policy, BasePolicy, ("predict", "obs_to_tensor"), self.policy_class)
         if why_not is not None:
             return why_not
+        name = None
         if self.replay_buffer_class not in STANDARD_BUFFERS:
             name = cast(type, self.replay_buffer_class).__name__
-            return f"replay_buffer_class={name} works in numpy: leave it out, or use SB3's own algorithm."
-        normalize = self.get_vec_normalize_env()
-        if normalize is not None and normalize.observation_space.shape != self.observation_space.shape:
-            return (
-                "Training cannot run in tensors, because the replay buffer keeps observations as they are before "
-                "VecNormalize: put VecNormalize outside the other wrapper."
-            )
+        elif self.replay_buffer is not None and not isinstance(self.replay_buffer, DeviceReplayBuffer):
+            if type(self.replay_buffer) not in STANDARD_BUFFERS:  # a file or an assignment may have brought it
+                name = type(self.replay_buffer).__name__
+        if name is not None:
+            return f"replay_buffer_class={name} works in numpy. Faster: leave it out, or use DeviceReplayBuffer itself."
+        if self.replay_buffer is not None:
+            return patched_buffer(self.replay_buffer)
         return None
+
+    @property
+    def path(self) -> str:
+        """How training runs: in tensors or in numpy, with or without autograd, and why not in the fastest way."""
+        return describe_path(self._why_not_tensors(), self._why_not_fast())
 
     def _trains_in_tensors(self) -> bool:
         """Asked before training starts.
@@ -153,9 +210,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """
         options = {name: getattr(self, name) != default for name, default in self.only_in_tensors.items()}
         options["n_steps (before SB3 2.7)"] = self.n_steps > 1 and not SB3_HAS_N_STEPS
-        tensors = check_tensors(self.env, self._why_not_tensors(), options)
+        tensors = check_tensors(self.env, self.device, self._why_not_tensors(), options)
         if tensors and self.compile:
             check_compile(self.device)
+        normalize = self.get_vec_normalize_env()
+        if tensors and normalize is not None and normalize.observation_space.shape != self.observation_space.shape:
+            raise ValueError(
+                "The replay buffer keeps observations as they are before VecNormalize: put VecNormalize outside the other "
+                "wrapper."
+            )
         return tensors
 
     def _use_device_buffer(self) -> None:
@@ -163,27 +226,37 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
         The attribute ``replay_buffer_class`` stays SB3's, so that stock SB3 loads the model.
 
-        :raises ValueError: if the present buffer has another size or number of environments
+        :raises ValueError: if the present buffer has another number of environments
         """
         self.replay_buffer_class = None  # SB3 fills in its standard class
         kwargs = self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)
+        if self.n_steps != 1 and kwargs.get("n_steps", self.n_steps) != self.n_steps:
+            raise ValueError(
+                f"n_steps is {self.n_steps}, and {kwargs['n_steps']} in replay_buffer_kwargs: leave one of them out."
+            )
         self.n_steps = int(kwargs.get("n_steps", self.n_steps))
+        # A file has it as an attribute, because stock SB3's buffer would not take it
+        if kwargs.get("storage_device") is not None:
+            self.storage_device = str(kwargs["storage_device"])
+        elif self.__dict__.get("storage_device") is not None:
+            kwargs["storage_device"] = existing_device(self.storage_device)
         old = self.replay_buffer
+        if old is not None and old.n_envs != self.n_envs and (isinstance(old, DeviceReplayBuffer) or old.size() > 0):
+            raise ValueError(f"The replay buffer holds {old.n_envs} environments, the training has {self.n_envs}.")
         if isinstance(old, DeviceReplayBuffer):
-            if old.n_envs != self.n_envs:
-                raise ValueError(f"The replay buffer holds {old.n_envs} environments, the training has {self.n_envs}.")
+            return
+        options = {"device": self.device, "n_steps": self.n_steps, "gamma": self.gamma, **kwargs}
+        if old is not None and old.size() > 0:
+            self.replay_buffer = from_stock_buffer(old, options)
             return
         self.replay_buffer = DeviceReplayBuffer(
             self.buffer_size,
             self.observation_space,
             self.action_space,
-            device=self.device,
             n_envs=self.n_envs,
             optimize_memory_usage=self.optimize_memory_usage,
-            **{"n_steps": self.n_steps, "gamma": self.gamma, **kwargs},
+            **options,
         )
-        if old is not None and old.size() > 0:
-            copy_transitions(old, self.replay_buffer)
 
     def _setup_learn(
         self,
@@ -214,6 +287,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             if self.spread_time_limits:
                 env.spread_time_limits()
         self._run = self._make_run(env, buffer)
+        if self.verbose >= 1:
+            print(f"Training runs {self.path}")
         return result
 
     def _make_run(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> TensorRun:
@@ -229,6 +304,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         run.lr = th.zeros((), device=self.device) if captures else None
         self._look_again(run)
         return run
+
+    def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
+        made: BaseCallback = super()._init_callback(callback, progress_bar)
+        return root_callback(made) if supports_tensors(self.env) else made
 
     # -- the rollout -------------------------------------------------------------------------------------------------
 
@@ -258,20 +337,28 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._look_again(run)
         if run.fast is None:
             self.policy.set_training_mode(False)
-        run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast)
+        run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast, run.exploration)
         with th.no_grad():
             while progress < train_freq.frequency:
                 # SB3 stores transitions after the callback; but that may step the same simulator, which overwrites them
+                run.locals.next_step()
                 step = run.rollout.step(random=self.num_timesteps < learning_starts)
                 log.note_episodes(step.episodes)
+                run.acted_on = run.rollout.acted_on
                 self.num_timesteps += env.num_envs
                 num_collected_steps += 1
-                actions, rewards, dones = HostView(step.actions), HostView(step.result.reward), HostView(env.dones)
-                new_obs, infos = HostView(step.result.obs), env.make_infos(step.result)
+                actions = run.locals.array("actions", step.actions)
+                buffer_actions = run.locals.array("buffer_actions", step.buffer_actions)
+                new_obs, rewards = (
+                    run.locals.array(*x) for x in (("new_obs", step.result.obs), ("rewards", step.result.reward))
+                )
+                dones, infos = run.locals.array("dones", env.dones), run.locals.infos(env.make_infos(step.result))
                 callback.update_locals(locals())
                 continue_training = callback.on_step()
                 if not continue_training:
                     break
+                for changed in run.locals.changes("rewards"):
+                    self._store_rewards(changed.look())
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 self._on_step()
                 if train_freq.unit == TrainFrequencyUnit.EPISODE:
@@ -279,6 +366,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
                 if log.is_full:
                     self._read_log(log, log_interval)
+        run.acted_on = None
         log.seconds["rollout"] += time.perf_counter() - start
         log.seconds["env"] += run.rollout.env_seconds - env_seconds
         if log.is_full or not continue_training or self.num_timesteps >= self._total_timesteps:
@@ -286,6 +374,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         if continue_training:
             callback.on_rollout_end()
         return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training)
+
+    def _store_rewards(self, rewards: np.ndarray) -> None:
+        """Put other rewards (N,) into the newest transitions. As in SB3, VecNormalize's original rewards stay."""
+        if self.get_vec_normalize_env() is None:
+            buffer = cast(DeviceReplayBuffer, self.replay_buffer)
+            buffer.rewards[buffer.newest].copy_(th.from_numpy(rewards))
 
     def _read_log(self, log: TrainingLog, log_interval: Optional[int]) -> None:
         """Read the device, which training waits for nowhere else, and tell SB3's logger.
@@ -366,6 +460,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             swapped["replay_buffer_class"] = None
             swapped["replay_buffer_kwargs"] = {key: kwargs[key] for key in kwargs if key not in NOT_FOR_STOCK}
             swapped["n_steps"] = kwargs.get("n_steps", self.n_steps)
+            if SB3_HAS_N_STEPS and swapped["n_steps"] > 1 and kwargs.get("gamma", self.gamma) != self.gamma:
+                # SB3's choice would have the model's gamma
+                swapped["replay_buffer_class"] = NStepReplayBuffer
+                swapped["replay_buffer_kwargs"].update(n_steps=swapped["n_steps"], gamma=kwargs["gamma"])
+                swapped["n_steps"] = 1  # SB3 warns that its class ignores it
         # Where the agent goes on, unless the model has got another env or will reset this one
         if self._run is not None and self._run.rollout.env is self.tensor_vec_env and self._last_obs is not None:
             swapped["_last_obs"] = self._run.rollout.last_obs()

@@ -14,6 +14,8 @@ from stable_baselines3.common.noise import (
     VectorizedActionNoise,
 )
 
+from sb3_isaac.device.host import to_host
+
 
 def spread(name: str, ends: Sequence[float], n_envs: int, device: th.device, most: float = math.inf) -> th.Tensor:
     """Values for N environments in geometric progression between two ends: some explore much, some hardly at all.
@@ -74,6 +76,42 @@ class EpsilonGreedy:
         return th.where(explore, self.random_actions(len(greedy)), greedy)
 
 
+def noise_settings(noise: Optional[ActionNoise]) -> Any:
+    """What a noise draws from, to be compared: callbacks anneal SB3's noises by writing into them."""
+    if isinstance(noise, VectorizedActionNoise):
+        return id(noise), [noise_settings(one) for one in noise.noises]
+    mean, sigma = getattr(noise, "_mu", None), getattr(noise, "_sigma", None)
+    more = (getattr(noise, "_theta", None), getattr(noise, "_dt", None))
+    return id(noise), np.asarray(mean, dtype=object).tolist(), np.asarray(sigma, dtype=object).tolist(), more
+
+
+class HostNoise:
+    """Any other noise of SB3's interface, drawn in numpy as in SB3: an object for each environment.
+
+    :param noise: an ActionNoise
+    :param n_envs: N
+    :param device: where the actions are
+    """
+
+    capturable = False
+
+    def __init__(self, noise: ActionNoise, n_envs: int, device: th.device) -> None:
+        vectorized = isinstance(noise, VectorizedActionNoise) or n_envs == 1
+        self.noise = noise if vectorized else VectorizedActionNoise(noise, n_envs)
+        self._device = device
+
+    def add_to(self, actions: th.Tensor) -> th.Tensor:
+        """``actions`` (N, A) in [-1, 1] plus the next noise, clipped to [-1, 1]."""
+        noise = np.asarray(self.noise(), dtype=np.float32).reshape(actions.shape)
+        return (actions + th.as_tensor(noise, device=self._device)).clamp_(-1.0, 1.0)
+
+    def reset(self, dones: th.Tensor) -> None:
+        """Tell the noises whose episodes have ended, ``dones`` (N,) bool."""
+        ended = np.flatnonzero(to_host(dones)).tolist()
+        if len(ended) > 0:
+            self.noise.reset(ended) if isinstance(self.noise, VectorizedActionNoise) else self.noise.reset()
+
+
 class DeviceNoise:
     """SB3's Gaussian or Ornstein-Uhlenbeck noise for N environments at once, in tensors.
 
@@ -106,12 +144,12 @@ class DeviceNoise:
             noises = list(noise.noises)
         if len(noises) not in (1, n_envs):
             raise ValueError(f"action_noise was made for {len(noises)} environments, the training has {n_envs}.")
-        kind = type(noises[0])
-        if kind not in (NormalActionNoise, OrnsteinUhlenbeckActionNoise):
+        if not self.supports(noise):
             raise ValueError(
-                f"action_noise of type {kind.__name__} cannot run on the device: use SB3's NormalActionNoise or "
-                "OrnsteinUhlenbeckActionNoise, or the option per_env_noise."
+                f"action_noise of type {type(noises[0]).__name__} cannot be scaled or shared: use SB3's NormalActionNoise or "
+                "OrnsteinUhlenbeckActionNoise, or leave per_env_noise and shared_noise out."
             )
+        kind = type(noises[0])
 
         def per_env(values: List[Any]) -> th.Tensor:
             """(N, A), scaled: the noise is linear in its mean, its scale and its start."""
@@ -130,6 +168,17 @@ class DeviceNoise:
             self._sigma = self._sigma * math.sqrt(dt)
             self._start = per_env([np.zeros(action_dim) if one.initial_noise is None else one.initial_noise for one in noises])
             self._state = self._start.clone()
+
+    @staticmethod
+    def supports(noise: Optional[ActionNoise]) -> bool:
+        """Whether ``noise`` is SB3's Gaussian or Ornstein-Uhlenbeck noise, for one environment or for each of several."""
+        kinds = {type(one) for one in (noise.noises if isinstance(noise, VectorizedActionNoise) else [noise])}
+        return len(kinds) == 1 and kinds <= {type(None), NormalActionNoise, OrnsteinUhlenbeckActionNoise}
+
+    def go_on_from(self, other: Any) -> None:
+        """Take over the processes of another noise of this class, whose settings have changed."""
+        if isinstance(other, DeviceNoise) and self._pull is not None and other._pull is not None:
+            self._state.copy_(other._state)
 
     def add_to(self, actions: th.Tensor) -> th.Tensor:
         """``actions`` (N, A) in [-1, 1] plus the next noise, clipped to [-1, 1]."""

@@ -21,6 +21,8 @@ class Step(NamedTuple):
 
     actions: th.Tensor
     """For the env"""
+    buffer_actions: th.Tensor
+    """For the replay buffer"""
     result: StepResult
     row: th.Tensor
     """For the replay buffer, see :meth:`DeviceReplayBuffer.pack`"""
@@ -58,6 +60,8 @@ class Rollout:
         """(N, *obs_shape), what the agent acts on"""
         # The buffer keeps what VecNormalize saw, the policy acts on what it made of it: its statistics change
         self._stored_obs = self._obs if vec_normalize is None else vec_normalize.get_original_obs_tensor().clone()
+        self.acted_on = self._obs
+        """(N, *obs_shape), what the agent has acted on in the last step"""
         self._env_obs: Optional[th.Tensor] = None
         """The env's tensor that ``_obs`` is a copy of"""
         space: Any = env.action_space
@@ -67,16 +71,19 @@ class Rollout:
                 th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high)
             )
         self.captures = captures and env.tensor_env.capturable
+        if self.captures:  # a replay leaves the next observations in _obs
+            self.acted_on = self._obs.clone()
         self.graphed_step = Graphed(self._step, self.captures, layers(env), generators(env))
 
-    def begin(self, buffer: DeviceReplayBuffer, fast: Any) -> None:
+    def begin(self, buffer: DeviceReplayBuffer, fast: Any, exploration: Any) -> None:
         """Before the steps of a rollout.
 
         :param fast: the networks that ``act`` uses, which a captured step keeps as they were; None: it must not be captured
+        :param exploration: what it explores with, likewise
         """
         self._buffer = buffer
-        self.graphed_step.enabled = self.captures and fast is not None
-        self.graphed_step.begin(buffer, fast)
+        self.graphed_step.enabled = self.captures and fast is not None and getattr(exploration, "capturable", True)
+        self.graphed_step.begin(buffer, fast, exploration)
 
     def step(self, random: bool) -> Step:
         """Act, step the environments and store what happened."""
@@ -95,6 +102,8 @@ class Rollout:
 
     def _step(self, random: bool) -> Step:
         env, vec_normalize = self.env, self._vec_normalize
+        if self.captures:
+            self.acted_on.copy_(self._obs)
         actions = self._act(self._obs, random)
         env_actions = actions
         if self._low is not None and self._high is not None:
@@ -112,7 +121,7 @@ class Rollout:
         self._after_step(env.dones)
         if self.graphed_step.enabled:  # a replay has no other chance
             self._take_obs()
-        return Step(env_actions, result, row, episodes)
+        return Step(env_actions, actions, result, row, episodes)
 
     def last_obs(self) -> np.ndarray:
         """(N, *obs_shape): what the agent acts on next."""

@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 
-from sb3_isaac.device.eligibility import why_not_fast
+from sb3_isaac.device.eligibility import is_patched, why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.ppo.loss import (
     HALF_LOG_2PI,
@@ -67,8 +67,10 @@ class FastActorCriticPolicy:
             return f"the policy is a {type(policy).__name__}"
         if not isinstance(policy.observation_space, spaces.Box) or is_image_space(policy.observation_space):
             return f"the observations are {policy.observation_space}"
-        if type(policy.action_dist) not in (DiagGaussianDistribution, CategoricalDistribution):
-            return f"actions come from a {type(policy.action_dist).__name__}"
+        if type(policy.action_dist) not in (DiagGaussianDistribution, CategoricalDistribution) or is_patched(
+            policy.action_dist
+        ):
+            return f"actions come from another {type(policy.action_dist).__name__}"
         if policy.squash_output:
             return "its output is squashed"
         own = (ActorCriticPolicy, FlattenExtractor, MlpExtractor)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from typing import Any, List, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, List, Optional, Tuple, cast
 
 import stable_baselines3
 import torch as th
@@ -15,8 +16,19 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import check_compile
-from sb3_isaac.device.host import HostView
-from sb3_isaac.envs.tensor_path import check_tensors, note_episodes, supports_tensors, why_not_tensors
+from sb3_isaac.device.host import to_host
+from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.tensor_path import (
+    TensorVecEnv,
+    check_tensors,
+    describe_path,
+    note_episodes,
+    overridden,
+    patched_buffer,
+    supports_tensors,
+    why_not_tensors,
+)
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
 
@@ -27,6 +39,9 @@ class _Run:
     def __init__(self) -> None:
         self.rollout: Optional[Rollout] = None
         self.update: Optional[PPOUpdate] = None
+        self.locals = StepLocals()
+        self.acted_on: Optional[Callable[[], th.Tensor]] = None
+        """During a rollout: the observations (N, *obs_shape) of the last step's actions"""
 
 
 class PPO(stable_baselines3.PPO):
@@ -89,10 +104,26 @@ class PPO(stable_baselines3.PPO):
         arguments = inspect.signature(stable_baselines3.PPO).bind(policy, env, *args, **kwargs)
         if n_minibatches is not None:
             # For SB3, which wants to warn of a batch_size that does not divide the rollout
+            asked_for = arguments.arguments.get("batch_size")
             arguments.apply_defaults()
-            n_steps = arguments.arguments["n_steps"]
-            arguments.arguments["batch_size"] = _batch_size(n_minibatches, n_steps, getattr(env, "num_envs", 1))
+            batch_size = _batch_size(n_minibatches, arguments.arguments["n_steps"], getattr(env, "num_envs", 1))
+            if asked_for not in (None, batch_size):
+                raise ValueError(
+                    f"n_minibatches={n_minibatches} makes minibatches of {batch_size} transitions, and batch_size={asked_for} "
+                    "was given too: leave one of them out."
+                )
+            arguments.arguments["batch_size"] = batch_size
         super().__init__(**arguments.arguments)
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        """As SB3's. What is given here wins over what the file says the same with: ``batch_size`` over its ``n_minibatches``,
+        ``learning_rate`` over the rate that ``adaptive_lr_kl`` had come to."""
+        if "batch_size" in kwargs:
+            kwargs.setdefault("n_minibatches", None)
+        if "learning_rate" in kwargs:
+            kwargs.setdefault("adapted_lr", None)
+        return super().load(*args, **kwargs)
 
     def _setup_model(self) -> None:
         asked_for = self.rollout_buffer_class
@@ -105,6 +136,18 @@ class PPO(stable_baselines3.PPO):
         # What is saved is SB3's own, so that stock SB3 loads it
         if self.rollout_buffer_class is DeviceRolloutBuffer:
             self.rollout_buffer_class = RolloutBuffer
+
+    @property
+    def _last_obs(self) -> Any:
+        """SB3's: what the agent acts on next, and while a callback is called for a step, what it has acted on."""
+        acted_on = self._run.acted_on if "_run" in self.__dict__ else None
+        return self.__dict__.get("_last_obs") if acted_on is None else to_host(acted_on()).copy()
+
+    @_last_obs.setter
+    def _last_obs(self, obs: Any) -> None:
+        self.__dict__["_last_obs"] = obs
+        if "_run" in self.__dict__:
+            self._run.acted_on = None
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """As SB3's; the rollout buffer is replaced if the new env needs another kind."""
@@ -121,16 +164,23 @@ class PPO(stable_baselines3.PPO):
                 **self.rollout_buffer_kwargs,
             )
 
+    def _why_not_tensors(self) -> Optional[str]:
+        """What keeps training from running in tensors: the environment, its device, another buffer, overridden methods."""
+        why_not = why_not_tensors(self.env, self.device) or overridden(self, stable_baselines3.PPO, ("_update_info_buffer",))
+        if why_not is None and type(self.rollout_buffer) is not DeviceRolloutBuffer:
+            name = type(self.rollout_buffer).__name__
+            why_not = f"rollout_buffer_class={name} works in numpy. Faster: leave it out, or use DeviceRolloutBuffer itself."
+        return why_not or patched_buffer(self.rollout_buffer)
+
+    @property
+    def path(self) -> str:
+        """How training runs: in tensors or in numpy, with or without autograd, and why not in the fastest way."""
+        return describe_path(self._why_not_tensors(), FastActorCriticPolicy.why_not(self.policy, trains=True))
+
     def _trains_in_tensors(self) -> bool:
-        """:raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored"""
-        why_not = why_not_tensors(self.env, self.device)
-        if why_not is None and not isinstance(self.rollout_buffer, DeviceRolloutBuffer):
-            why_not = (
-                f"rollout_buffer_class={type(self.rollout_buffer).__name__} works in numpy: leave it out or use "
-                "DeviceRolloutBuffer here, or use stable_baselines3.PPO."
-            )
+        """:raises ValueError: if an option would be ignored, or the devices differ"""
         options = {"spread_time_limits": self.spread_time_limits, "compile": self.compile}
-        tensors = check_tensors(self.env, why_not, options)
+        tensors = check_tensors(self.env, self.device, self._why_not_tensors(), options)
         if tensors and self.compile:
             check_compile(self.device)
         return tensors
@@ -139,46 +189,62 @@ class PPO(stable_baselines3.PPO):
         tensors = self._trains_in_tensors()
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
+        if tensors and self.verbose >= 1:
+            print(f"Training runs {self.path}")
         if tensors and self.spread_time_limits and self._last_obs is not before:  # SB3 has reset the environments
             self.env.spread_time_limits()  # type: ignore[union-attr]
         return result
+
+    def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
+        made: BaseCallback = super()._init_callback(callback, progress_bar)
+        return root_callback(made) if supports_tensors(self.env) else made
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """As SB3's, in tensors if ``env`` supports them."""
-        if not isinstance(rollout_buffer, DeviceRolloutBuffer) or not supports_tensors(env):
+        if self._why_not_tensors() is not None or rollout_buffer is not self.rollout_buffer or env is not self.env:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        tensor_env, buffer = cast(TensorVecEnv, env), cast(DeviceRolloutBuffer, rollout_buffer)
         assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
         start = time.perf_counter()
         policy: Any = self.policy
         policy.set_training_mode(False)
         rollout = self._run.rollout
         if rollout is None or not rollout.belongs_to(env, policy, rollout_buffer):
-            rollout = self._run.rollout = Rollout(env, policy, rollout_buffer, self.compile)
+            rollout = self._run.rollout = Rollout(tensor_env, policy, buffer, self.compile)
         keep_distributions = self.adaptive_lr_kl is not None
         rollout.begin(self._last_obs, self._last_episode_starts, keep_distributions)  # type: ignore[arg-type]
         if self.use_sde:
             policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
         n_steps = 0
+        step_locals = self._run.locals
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 policy.reset_noise(env.num_envs)
-            obs_tensor = rollout.obs
+            step_locals.next_step()
             step = rollout.step()
             self.num_timesteps += env.num_envs
             # Callbacks look for these names in locals
-            actions, clipped_actions = HostView(step.actions), HostView(step.clipped_actions)
-            values: Optional[th.Tensor] = step.values
-            log_probs = step.log_probs
-            new_obs, rewards, dones = HostView(step.result.obs), HostView(step.result.reward), HostView(step.dones)
-            infos = env.make_infos(step.result)  # type: ignore[attr-defined]
+            self._run.acted_on = partial(rollout.obs_of_step, n_steps)
+            obs_tensor = step_locals.tensor("obs_tensor", self._run.acted_on)
+            actions = step_locals.array("actions", step.actions)
+            clipped_actions = step_locals.array("clipped_actions", step.clipped_actions)
+            values: Any = step_locals.tensor("values", step.values)
+            log_probs = step_locals.tensor("log_probs", step.log_probs)
+            new_obs = step_locals.array("new_obs", step.result.obs)
+            rewards = step_locals.array("rewards", step.result.reward)
+            dones = step_locals.array("dones", step.dones)
+            infos = step_locals.infos(tensor_env.make_infos(step.result))
             callback.update_locals(locals())
             if not callback.on_step():
                 self._end_rollout(rollout)
                 return False
+            for changed in step_locals.changes("rewards"):
+                buffer.tensors.rewards[n_steps].copy_(th.from_numpy(changed.look()))
             n_steps += 1
+            buffer.pos = n_steps
         values = self._end_rollout(rollout)
         self.logger.record("time/rollout", time.perf_counter() - start)
         if rollout.env_seconds > 0.0:  # not within a graph
@@ -190,6 +256,7 @@ class PPO(stable_baselines3.PPO):
     def _end_rollout(self, rollout: Rollout) -> Optional[th.Tensor]:
         """Take over what the host learns of a rollout. Returns V (N, 1) of the last observations."""
         end = rollout.finish(self.gamma)
+        self._run.acted_on = None
         self._last_obs, self._last_episode_starts = end.last_obs, end.last_dones
         note_episodes(rollout.env, self.ep_info_buffer, end.returns, end.lengths)
         return end.values
@@ -222,7 +289,7 @@ class PPO(stable_baselines3.PPO):
             update = self._run.update = PPOUpdate(policy, self.rollout_buffer, self.compile)
         settings = Settings(
             n_epochs=self.n_epochs,
-            batch_size=self.batch_size,
+            batch_size=int(self.batch_size),  # torch.split takes no integers of numpy
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
             ent_coef=self.ent_coef,

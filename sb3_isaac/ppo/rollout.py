@@ -26,6 +26,7 @@ class PolicyStep(NamedTuple):
     actions: th.Tensor
     clipped_actions: th.Tensor
     values: th.Tensor
+    """(N, 1)"""
     log_probs: th.Tensor
     result: StepResult
     dones: th.Tensor
@@ -100,7 +101,7 @@ class Rollout:
         self.buffer.reset()
         self._next_step, self.env_seconds = 0, 0.0
         self._step_on_device.zero_()
-        if self._watch.changed([]):
+        if self._watch.changed(more=[self.policy.action_dist]):
             plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
             self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs) if plain else None
         keep = keep_distributions and self._fast is not None
@@ -120,6 +121,10 @@ class Rollout:
         step: PolicyStep = self.graphed_step() if self.graphed_step.enabled else self._step(self._next_step)
         self._next_step += 1
         return step
+
+    def obs_of_step(self, step: int) -> th.Tensor:
+        """(N, *obs_shape), what the agent acted on in a step of this rollout."""
+        return self.buffer.tensors.observations[step]
 
     def _step_for_graphs(self) -> PolicyStep:
         step = self._step(self._step_on_device)
@@ -146,7 +151,7 @@ class Rollout:
             self._returns.put(step, self.env.episode_returns)
             self._lengths.put(step, self.env.episode_lengths * self.env.dones)
             self.obs.copy_(result.obs)
-        return PolicyStep(actions, env_actions, values, log_probs, result, self.env.dones)
+        return PolicyStep(actions, env_actions, values.unsqueeze(1), log_probs, result, self.env.dones)
 
     def _for_env(self, actions: th.Tensor) -> th.Tensor:
         if self._low is None or self._high is None:

@@ -16,6 +16,7 @@ from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
 from sb3_isaac.device.host import to_host
+from sb3_isaac.envs.tensor_path import patched_buffer
 from sb3_isaac.ppo.fast_policy import CPU_ROWS, FastActorCriticPolicy
 from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, LossSettings
 
@@ -164,9 +165,10 @@ class PPOUpdate:
     def _look_again(self, settings: Settings) -> None:
         """Choose the path: policy, optimizer and settings may have changed since the last update."""
         buffer = self.buffer
-        if self._watch.changed([self.optimizer]):
+        if self._watch.changed([self.optimizer], [self.policy.action_dist]):
             self._plain, self.fast, self.adam = FastActorCriticPolicy.why_not(self.policy, trains=True) is None, None, None
-        if not self._plain or not isinstance(buffer, DeviceRolloutBuffer):
+        if not self._plain or type(buffer) is not DeviceRolloutBuffer or patched_buffer(buffer) is not None:
+            self.fast = None
             self.gradients.disable()
             self.step.disable()
             return

@@ -2,18 +2,14 @@
 
 ``python -m rl_zoo3.train --algo ppo --env IsaacGymCartpole-v0 --gym-packages sb3_isaac.zoo`` and rl_zoo3's other commands
 then use batched environments, our hyperparameter files and our algorithms for the environments of this package. Runs on
-other environments stay as they were.
-
-The hooks (:mod:`sb3_isaac.zoo.hooks`): ``ExperimentManager(...)`` makes an :class:`IsaacExperimentManager` where the
-environment is ours, and the VecEnv classes of rl_zoo3 make one batch of our environments.
+other environments stay as they were. The hooks are in :mod:`sb3_isaac.zoo.hooks`.
 """
 
 from __future__ import annotations
 
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
-from sb3_isaac.zoo.entries import hyperparams_dir
 from sb3_isaac.zoo.hooks import install
-from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager
+from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager, hyperparams_dir
 
 BatchedVecEnv = batched_vec_env
 """For ``vec_env_cls`` of SB3's make_vec_env."""

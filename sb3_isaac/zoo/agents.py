@@ -79,7 +79,14 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     set_random_seed(args.seed)
     settings = os.path.join(folder, args.env)
     hyperparams, settings_or_none = get_saved_hyperparams(settings, norm_reward=False, test_mode=True)
-    env_kwargs = {**_saved_env_kwargs(settings, hyperparams), **(args.env_kwargs or {})}
+    # As in the training run, from its hyperparameter entry and then its command line, unless told otherwise
+    env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
+    saved_args = os.path.join(settings, "args.yml")
+    if os.path.isfile(saved_args):
+        with open(saved_args) as file:
+            # rl_zoo3 writes an OrderedDict with Python tags, and reads it back in the same way
+            env_kwargs.update(yaml.load(file, Loader=yaml.UnsafeLoader).get("env_kwargs") or {})
+    env_kwargs.update(args.env_kwargs or {})
     if render_mode is not None:
         env_kwargs["render_mode"] = render_mode
     if is_isaac_env_id(env_id) and "device" not in gym.spec(env_id).kwargs:
@@ -94,14 +101,3 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
         unused.update(buffer_size=1, optimize_memory_usage=False)
     model = algorithm.load(path, custom_objects=unused, device=args.device, seed=args.seed)
     return TrainedAgent(model=model, env=env, name=name, path=path, folder=folder)
-
-
-def _saved_env_kwargs(settings: str, hyperparams: Dict[str, Any]) -> Dict[str, Any]:
-    """The environment's arguments of the training run: from its hyperparameter entry, then from its command line."""
-    env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
-    path = os.path.join(settings, "args.yml")
-    if os.path.isfile(path):
-        with open(path) as file:
-            # rl_zoo3 writes an OrderedDict with Python tags, and reads it back in the same way
-            env_kwargs.update(yaml.load(file, Loader=yaml.UnsafeLoader).get("env_kwargs") or {})
-    return env_kwargs

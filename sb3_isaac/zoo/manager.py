@@ -5,27 +5,28 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import inspect
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, Optional, Set, Tuple, Type
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
 import rl_zoo3.utils
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
 import sb3_isaac
 from sb3_isaac import backends
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.zoo import search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
-from sb3_isaac.zoo.entries import hyperparams_dir, known_keys, with_classes
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
-from sb3_isaac.zoo.studies import load_trial
+from sb3_isaac.zoo.studies import explained, load_study
 
 ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.DQN, "ddpg": sb3_isaac.DDPG}
 """The algorithms of this package, by rl_zoo3's names. The other algorithms of rl_zoo3 work on our environments as they are."""
@@ -33,6 +34,14 @@ ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.
 DISCRETE_ALGOS = ("dqn", "qrdqn")
 CONTINUOUS_ALGOS = ("ddpg", "td3", "sac", "tqc", "crossq")
 OFF_POLICY_ALGOS = DISCRETE_ALGOS + CONTINUOUS_ALGOS
+
+# What an entry may hold beside the arguments of the algorithm.
+ZOO_KEYS = (
+    "n_envs n_timesteps normalize env_wrapper vec_env_wrapper env_kwargs frame_stack callback monitor_kwargs "
+    "noise_type noise_std"
+).split()
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 DEFAULT_EVAL_FREQ, DEFAULT_EVAL_EPISODES, DEFAULT_N_EVAL_ENVS = 25_000, 5, 1
 """rl_zoo3.train's defaults. Whether the user has chosen these very numbers, only the command line can tell."""
@@ -63,12 +72,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     eval_freq: int
     save_freq: int
     log_interval: int
-    verbose: int
-    normalize_kwargs: Dict[str, Any]
     n_eval_episodes: int
     n_eval_envs: int
-    n_evaluations: Optional[int]
-    trial_id: Optional[int]
+    trial_id: Any
 
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
@@ -92,7 +98,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if kwargs.get("trial_id") is not None:
             if not (self.storage and self.study_name):
                 raise ValueError(f"--trial-id {self.trial_id} needs --storage and --study-name.")
-            self.trial_id = str(self.trial_id)  # type: ignore[assignment]  # rl_zoo3 takes the number 0 for none
+            self.trial_id = str(self.trial_id)  # rl_zoo3 takes the number 0 for none
 
     # -- hyperparameters ---------------------------------------------------------------------------------------------
 
@@ -134,9 +140,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         """Ours where there is one, else rl_zoo3's."""
         return self.algorithms.get(self.algo) or rl_zoo3.utils.ALGOS[self.algo]
 
-    def _preprocess_hyperparams(
-        self, hyperparams: Dict[str, Any]
-    ) -> Tuple[Dict[str, Any], Optional[Callable[..., Any]], List[BaseCallback], Optional[Callable[..., Any]]]:
+    def _preprocess_hyperparams(self, hyperparams: Dict[str, Any]) -> Any:
         hyperparams = with_classes(hyperparams)  # a copy: config.yml keeps the plain values
         if "env_kwargs" in hyperparams:  # rl_zoo3 < 2.6 does not know the key
             from_file = hyperparams.pop("env_kwargs") or {}
@@ -147,8 +151,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         # PPO changes its parameters once in n_steps, DQN and DDPG once in train_freq: nothing new to see in between.
         frequency = hyperparams.get("n_steps" if self.algo not in OFF_POLICY_ALGOS else "train_freq", 1)
         self.steps_per_update = frequency if isinstance(frequency, int) else 1
-        processed: Tuple[Any, Any, Any, Any] = super()._preprocess_hyperparams(hyperparams)
-        return processed
+        return super()._preprocess_hyperparams(hyperparams)
 
     def _preprocess_action_noise(
         self, hyperparams: Dict[str, Any], saved_hyperparams: Dict[str, Any], env: VecEnv
@@ -171,14 +174,13 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     # -- environments ------------------------------------------------------------------------------------------------
 
-    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         given = self.env_kwargs, self.eval_env_kwargs
         # The simulation runs where the model does, unless told otherwise.
         default = {} if "device" in gym.spec(self.env_name.gym_id).kwargs else {"device": self.device}
         self.env_kwargs, self.eval_env_kwargs = ({**default, **(kwargs or {})} for kwargs in given)
         try:
-            env: VecEnv = super().create_envs(n_envs, eval_env, no_log)
-            return env
+            return super().create_envs(n_envs, eval_env, no_log)
         finally:
             self.env_kwargs, self.eval_env_kwargs = given
 
@@ -198,22 +200,19 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.eval_freq > 0 and self.batched_defaults:
             self.eval_freq = max(n_calls // N_EVALUATIONS, 1) * self.n_envs
         per_update = self.steps_per_update * self.n_envs
-        if self.eval_freq > 0:
-            self.eval_freq = -(-self.eval_freq // per_update) * per_update
-        if self.save_freq > 0:
-            self.save_freq = -(-self.save_freq // per_update) * per_update
+        # Rounded up; those that are off (0 or less) stay so.
+        self.eval_freq, self.save_freq = (-(-freq // per_update) * per_update for freq in (self.eval_freq, self.save_freq))
         if self.verbose > 0 and self.eval_freq > 0 and not self.optimize_hyperparameters:
             print(f"Evaluating {self.n_eval_episodes} episodes every {self.eval_freq} timesteps")
         super().create_callbacks()
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def setup_experiment(self) -> Optional[Tuple[BaseAlgorithm, Dict[str, Any]]]:
+    def setup_experiment(self) -> Any:
         zoo_algos = rl_zoo3.exp_manager.ALGOS
         rl_zoo3.exp_manager.ALGOS = {**zoo_algos, **self.algorithms}  # for a while: runs on other environments keep rl_zoo3's
         try:
-            result: Optional[Tuple[BaseAlgorithm, Dict[str, Any]]] = super().setup_experiment()
-            return result
+            return super().setup_experiment()
         finally:
             rl_zoo3.exp_manager.ALGOS = zoo_algos
 
@@ -235,29 +234,6 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         manager.seed = seed
         return manager._create_sampler(self.sampler)
 
-    def make_trial(
-        self, hyperparams: Dict[str, Any], make_vec_env: Callable[..., VecEnv]
-    ) -> Tuple[BaseAlgorithm, VecEnv, List[BaseCallback]]:
-        """Model, evaluation environments and callbacks of one trial, whose settings this manager takes over.
-
-        :param make_vec_env: in the place of a VecEnv class, with "train" or "eval" as first argument
-        """
-        self.verbose = self.verbose if self.verbose >= 2 else 0
-        self.normalize, self.normalize_kwargs = False, {}
-        arguments, self.env_wrapper, callbacks, self.vec_env_wrapper = self._preprocess_hyperparams(hyperparams)
-        self.vec_env_class = functools.partial(make_vec_env, "train")
-        env = self.create_envs(self.n_envs, no_log=True)
-        self.vec_env_class = functools.partial(make_vec_env, "eval")
-        eval_env = self.create_envs(self.n_eval_envs, eval_env=True, no_log=True)
-        model = self.algorithm_class(
-            env=env,
-            seed=None,  # as in zoo: a score that one seed alone reaches is not worth finding
-            verbose=self.verbose,
-            device=self.device,
-            **self._preprocess_action_noise(arguments, {}, env),
-        )
-        return model, eval_env, callbacks
-
     def objective(self, trial: Any) -> float:
         if self.search is None:
             return float(super().objective(trial))
@@ -270,12 +246,27 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             search.optimize(self.search, pruner=self._create_pruner(self.pruner))
 
     def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> Dict[str, Any]:
+        """Hyperparameters of a trial (None: the best), for ``--trial-id``.
+
+        :param convert: complete hyperparameters; otherwise what was drawn from the search space
+        :raises StorageError: no such study, or its storage cannot be used
+        :raises ValueError: no such trial, or it is not about this algorithm and environment
+        """
         number = None if trial_id is None else int(trial_id)
         if self.algo not in self.algorithms:
             return dict(super().load_trial(storage, study_name, number, convert))
-        found = load_trial(storage, study_name, number, purpose=self.purpose, convert=convert)
-        self.trial_hyperparams = found if convert else None
-        return found
+        study = load_study(storage, study_name)
+        with explained(storage):
+            trials = study.get_trials(deepcopy=False)
+            trial = study.best_trial if number is None else next((trial for trial in trials if trial.number == number), None)
+        if trial is None:
+            raise ValueError(f"Study {study_name!r} has no trial {number}: choose one from 0 to {len(trials) - 1}.")
+        if study.user_attrs.get("purpose") != self.purpose or "hyperparams" not in trial.user_attrs:
+            about = f"{self.algo} on {self.env_name.gym_id}"
+            raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {about}.")
+        if convert:
+            self.trial_hyperparams = trial.user_attrs["hyperparams"]
+        return dict(trial.user_attrs["hyperparams"] if convert else trial.params)
 
 
 def _on_command_line(flag: str) -> bool:
@@ -287,8 +278,44 @@ def _on_command_line(flag: str) -> bool:
 def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> None:
     """:raises ValueError: an algorithm for the other kind of actions"""
     discrete = isinstance(gym.make(env_id, **env_kwargs).action_space, spaces.Discrete)
-    name, dash, version = env_id.replace("Discrete", "").partition("-")
-    if algo in DISCRETE_ALGOS and not discrete:
-        raise ValueError(f"{algo} needs discrete actions, which {env_id} has not: use --env {name}Discrete{dash}{version}.")
-    if algo in CONTINUOUS_ALGOS and discrete:
-        raise ValueError(f"{algo} needs continuous actions, which {env_id} has not: use --env {name}{dash}{version}.")
+    needs_discrete = algo in DISCRETE_ALGOS
+    if algo in OFF_POLICY_ALGOS and discrete != needs_discrete:
+        kind, name = ("discrete", "Discrete-") if needs_discrete else ("continuous", "-")
+        other = env_id.replace("Discrete", "").replace("-", name)
+        raise ValueError(f"{algo} needs {kind} actions, which {env_id} has not: use --env {other}.")
+
+
+def hyperparams_dir() -> Path:
+    """The folder of ``ppo.yml``, ``dqn.yml`` and ``ddpg.yml``: within the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return next(p for p in (package / "hyperparams", package.parent / "hyperparams") if p.is_dir())
+
+
+def known_keys(algorithm: Type[BaseAlgorithm]) -> Set[str]:
+    """What an entry may hold: rl_zoo3's keys and the arguments of the algorithm, its parents' where it hands on the rest."""
+    names = set(ZOO_KEYS)
+    for cls in algorithm.__mro__:
+        if "__init__" in cls.__dict__:
+            parameters = inspect.signature(cls.__dict__["__init__"]).parameters
+            names |= set(parameters)
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                break
+    return names - {"self", "env"}
+
+
+def with_classes(entry: Dict[str, Any]) -> Dict[str, Any]:
+    """A deep copy with classes in the place of their names, so that a file needs no code: ``activation_fn: elu`` is nn.ELU.
+
+    :raises ValueError: unknown activation
+    """
+    entry = copy.deepcopy(entry)
+    for key in ("rollout_buffer_class", "replay_buffer_class"):
+        if isinstance(entry.get(key), str) and "." in entry[key]:
+            entry[key] = get_class_by_name(entry[key])
+    policy_kwargs = entry.get("policy_kwargs")
+    if isinstance(policy_kwargs, dict) and isinstance(policy_kwargs.get("activation_fn"), str):
+        name = policy_kwargs["activation_fn"]
+        if name not in ACTIVATIONS:
+            raise ValueError(f"Unknown activation_fn {name!r} in policy_kwargs: choose one of {', '.join(ACTIVATIONS)}.")
+        policy_kwargs["activation_fn"] = ACTIVATIONS[name]
+    return entry

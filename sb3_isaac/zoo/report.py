@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import re
 import shlex
 import shutil
 import time
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
 import optuna
+import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from sb3_isaac.zoo.entries import write_entry
+from sb3_isaac.evaluation.files import replacing
 
 
 def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:
@@ -54,18 +56,16 @@ def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:
         entry["env_kwargs"] = dict(manager.env_kwargs)
     files = [Path(f"{path}.yml")] + ([Path(write_yaml)] if write_yaml else [])
     for file in files:
-        write_entry(file, manager.env_name.gym_id, entry, comment=comment)
+        text = new_text(file, manager.env_name.gym_id, entry, comment=comment)
+        with replacing(str(file)) as temporary:
+            Path(temporary).write_text(text)
     if not manager.no_optim_plots:
         _draw(study, path)
     print(f"Wrote {path}.csv, .pkl and .yml" + (f", and {write_yaml}" if write_yaml else ""))
-    print(f"Train with the best hyperparameters:\n{train_command(manager, files[-1])}")
-
-
-def train_command(manager: Any, file: Path) -> str:
-    """The one command that trains with the entry in ``file``."""
     program = "sb3-isaac" if shutil.which("sb3-isaac") else "python -m sb3_isaac.cli"
     device = "" if manager.device == "auto" else f" --device {manager.device}"
-    return f"{program} train --algo {manager.algo} --env {manager.env_name.gym_id} -conf {shlex.quote(str(file))}{device}"
+    flags = f"--algo {manager.algo} --env {manager.env_name.gym_id} -conf {shlex.quote(str(files[-1]))}{device}"
+    print(f"Train with the best hyperparameters:\n{program} train {flags}")
 
 
 def _draw(study: Any, path: Path) -> None:
@@ -95,3 +95,46 @@ def _draw(study: Any, path: Path) -> None:
             figure.savefig(f"{path}_{name}.png", dpi=100, bbox_inches="tight")
             plt.close(figure)
             print(f"Wrote {path}_{name}.png")
+
+
+def compose(text: str, env_id: str, entry: Dict[str, Any], *, comment: str) -> str:
+    """The text of a hyperparameter file with the entry of one environment added, or in the place of the one there was.
+
+    :raises ValueError: other entries refer to the one that would be replaced
+    """
+    before = yaml.safe_load(text) or {}
+    body = yaml.safe_dump({env_id: entry}, sort_keys=False, default_flow_style=None, width=120)
+    block = f"# {comment}\n{body}"
+    # What is replaced: the comments right above the key, and everything down to the next line that is not indented.
+    comments, indented = r"(?:^#[^\n]*\n)*", r"(?:^(?:[ \t][^\n]*)?\n)*(?:^[ \t][^\n]*\Z)?"
+    pattern = re.compile(rf"{comments}^{re.escape(env_id)}:[^\n]*\n?{indented}", re.MULTILINE)
+    if env_id in before:
+        new, count = pattern.subn(lambda match: block + "\n" * (match.end() < len(text)), text)
+    else:
+        new, count = (f"{text.rstrip()}\n\n" if text.strip() else "") + block, 1
+    try:
+        kept = count == 1 and yaml.safe_load(new) == {**before, env_id: entry}
+    except yaml.YAMLError:
+        kept = False
+    if not kept:
+        raise ValueError(f"its entry {env_id} cannot be replaced without changing others, which may refer to it")
+    return new
+
+
+def new_text(path: Path, env_id: str, entry: Dict[str, Any], *, comment: str) -> str:
+    """:func:`compose` for a file, which need not exist.
+
+    :raises ValueError: it is no hyperparameter file, or see :func:`compose`
+    :raises OSError: it cannot be written
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OSError(f"Hyperparameters cannot be written to {path}: its folder does not exist or cannot be written to.")
+    try:
+        text = path.read_text() if path.exists() else ""
+        if text.strip() and not isinstance(yaml.safe_load(text), dict):
+            raise ValueError("it is no hyperparameter file")
+        return compose(text, env_id, entry, comment=comment)
+    except (ValueError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise ValueError(f"Hyperparameters cannot be written to {path}: {problem}; choose another file.") from error

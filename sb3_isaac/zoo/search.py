@@ -18,6 +18,7 @@ go (:mod:`sb3_isaac.zoo.studies`). There are three settings, given with ``-param
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import math
 import os
@@ -37,11 +38,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_isaac import backends
 from sb3_isaac.backends import TorchCartpole
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
-from sb3_isaac.zoo.entries import check_file
-from sb3_isaac.zoo.report import report
+from sb3_isaac.zoo.report import new_text, report
 from sb3_isaac.zoo.spaces import Regime, sample
-from sb3_isaac.zoo.storages import explained
-from sb3_isaac.zoo.studies import SeededByTrial, fail_dead_trials, open_study, this_worker
+from sb3_isaac.zoo.studies import SeededByTrial, explained, fail_dead_trials, open_study, this_worker
 
 STEPS_PER_EVALUATION, MAX_EVALUATIONS = 10_000, 10
 """A trial is evaluated once in so many timesteps, at most so many times, if ``--n-evaluations`` is not given: pruners see more
@@ -68,8 +67,8 @@ class Search:
         if self.trial_timeout is not None and not (isinstance(self.trial_timeout, (int, float)) and self.trial_timeout > 0):
             raise ValueError(f"trial_timeout must be a number of seconds above 0, got {self.trial_timeout!r}.")
         self.write_yaml = entry.pop("write_yaml", None)
-        if self.write_yaml is not None:
-            check_file(Path(self.write_yaml), manager.env_name.gym_id)
+        if self.write_yaml is not None:  # whether it can be written, asked before a search and not after it
+            new_text(Path(self.write_yaml), manager.env_name.gym_id, {"n_envs": 1}, comment="")
         n_envs = entry.get("n_envs", 1)
         self.n_envs: Tuple[int, ...] = tuple(n_envs) if isinstance(n_envs, (list, tuple)) else (n_envs,)
         if not self.n_envs or not all(isinstance(n, int) and n >= 1 for n in self.n_envs):
@@ -100,13 +99,6 @@ class Search:
             while envs:
                 envs.pop().close()
 
-    def sample(self, trial: optuna.Trial) -> Dict[str, Any]:
-        """The trial's complete hyperparameters, plain values only."""
-        manager = self.manager
-        action_space = gym.make(manager.env_name.gym_id, **manager.env_kwargs).action_space
-        regime = Regime(self.n_envs, manager.n_timesteps, continuous=isinstance(action_space, spaces.Box))
-        return sample(manager.algo, trial, regime, entry=self.entry)
-
 
 class TrialCallback(BatchedEvalCallback):
     """Evaluates between updates, at fractions of the trial, and ends it when it is pruned or its time is over.
@@ -126,18 +118,17 @@ class TrialCallback(BatchedEvalCallback):
             deterministic=manager.deterministic_eval,
             verbose=0,
         )
-        self.trial, self.deadline = trial, deadline
-        self.n_timesteps, self.n_evaluations = manager.n_timesteps, manager.n_evaluations
-        self.pruner = manager.pruner
+        self.trial, self.manager, self.deadline = trial, manager, deadline
         self.evaluated = 0
         self.reason: Optional[str] = None
 
     def _on_rollout_start(self) -> None:
-        due = self.n_evaluations * self.model.num_timesteps // self.n_timesteps
-        if self.evaluated < due < self.n_evaluations:
+        manager, done = self.manager, self.model.num_timesteps
+        due = manager.n_evaluations * done // manager.n_timesteps
+        if self.evaluated < due < manager.n_evaluations:
             score = self.evaluate(due)
             if self.trial.should_prune():
-                self.reason = f"{self.pruner} pruner: mean return {score:.1f} after {self.model.num_timesteps} timesteps"
+                self.reason = f"{manager.pruner} pruner: mean return {score:.1f} after {done} timesteps"
 
     def _on_step(self) -> bool:
         if time.perf_counter() > self.deadline:
@@ -163,7 +154,10 @@ def run_trial(search: Search, trial: optuna.Trial) -> float:
     """
     start = time.perf_counter()
     trial.set_user_attr("worker", this_worker())
-    hyperparams = search.sample(trial)
+    manager = search.manager
+    action_space = gym.make(manager.env_name.gym_id, **manager.env_kwargs).action_space
+    regime = Regime(search.n_envs, manager.n_timesteps, continuous=isinstance(action_space, spaces.Box))
+    hyperparams = sample(manager.algo, trial, regime, entry=search.entry)
     trial.set_user_attr("hyperparams", hyperparams)
     try:
         score, reason = train(search, trial, hyperparams, deadline=start + (search.trial_timeout or math.inf))
@@ -186,8 +180,16 @@ def run_trial(search: Search, trial: optuna.Trial) -> float:
 def train(search: Search, trial: optuna.Trial, hyperparams: Dict[str, Any], *, deadline: float) -> Tuple[float, Optional[str]]:
     """Train and evaluate. Returns the score, and why the trial was stopped early (None if it was not)."""
     manager = copy.copy(search.manager)  # its settings become the trial's
-    model, eval_env, callbacks = manager.make_trial(hyperparams, search.borrow)
-    env = model.env
+    manager.verbose = manager.verbose if manager.verbose >= 2 else 0
+    manager.normalize, manager.normalize_kwargs = False, {}
+    arguments, manager.env_wrapper, callbacks, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparams)
+    manager.vec_env_class = functools.partial(search.borrow, "train")
+    env = manager.create_envs(manager.n_envs, no_log=True)
+    manager.vec_env_class = functools.partial(search.borrow, "eval")
+    eval_env = manager.create_envs(manager.n_eval_envs, eval_env=True, no_log=True)
+    arguments = manager._preprocess_action_noise(arguments, {}, env)
+    # No seed, as in zoo: a score that one seed alone reaches is not worth finding
+    model = manager.algorithm_class(env=env, verbose=manager.verbose, device=manager.device, **arguments)
     callback = TrialCallback(eval_env, trial, manager, deadline=deadline)
     model.learn(manager.n_timesteps, callback=[*callbacks, callback], log_interval=10**9)
     score = math.nan if callback.reason else callback.evaluate(manager.n_evaluations)
@@ -199,7 +201,7 @@ def train(search: Search, trial: optuna.Trial, hyperparams: Dict[str, Any], *, d
 def optimize(search: Search, pruner: optuna.pruners.BasePruner) -> None:
     """Add trials to the study, then report: what rl_zoo3's ``hyperparameters_optimization`` does.
 
-    :raises sb3_isaac.zoo.storages.StorageError: see there
+    :raises sb3_isaac.zoo.studies.StorageError: see there
     :raises ValueError: no trial was completed
     """
     manager = search.manager
@@ -211,6 +213,10 @@ def optimize(search: Search, pruner: optuna.pruners.BasePruner) -> None:
     study = open_study(manager.storage, manager.study_name, manager.purpose, sampler=sampler, pruner=pruner)
     if manager.verbose > 0:
         print(f"Optimizing hyperparameters: study {study.study_name}, {manager.sampler} sampler, {manager.pruner} pruner")
+    total = manager.max_total_trials
+    # Running trials count too, or each worker would add one too many.
+    counted = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED]
+    until = {"n_trials": manager.n_trials} if total is None else {"callbacks": [MaxTrialsCallback(total, states=counted)]}
     with explained(manager.storage):
         n_failed = fail_dead_trials(study)
         if n_failed:
@@ -218,7 +224,8 @@ def optimize(search: Search, pruner: optuna.pruners.BasePruner) -> None:
         gc.collect()
         gc.freeze()  # the collection after each trial skips what exists now, and so takes no time
         try:
-            _add_trials(search, study)
+            if total is None or len(study.get_trials(deepcopy=False, states=counted)) < total:
+                study.optimize(manager.objective, n_jobs=manager.n_jobs, show_progress_bar=manager.show_progress, **until)
         except KeyboardInterrupt:
             print("Interrupted: the study keeps its finished trials.")
         finally:
@@ -226,15 +233,3 @@ def optimize(search: Search, pruner: optuna.pruners.BasePruner) -> None:
             search.close()
         study.sampler = manager.make_sampler(manager.seed)  # the study is saved, and the search is not part of it
         report(manager, study, search.write_yaml)
-
-
-def _add_trials(search: Search, study: Any) -> None:
-    manager = search.manager
-    options: Dict[str, Any] = {"n_jobs": manager.n_jobs, "show_progress_bar": manager.show_progress}
-    if manager.max_total_trials is None:
-        study.optimize(manager.objective, n_trials=manager.n_trials, **options)
-        return
-    # Running trials count too, or each worker would add one too many.
-    counted = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED]
-    if len(study.get_trials(deepcopy=False, states=counted)) < manager.max_total_trials:
-        study.optimize(manager.objective, callbacks=[MaxTrialsCallback(manager.max_total_trials, states=counted)], **options)

@@ -147,12 +147,8 @@ def sample_ddpg(trial: Any, regime: Regime) -> Dict[str, Any]:
 
 SPACES: Dict[str, Callable[[Any, Regime], Dict[str, Any]]] = {"ppo": sample_ppo, "dqn": sample_dqn, "ddpg": sample_ddpg}
 
-REPLACED: Dict[str, Tuple[str, ...]] = {
-    "ppo": ("batch_size",),
-    "dqn": ("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"),
-    "ddpg": ("noise_type", "noise_std"),
-}
-"""Keys of a hyperparameter file that a space has other means for."""
+REPLACED = "batch_size exploration_fraction exploration_initial_eps exploration_final_eps noise_type noise_std".split()
+"""Keys of a hyperparameter file that the spaces have other means for."""
 
 
 def sample(algo: str, trial: Any, regime: Regime, *, entry: Dict[str, Any]) -> Dict[str, Any]:
@@ -162,6 +158,6 @@ def sample(algo: str, trial: Any, regime: Regime, *, entry: Dict[str, Any]) -> D
     :param entry: the hyperparameter file's, from which everything comes that is not searched
     """
     sampled = SPACES[algo](trial, regime)
-    kept = {key: value for key, value in entry.items() if key not in REPLACED[algo]}
+    kept = {key: value for key, value in entry.items() if key not in REPLACED}
     policy_kwargs = {**(kept.get("policy_kwargs") or {}), **sampled["policy_kwargs"]}
     return {**kept, **sampled, "policy_kwargs": policy_kwargs, "n_timesteps": regime.n_timesteps}

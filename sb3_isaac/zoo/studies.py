@@ -1,22 +1,133 @@
-"""Optuna studies that several processes and machines share: what they are about, workers that died, seeds."""
+"""Optuna studies that several processes and machines share: where they are, what they are about, dead workers, seeds."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
+import json
 import os
+import random
 import socket
 import sys
+import time
 import warnings
-from typing import Any, Callable, Dict, Optional
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from sb3_isaac.zoo.storages import GRACE, StorageError, explained, open_storage, shown
+LOCK_TIMEOUT = 30
+"""Seconds to wait for a storage that another process has locked, or for a server that does not answer."""
+HEARTBEAT, GRACE = 15, 60
+"""A trial in a database says every so many seconds that it is alive, and is failed when it was silent for so long."""
+JOURNAL_GRACE = 15
+"""Seconds after which the lock on a journal file is taken from a worker that was killed while writing."""
+
+
+class StorageError(RuntimeError):
+    """A study, or where it is stored, cannot be used. The message says why, in one sentence."""
+
+
+def shown(storage: Optional[str]) -> str:
+    """A storage's address without the password."""
+    if storage is None:
+        return "memory"
+    try:
+        return str(make_url(storage).render_as_string(hide_password=True))
+    except ArgumentError:
+        return storage
+
+
+@contextlib.contextmanager
+def explained(storage: Optional[str]) -> Iterator[None]:
+    """Errors of a storage as one sentence.
+
+    :raises StorageError: instead of what SQLAlchemy, Optuna and the database driver raise
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = error.__cause__ or error
+        text = " ".join(str(getattr(cause, "orig", None) or cause).split())
+        if "locked" in text:
+            text += f" (by another process, for more than {LOCK_TIMEOUT} s: stop it, or try again later)"
+        raise StorageError(f"The study's storage {shown(storage)} cannot be used: {text}") from error
+
+
+def open_storage(storage: Optional[str], must_exist: bool = False) -> Any:
+    """Optuna's storage for zoo's ``--storage``: None (memory), ``FILE.log`` (a journal file) or the URL of a database.
+
+    Databases get heartbeats, so that the trials of a killed worker do not stay unfinished.
+
+    :param must_exist: do not make a file that does not exist
+    :raises StorageError: locked, unreachable, not a study's storage, or no driver for it installed
+    """
+    if storage is None or storage.startswith("redis"):  # Optuna opens it
+        return storage
+    with explained(storage), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        try:
+            url = None if storage.endswith(".log") else make_url(storage)
+            in_file = url is None or url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+            path = Path(storage if url is None else str(url.database))
+            if in_file and must_exist and not path.is_file():
+                raise StorageError(f"There is no study in {storage}: {path} does not exist.")
+            if url is None:
+                return _open_journal(path)
+            if in_file and not path.absolute().parent.is_dir():
+                raise StorageError(f"The study cannot be stored in {storage}: the folder {path.parent} does not exist.")
+            return _open_database(url, storage)
+        except ImportError as error:
+            what = "psycopg2-binary and write postgresql+psycopg2://" if storage.startswith("postgresql") else "the driver"
+            raise StorageError(f"Nothing installed opens {shown(storage)} ({error.__cause__}): install {what}.") from error
+        except ArgumentError as error:
+            raise StorageError(
+                f"--storage {storage!r} is neither a journal file (NAME.log) nor the URL of a database (such as sqlite:///NAME.db)."
+            ) from error
+
+
+def _open_database(url: URL, storage: str) -> Any:
+    engine_kwargs: Dict[str, Any] = {}  # how long to wait, in the words of each driver
+    if url.get_backend_name() == "sqlite":
+        engine_kwargs = {"connect_args": {"timeout": LOCK_TIMEOUT}}
+    elif url.get_driver_name() in ("psycopg", "psycopg2", "pymysql", "mysqldb"):
+        engine_kwargs = {"connect_args": {"connect_timeout": LOCK_TIMEOUT}, "pool_pre_ping": True}
+    remaining = 9
+    while True:
+        try:
+            return optuna.storages.RDBStorage(storage, engine_kwargs, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+        except DBAPIError as error:
+            # Workers that start together on a new database all want to make its tables, and all but one fail.
+            if remaining == 0 or not any(text in str(error).lower() for text in ("already exists", "unique", "duplicate")):
+                raise
+        remaining -= 1
+        time.sleep(random.uniform(0.1, 0.5))
+
+
+def _open_journal(path: Path) -> Any:
+    # Absolute, for the lock is a link to it. A relative link would be looked up in the file's own folder.
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.exists():
+            with open(path, "rb") as file:
+                first = file.readline()
+            if first and "op_code" not in json.loads(first):
+                raise ValueError
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), JOURNAL_GRACE)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{path} is not a journal file of Optuna, or is damaged: choose another --storage.") from error
+
+
+# -- studies ---------------------------------------------------------------------------------------------------------
 
 
 def load_study(storage: Optional[str], name: str) -> Any:
@@ -33,40 +144,16 @@ def load_study(storage: Optional[str], name: str) -> Any:
             raise StorageError(f"There is no study {name!r} in {shown(storage)}; studies there: {names}.") from error
 
 
-def load_trial(
-    storage: str, study_name: str, number: Optional[int], *, purpose: Dict[str, str], convert: bool
-) -> Dict[str, Any]:
-    """Hyperparameters of a trial (None: the best), for ``--trial-id``.
-
-    :param purpose: what the trial must be about
-    :param convert: complete hyperparameters; otherwise what was drawn from the search space
-    :raises StorageError: no such study, or its storage cannot be used
-    :raises ValueError: no such trial, or it is not about this algorithm and environment
-    """
-    study = load_study(storage, study_name)
-    with explained(storage):
-        trials = study.get_trials(deepcopy=False)
-        trial = study.best_trial if number is None else next((trial for trial in trials if trial.number == number), None)
-    if trial is None:
-        raise ValueError(f"Study {study_name!r} has no trial {number}: choose one from 0 to {len(trials) - 1}.")
-    if study.user_attrs.get("purpose") != purpose or "hyperparams" not in trial.user_attrs:
-        raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {purpose['algo']} on {purpose['env']}.")
-    return dict(trial.user_attrs["hyperparams"] if convert else trial.params)
-
-
-def open_study(
-    storage: Optional[str], name: Optional[str], purpose: Dict[str, str], *, sampler: Any = None, pruner: Any = None
-) -> Any:
+def open_study(storage: Optional[str], name: Optional[str], purpose: Dict[str, str], **options: Any) -> Any:
     """A study to add trials to, made if it does not exist.
 
     :param purpose: what the trials are about (algorithm, environment); kept with the study
+    :param options: sampler and pruner
     :raises StorageError: the study holds other trials, which ours would spoil, or its storage cannot be used
     """
     opened = open_storage(storage)
     with explained(storage):
-        study = optuna.create_study(
-            storage=opened, study_name=name, sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
-        )
+        study = optuna.create_study(storage=opened, study_name=name, direction="maximize", load_if_exists=True, **options)
         # In this order: another worker that starts at the same time says its purpose before its first trial.
         has_trials = len(study.get_trials(deepcopy=False)) > 0
         found = study.user_attrs.get("purpose")
@@ -116,12 +203,9 @@ def fail_dead_trials(study: Any) -> int:
 
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        return os.getpgid(pid) > 0
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 class SeededByTrial(BaseSampler):  # type: ignore[misc]
@@ -133,26 +217,19 @@ class SeededByTrial(BaseSampler):  # type: ignore[misc]
     """
 
     def __init__(self, make_sampler: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make_sampler, self._seed = make_sampler, seed
-        self._samplers: Dict[int, BaseSampler] = {}
+        @functools.lru_cache(maxsize=256)  # more than the threads of --n-jobs, each of which is in one trial
+        def sampler_of(number: int) -> BaseSampler:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)  # said once is enough
+                return make_sampler((seed + 1_000_003 * number) % 2**32)
 
-    def before_trial(self, study: Any, trial: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # said once is enough
-            sampler = self._make_sampler((self._seed + 1_000_003 * trial.number) % 2**32)
-        self._samplers[trial.number] = sampler
-        sampler.before_trial(study, trial)
+        self._sampler_of = sampler_of
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-        return self._samplers[trial.number].infer_relative_search_space(study, trial)
+        return self._sampler_of(trial.number).infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
-        return self._samplers[trial.number].sample_relative(study, trial, search_space)
+        return self._sampler_of(trial.number).sample_relative(study, trial, search_space)
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        return self._samplers[trial.number].sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-        sampler = self._samplers.pop(trial.number, None)
-        if sampler is not None:  # as it is for another worker's trial, given up here
-            sampler.after_trial(study, trial, state, values)
+        return self._sampler_of(trial.number).sample_independent(study, trial, param_name, param_distribution)

@@ -27,9 +27,9 @@ def make(n_envs: int = N, seed: int = 0, **task: object) -> TensorEnv:
 @pytest.fixture(scope="module", autouse=True)
 def one_simulator():
     """Isaac Gym's one simulator must be large enough for every environment of this file."""
-    backends.reserve(N)
-    yield
-    os.environ.pop("SB3_ISAAC_SIM_ENVS")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_ISAAC_SIM_ENVS", str(N))
+        yield
 
 
 def put(env: TensorEnv, dof_state=None, progress=None) -> None:

@@ -144,8 +144,8 @@ class TestWithoutIsaacGym:
         with pytest.raises(RuntimeError, match="Isaac Gym is not installed: download"):
             backends.make("isaacgym", 2, "cpu")
 
-    def test_auto(self, caplog, monkeypatch):
-        monkeypatch.setattr(backends, "_logged", set())
+    def test_auto(self, caplog):
+        backends._log_once.cache_clear()
         with caplog.at_level(logging.INFO):
             for _ in range(2):
                 assert type(backends.make("auto", 2, "cpu")) is backends.TorchCartpole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch as th
@@ -16,6 +18,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac import DeviceReplayBuffer
+from sb3_isaac.buffers.sb3_buffer import as_stock_buffer
 from tests.buffers.conftest import BOX, DEVICES, LOSSY, OBS, History, NStepReplayBuffer, ends, make_buffer
 from tests.conftest import SyncGuard
 
@@ -94,6 +97,56 @@ def test_same_samples_as_sb3(kind, handle, normalize, monkeypatch):
         th.testing.assert_close(x, y, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize(
+    "infos",
+    [
+        [{"TimeLimit.truncated": np.bool_(True)}, {}],
+        ({"TimeLimit.truncated": 1}, {"TimeLimit.truncated": 0}),
+        np.array([{"TimeLimit.truncated": np.array(True)}, {"other": 1}]),
+        [{"TimeLimit.truncated": th.tensor(True)}],  # one for all
+    ],
+)
+@pytest.mark.parametrize("done", [[False, True], np.ones(2), np.zeros(2, object), False])
+def test_time_limits_are_told_as_to_sb3(infos, done):
+    """Also where done is False; in every form that SB3 takes."""
+    buffer, reference = (cls(4, OBS, BOX, "cpu", n_envs=2) for cls in (DeviceReplayBuffer, ReplayBuffer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for b in (buffer, reference):
+            b.add(np.zeros((2, 2)), np.ones((2, 2)), np.zeros((2, 1)), np.zeros(2), done, infos)
+    stock = as_stock_buffer(buffer)
+    np.testing.assert_array_equal(stock.timeouts, reference.timeouts)
+    np.testing.assert_array_equal(stock.dones, reference.dones)
+
+
+@pytest.mark.parametrize(
+    "obs",
+    [np.arange(8.0).reshape(4, 2)[::-2], np.broadcast_to(np.float16(3.0), (2, 2)), [[1, 2], [3, 4]], np.ones((2, 2), "u2")],
+)
+def test_arrays_that_torch_does_not_take(obs):
+    """Negative strides, read-only memory, lists, numbers that torch does not know: all are fine for SB3."""
+    buffer, reference = (cls(4, OBS, BOX, "cpu", n_envs=2) for cls in (DeviceReplayBuffer, ReplayBuffer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for b in (buffer, reference):
+            b.add(obs, obs, np.zeros((2, 1)), np.arange(2.0)[::-1], np.array([True, False])[::-1], [{}] * 2)
+    for name in ("observations", "next_observations", "rewards", "dones"):
+        np.testing.assert_array_equal(getattr(buffer, name), getattr(reference, name))
+
+
+@pytest.mark.parametrize("n_steps", [np.int64(1), np.int32(3)])
+@pytest.mark.parametrize("gamma", [np.float64(0.9), np.float32(0.9)])
+def test_numbers_of_numpy(n_steps, gamma):
+    history = History(ends("rrrrr", "rrerr"))
+    buffer = DeviceReplayBuffer(np.int64(20), OBS, BOX, "cpu", n_envs=np.int32(2), n_steps=n_steps, gamma=gamma)
+    plain = DeviceReplayBuffer(20, OBS, BOX, "cpu", n_envs=2, n_steps=int(n_steps), gamma=float(gamma))
+    for b in (buffer, plain):
+        history.fill(b)
+    for x, y in zip(buffer.at(th.arange(10)), plain.at(th.arange(10))):
+        assert (x is None and y is None) or (th.equal(x, y) and x.dtype == y.dtype == th.float32)
+    assert len(buffer.sample_tensors(np.int64(7)).rewards) == 7
+
+
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_a_vec_normalize_with_tensors_is_asked_for_tensors(n_steps):
     """Its statistics are on the device already; SB3's would be fetched from the host for every sample."""
@@ -138,7 +191,7 @@ def test_end_trajectories_cuts_n_step_returns_at_a_reset_from_outside():
     buffer = make_buffer(history, 6, n_steps=4, gamma=0.5)
     DeviceReplayBuffer(4, OBS, BOX).end_trajectories()  # nothing to end
     buffer.end_trajectories()
-    assert buffer.dones[:3].tolist() == [[0, 0], [0, 0], [2, 1]]
+    assert buffer.dones[:3].tolist() == [[0, 0], [0, 0], [-1, 1]]
     history.fill(buffer)
     samples = buffer.at(th.tensor([2, 3]))  # both envs, step 1
     assert samples.discounts.flatten().tolist() == [0.25, 0.25]
@@ -183,7 +236,7 @@ def test_lazy_infos_are_not_looked_into():
     buffer = DeviceReplayBuffer(9, OBS, BOX, "cpu", n_envs=3)
     done = np.array([True, True, False])
     buffer.add(np.zeros((3, 2)), np.ones((3, 2)), np.zeros((3, 1)), np.zeros(3), done, LazyInfos())
-    assert buffer.dones[0].tolist() == [1, 2, 0]
+    assert buffer.dones[0].tolist() == [1, 2, -1]
 
 
 def test_extend_reset_and_size():

@@ -113,7 +113,7 @@ def test_same_contents_as_sb3(obs_space, action_space, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("batch_size", [None, 4, 7, 1000])
+@pytest.mark.parametrize("batch_size", [None, 4, 7, 1000, np.int64(4), np.int32(7)])
 @pytest.mark.parametrize("action_space", [BOX, spaces.Discrete(3)])
 def test_same_minibatches_as_sb3_for_the_same_permutation(batch_size, action_space, device, monkeypatch):
     n_steps, n_envs = 5, 3

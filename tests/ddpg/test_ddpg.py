@@ -98,13 +98,18 @@ def test_noise_is_clipped_and_added_to_random_actions_too():
     assert np.allclose(greedy.numpy(), model.predict(model.env.obs_tensor.numpy())[0], atol=1e-6)
 
 
-def test_unknown_noise_is_refused():
+def test_any_noise_works():
     class Mine(ActionNoise):
         def __call__(self):
             return np.zeros(1)
 
-    with pytest.raises(ValueError, match="action_noise of type Mine"):
-        make_model("ddpg", action_noise=Mine()).learn(100)
+    with pytest.warns(UserWarning, match="action_noise of type Mine is drawn in numpy"):
+        model = make_model("ddpg", action_noise=Mine())
+        model.learn(100)
+    first = model.replay_buffer.actions[0]
+    assert model.replay_buffer.size() > 10 and first.abs().max() <= 1.0
+    with pytest.raises(ValueError, match="action_noise of type Mine cannot be scaled"):
+        make_model("ddpg", action_noise=Mine(), per_env_noise=(1.0, 0.1)).learn(100)
 
 
 def test_sb3s_noise_object_stays_as_it_was(tmp_path):

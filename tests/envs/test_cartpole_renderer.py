@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Dict
+import time
+from typing import Any, Callable, Dict
 
 import gymnasium as gym
 import numpy as np
@@ -114,6 +115,26 @@ def test_sizes(n_envs: int, n_tiles: int, grid: Any) -> None:
     frame = renderer.grid(state(n_envs), returns(n_envs))
     assert frame.shape == (*grid, 3)
     assert grid[0] % 2 == grid[1] % 2 == 0, "video codecs want even sizes"
+
+
+def test_a_grid_of_16_is_fast() -> None:
+    """A few times what smoothing its pictures takes, which has to be done: a bound in seconds would hang on the machine."""
+    renderer, canvas = CartpoleRenderer(16), pygame.Surface((640, 320))
+    arguments = state(16, angle=0.3, force=100.0), returns(16)
+
+    def seconds(function: Callable[[], Any], times: int) -> float:
+        start = time.process_time()
+        for _ in range(times):
+            function()
+        return time.process_time() - start
+
+    renderer.grid(*arguments)  # makes what is made once
+    rounds = [
+        (seconds(lambda: renderer.grid(*arguments), 3), seconds(lambda: pygame.transform.smoothscale(canvas, (320, 160)), 48))
+        for _ in range(5)
+    ]
+    drawing, smoothing = (min(column) for column in zip(*rounds))
+    assert drawing < 8 * smoothing
 
 
 def test_vec_env_and_single_env_render() -> None:

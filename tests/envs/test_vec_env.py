@@ -51,15 +51,16 @@ def test_steps_and_infos_equal_a_dummy_vec_env(env_id: str) -> None:
         for mine, theirs in ((obs, s_obs), (rewards, s_rewards), (dones, s_dones)):
             assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
         np.testing.assert_array_equal(dones, s_dones)
-        np.testing.assert_allclose(rewards, s_rewards, atol=1e-6)
-        np.testing.assert_allclose(obs[~dones], s_obs[~dones], atol=1e-6)
+        # A batch may round as no single environment does, and the last digit of a velocity is 1e-6
+        np.testing.assert_allclose(rewards, s_rewards, atol=1e-5)
+        np.testing.assert_allclose(obs[~dones], s_obs[~dones], atol=1e-5)
         assert len(infos) == len(s_infos) == N_ENVS
         for i, (info, s_info) in enumerate(zip(infos, s_infos)):
             assert info.get("TimeLimit.truncated", False) == s_info["TimeLimit.truncated"]
             assert ("terminal_observation" in info) == ("terminal_observation" in s_info) == bool(dones[i])
             if dones[i]:
                 kinds.add(info["TimeLimit.truncated"])
-                np.testing.assert_allclose(info["terminal_observation"], s_info["terminal_observation"], atol=1e-6)
+                np.testing.assert_allclose(info["terminal_observation"], s_info["terminal_observation"], atol=1e-5)
                 assert info["terminal_observation"].shape == s_info["terminal_observation"].shape
                 assert info["episode"].keys() == s_info["episode"].keys()
                 assert info["episode"]["r"] == pytest.approx(s_info["episode"]["r"], abs=1e-4)
@@ -301,8 +302,8 @@ def test_infos_cost_nothing_until_read() -> None:
         assert len(infos) == N_ENVS
     assert not guard.kernels
     with pytest.raises(AssertionError, match="host synchronisation"), SyncGuard():
-        infos.filled()
-    assert sorted(infos.filled()) == list(range(N_ENVS))
+        list(infos)
+    assert sorted(infos.filled) == list(range(N_ENVS))
 
 
 def test_infos_of_running_environments_are_not_built() -> None:
@@ -311,7 +312,7 @@ def test_infos_of_running_environments_are_not_built() -> None:
     env.tensor_env.dof_state[[3, 700], 0] = 5.0  # type: ignore[attr-defined]  # off the rail: these two end
     infos = env.make_infos(env.step_tensor(th.zeros(1000, 1)))
     assert infos[3]["episode"]["l"] == 1 and infos[4] == {} and infos[-1] == {}
-    assert infos._list is None and sorted(infos.filled()) == [3, 4, 700, 999]
+    assert "_list" not in vars(infos) and sorted(infos.filled) == [3, 4, 700, 999]
     assert infos[700]["TimeLimit.truncated"] is False and infos[700]["terminal_observation"].shape == (4,)
 
 

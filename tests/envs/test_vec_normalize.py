@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any, List
 
@@ -24,7 +25,7 @@ from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.device.cuda_graph import CudaGraph
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.envs.tensor_path import supports_tensors, wrapper_without_tensors
-from tests.conftest import N_ENVS, SyncGuard, parameters, some_actions
+from tests.conftest import N_ENVS, SyncGuard, difference, parameters, some_actions
 from tests.envs.conftest import CLOSE, assert_same_statistics, compare_steps, short_env
 
 # -- against SB3's VecNormalize ----------------------------------------------------------------------------------------
@@ -84,8 +85,16 @@ def test_switches_work_in_the_middle() -> None:
         compare_steps(ours, theirs, some_actions(ours, 15))
         assert_same_statistics(ours, theirs)
     without = VecNormalize(short_env(), norm_obs=False)
-    with pytest.raises(ValueError, match="no statistics of observations"):
-        without.norm_obs = True
+    without.norm_obs = True
+    actions = th.zeros(N_ENVS, 1)
+    calls = (without.reset_tensor, lambda: without.step_tensor(actions), lambda: without.normalize_obs_tensor(th.zeros(1, 4)))
+    for training in (True, False):
+        without.training = training
+        for call in calls:
+            with pytest.raises(ValueError, match="no statistics of observations: assign obs_rms"):
+                call()
+    with pytest.raises(AttributeError, match="obs_rms"):  # SB3's own words in its own code
+        without.reset()
 
 
 def test_statistics_take_in_the_reset_and_not_the_final_observation() -> None:
@@ -123,14 +132,16 @@ def test_running_statistics_equal_sb3(batches: List[np.ndarray], offset: float) 
     np.testing.assert_allclose(moments.scale.numpy(), 1.0 / np.sqrt(ours.var + 1e-8), rtol=1e-6)
 
 
-def test_stock_ppo_learns_the_same_bit_for_bit() -> None:
+def test_stock_ppo_learns_the_same() -> None:
     models = []
     for cls in (VecNormalize, sb3.VecNormalize):
         model = PPO("MlpPolicy", cls(short_env()), n_steps=16, batch_size=64, n_epochs=2, seed=1, device="cpu")
         assert model.get_vec_normalize_env() is model.env and isinstance(model.env, sb3.VecNormalize)
+        before = parameters(model)
         model.learn(2 * 16 * N_ENVS)
+        assert (parameters(model) - before).abs().max() > 1e-3
         models.append(model)
-    assert th.equal(*map(parameters, models))
+    assert difference(*models) < 1e-6  # not bit for bit: how MKL rounds depends on where numpy happens to put the observations
 
 
 # -- the statistics from outside -----------------------------------------------------------------------------------------
@@ -181,6 +192,98 @@ def test_sync_envs_normalization() -> None:
     train.step_tensor(th.ones(N_ENVS, 1))
     np.testing.assert_array_equal(evaluation.obs_rms.mean, before)
     sb3.sync_envs_normalization(VecNormalize(short_env(), norm_obs=False), VecNormalize(short_env(), norm_obs=False))
+
+
+SWITCHES = [{}, {"norm_obs": False}, {"norm_reward": False}, {"norm_obs": False, "norm_reward": False}, {"training": False},
+            {"norm_obs": False, "norm_obs_keys": ["a"], "training": False}]  # fmt: skip
+
+
+@pytest.mark.parametrize("into", SWITCHES)
+@pytest.mark.parametrize("out_of", SWITCHES)
+def test_sync_envs_normalization_between_all_kinds(out_of: dict, into: dict) -> None:
+    """As SB3's does, and then on from there, also with what was switched off switched on."""
+    pairs = []
+    for cls in (VecNormalize, sb3.VecNormalize):
+        train, evaluation = cls(short_env(), **out_of), cls(short_env(), **into)
+        train.reset()
+        for action in some_actions(train, 20):
+            train.step(action)
+        sb3.sync_envs_normalization(train, evaluation)
+        pairs.append((train, evaluation))
+    (_, ours), (_, theirs) = pairs
+    assert_same_statistics(ours, theirs)
+    switched_on = {"norm_reward": True, "training": True, "norm_obs": hasattr(theirs, "obs_rms")}
+    for change in ({}, switched_on):
+        for name, value in change.items():
+            setattr(ours, name, value), setattr(theirs, name, value)
+        np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
+        compare_steps(ours, theirs, some_actions(ours, 15))
+        assert_same_statistics(ours, theirs)
+
+
+@pytest.mark.parametrize("order", ["switch first", "statistics first"])
+def test_statistics_of_observations_that_come_later(order: str) -> None:
+    rms = RunningMeanStd(shape=(4,))
+    rms.update(np.random.default_rng(0).normal(2.0, 3.0, (50, 4)))
+    ours, theirs = (cls(short_env(), norm_obs=False) for cls in (VecNormalize, sb3.VecNormalize))
+    address = ours._state.moments.mean.data_ptr()  # type: ignore[union-attr]
+    for env in (ours, theirs):
+        assert not hasattr(env, "obs_rms")
+        for name, value in sorted({"obs_rms": rms.copy(), "norm_obs": True}.items(), reverse=order == "statistics first"):
+            setattr(env, name, value)
+    np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
+    compare_steps(ours, theirs, some_actions(ours, 30))
+    assert_same_statistics(ours, theirs)
+    del ours.obs_rms
+    ours.norm_obs, ours.obs_rms = False, rms
+    assert ours.obs_rms.count == rms.count and ours._state.moments.mean.data_ptr() == address  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"shape \(3,\).*needs \(4,\)"):
+        ours.obs_rms = RunningMeanStd(shape=(3,))
+
+
+def test_statistics_that_two_environments_would_share() -> None:
+    """In SB3 both would hold one object; here the numbers are copied, and that is said."""
+    train, evaluation = VecNormalize(short_env()), VecNormalize(short_env(), training=False)
+    train.reset()
+    for name in ("obs_rms", "ret_rms"):
+        with pytest.warns(UserWarning, match=f"^{name} of another VecNormalize .* sync_envs_normalization"):
+            setattr(evaluation, name, getattr(train, name))
+    assert_same_statistics(evaluation, train, returns=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sb3.sync_envs_normalization(train, evaluation)
+        train.obs_rms = train.obs_rms
+        train.obs_rms = train.obs_rms.copy()
+
+
+@pytest.mark.parametrize("kwargs", SWITCHES)
+def test_another_environment_inside(kwargs: dict) -> None:
+    """``env.venv = ...``: the statistics stay, the tensor path follows."""
+    ours, theirs = (cls(short_env(), **kwargs) for cls in (VecNormalize, sb3.VecNormalize))
+    for env in (ours, theirs):
+        env.reset()
+        for action in some_actions(env, 20):
+            env.step(action)
+        env.venv = short_env(seed=5)
+    assert_same_statistics(ours, theirs, returns=False)
+    np.testing.assert_allclose(ours.reset_tensor().numpy(), theirs.reset(), **CLOSE)
+    assert compare_steps(ours, theirs, some_actions(ours, 40)) > 0
+    assert_same_statistics(ours, theirs)
+    ours.venv = theirs.venv = sb3.DummyVecEnv([lambda: gym.make("IsaacGymCartpole-v0")] * N_ENVS)
+    assert not supports_tensors(ours)
+    assert_same_statistics(ours, theirs)
+    np.testing.assert_allclose(ours.normalize_obs(np.ones((2, 4))), theirs.normalize_obs(np.ones((2, 4))), **CLOSE)
+
+
+@pytest.mark.parametrize("value", [0, [0.5] * N_ENVS, np.ones(N_ENVS, np.float32)])
+def test_returns_can_be_assigned(value: Any) -> None:
+    env = VecNormalize(short_env(), gamma=0.5)
+    env.reset()
+    env.returns = value
+    result = env.step_tensor(th.zeros(N_ENVS, 1))
+    expected = np.asarray(value) * 0.5 + env.get_original_reward()
+    np.testing.assert_allclose(env.returns, np.where(env.dones, 0.0, expected), **CLOSE)
+    assert result.reward.shape == (N_ENVS,)
 
 
 def test_tensors_keep_their_addresses() -> None:

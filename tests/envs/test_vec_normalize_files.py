@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import pickletools
 import subprocess
@@ -70,6 +71,45 @@ def test_we_load_our_file_and_a_stock_file(cls: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(env.reset_tensor().numpy(), stock.reset(), **CLOSE)
     compare_steps(env, stock, some_actions(env, 30))
     assert_same_statistics(env, stock)
+
+
+@pytest.mark.parametrize("way", ["file", "pickle", "deepcopy"])
+@pytest.mark.parametrize("switch", [{}, {"norm_obs": False}, {"norm_reward": False}, {"training": False}, {"norm_obs": True}])
+@pytest.mark.parametrize("cls", [VecNormalize, sb3.VecNormalize])
+def test_every_option_goes_along(cls: Any, switch: dict, way: str, tmp_path: Path) -> None:
+    """From ours to stock SB3 and from there to ours; what was switched off before and after the start."""
+    options = {"clip_obs": 0.7, "clip_reward": 0.02, "gamma": 0.9, "epsilon": 0.3, "norm_obs_keys": None}
+    saved = cls(short_env(), **{**options, "norm_obs": switch.get("norm_obs", True)})
+    saved.reset()
+    for action in some_actions(saved, 20):
+        saved.step(action)
+    if switch.get("norm_obs"):
+        saved.norm_obs = False  # with statistics
+    for name, value in switch.items():
+        if name != "norm_obs":
+            setattr(saved, name, value)
+    path = tmp_path / "vecnormalize.pkl"
+    if way == "file":
+        saved.save(path)
+    elif way == "pickle":
+        path.write_bytes(pickle.dumps(saved))
+    else:
+        copied = copy.deepcopy(saved)
+        assert type(copied) is cls and copied.venv is None and saved.venv is not None
+        copied.set_venv(short_env())
+        assert supports_tensors(copied) == (cls is VecNormalize)
+        assert_same_statistics(copied, saved, returns=False)
+        copied.save(path)
+    stock, ours = sb3.VecNormalize.load(path, short_env()), VecNormalize.load(path, short_env())
+    assert type(stock) is sb3.VecNormalize
+    for name in (*options, "norm_obs", "norm_reward", "training"):
+        assert getattr(ours, name) == getattr(stock, name) == getattr(saved, name), name
+    for env in (ours, stock):
+        assert_same_statistics(env, saved, returns=False)
+        assert not env.returns.any()
+    np.testing.assert_allclose(ours.reset_tensor().numpy(), stock.reset(), **CLOSE)
+    compare_steps(ours, stock, some_actions(ours, 30))
+    assert_same_statistics(ours, stock)
 
 
 @pytest.mark.parametrize("writer", ["stock", "ours"])

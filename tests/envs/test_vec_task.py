@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import types
+import warnings
+
 import numpy as np
 import pytest
 import stable_baselines3
@@ -95,10 +99,14 @@ class LateCartpole(VecTask):
         if len(env_ids) > 0:
             self._reset_some(env_ids)
         self._observe()
+        self._judge()
+
+    def _judge(self):
         x, v, angle, w = self.obs_buf.unbind(-1)
         self.failed = (x.abs() > 3) | (angle.abs() > th.pi / 2)
         self.rew_buf[:] = th.where(self.failed, -2.0 * th.ones(()), 1 - angle**2 - 0.01 * v.abs() - 0.005 * w.abs())
-        self.reset_buf[:] = (self.failed | (self.progress_buf >= self.max_episode_length - 1)).long()
+        self.timed_out = self.progress_buf >= self.max_episode_length - 1
+        self.reset_buf[:] = (self.failed | self.timed_out).long()
 
 
 class Cartpole(LateCartpole):
@@ -126,6 +134,90 @@ class LeavesAMark(Cartpole):
         self.reset_buf[env_ids] = 1
 
 
+class AtOnce(Cartpole):
+    """Resets what is done before it computes the observations."""
+
+    def post_physics_step(self):
+        self.progress_buf += 1
+        self._observe()
+        self._judge()
+        done = self.reset_buf.clone()
+        self.reset_now(done.nonzero().squeeze(-1))
+        self.compute_observations()
+        self.reset_buf[:] = done
+
+    def reset_now(self, env_ids):
+        self.reset_idx(env_ids)
+
+
+class Inline(AtOnce):
+    """Does so without a call of reset_idx."""
+
+    def reset_now(self, env_ids):
+        if len(env_ids) > 0:
+            self._reset_some(env_ids)
+
+
+class InlineTold(Inline):
+    """Tells the time limits as they were before its reset."""
+
+    def step(self, actions):
+        obs, reward, done, extras = super().step(actions)
+        return obs, reward, done, {"time_outs": self.timed_out}
+
+
+class Legged:
+    """As legged_gym's BaseTask and LeggedRobot: other names, five values, resets at once, time_outs told by reset_idx."""
+
+    _observe = Cartpole._observe
+    privileged = None
+
+    def __init__(self, num_envs=N, clip_obs=5.0, max_episode_length=40):
+        self.num_envs, self.num_obs, self.num_actions, self.device = num_envs, 4, 1, "cpu"
+        self.max_episode_length = np.ceil(max_episode_length)
+        normalization = types.SimpleNamespace(clip_observations=clip_obs, clip_actions=1.0)
+        self.cfg = types.SimpleNamespace(normalization=normalization)
+        self.obs_buf, self.rew_buf = th.zeros(num_envs, 4), th.zeros(num_envs)
+        self.reset_buf = th.ones(num_envs, dtype=th.long)
+        self.episode_length_buf = th.zeros(num_envs, dtype=th.long)
+        self.time_out_buf = th.zeros(num_envs, dtype=th.bool)
+        self.extras = {}
+        self.gym = Gym(num_envs)
+        self.dof_state = self.gym.cache
+
+    def reset_idx(self, env_ids):
+        if len(env_ids) == 0:
+            return
+        width = th.tensor([0.2, 0.5, 0.2, 0.5])
+        self.dof_state.view(-1, 4)[env_ids] = (th.rand(len(env_ids), 4) - 0.5) * width
+        self.gym.set_dof_state_tensor_indexed(self.dof_state, env_ids)
+        self.episode_length_buf[env_ids] = 0
+        self.reset_buf[env_ids] = 1
+        self.extras["time_outs"] = self.time_out_buf
+
+    def compute_observations(self):
+        self._observe()
+
+    def step(self, actions):
+        self.gym.force = th.clip(actions, -1.0, 1.0)[:, 0] * 400.0
+        self.gym.simulate()
+        self.episode_length_buf += 1
+        self._observe()
+        self.failed = (self.obs_buf[:, 0].abs() > 3) | (self.obs_buf[:, 2].abs() > th.pi / 2)
+        self.time_out_buf = self.episode_length_buf > self.max_episode_length
+        self.reset_buf = self.failed | self.time_out_buf
+        self.rew_buf[:] = th.where(self.failed, -2.0 * th.ones(()), th.ones(()))
+        self.reset_idx(self.reset_buf.nonzero().flatten())
+        self.compute_observations()
+        clip = self.cfg.normalization.clip_observations
+        self.obs_buf = th.clip(self.obs_buf, -clip, clip)
+        return self.obs_buf, self.privileged, self.rew_buf, self.reset_buf, self.extras
+
+
+class LeggedPrivileged(Legged):
+    privileged = th.zeros(N, 7)
+
+
 def random_actions(generator, n=N):
     return (th.rand(n, 1, generator=generator) * 2 - 1).sign()
 
@@ -142,12 +234,16 @@ def drive(env, steps=120, seed=0):
         obs = result.obs.clone()
 
 
-@pytest.mark.parametrize("make_task", [Cartpole, LeavesAMark])
+@pytest.mark.parametrize("make_task", [Cartpole, LeavesAMark, AtOnce, Legged, LeggedPrivileged])
 def test_every_transition_happened(make_task):
     """The physics leads from each observation, with its action, to the true next one: no late reset in between."""
     env = VecTaskEnv(make_task(clip_obs=1000.0))
-    ended = starts = 0
+    ended = starts = limits = 0
+    lengths = th.zeros(N, dtype=th.long)
     for obs, actions, result in drive(env):
+        lengths += 1
+        limit = lengths == (41 if isinstance(env.task, Legged) else 39)
+        assert th.equal(result.truncated, limit)
         assert th.allclose(result.final_obs, integrate(obs, actions[:, 0] * 400.0), atol=1e-6)
         done = result.terminated | result.truncated
         failed = (result.final_obs[:, 0].abs() > 3) | (result.final_obs[:, 2].abs() > th.pi / 2)
@@ -158,7 +254,123 @@ def test_every_transition_happened(make_task):
         assert (env.progress[done] == 0).all()
         ended += int(done.sum())
         starts += int((env.progress == 1).sum())
-    assert ended > 100 and starts > 100
+        limits += int(limit.sum())
+        lengths[done] = 0
+    assert ended > 100 and starts > 100 and limits > 0
+    assert "reset_idx" not in vars(env.task)
+
+
+@pytest.mark.parametrize("make_task", [Inline, InlineTold])
+def test_a_task_that_resets_itself_out_of_reach(make_task):
+    """What can be known is right, what is lost is said once: the last observation, for which the one before stands."""
+    env, limits = VecTaskEnv(make_task(clip_obs=1000.0)), 0
+    lengths = th.zeros(N, dtype=th.long)
+    with pytest.warns(
+        UserWarning, match=f"^{make_task.__name__} resets itself within its step .* Leave that reset out"
+    ) as said:
+        for obs, actions, result in drive(env):
+            lengths += 1
+            done, new = result.terminated | result.truncated, integrate(obs, actions[:, 0] * 400.0)
+            assert th.equal(result.truncated, lengths == 39) and th.equal(env.task.failed & (lengths < 39), result.terminated)
+            assert th.allclose(result.obs[~done], new[~done], atol=1e-6)
+            assert (result.obs[done].abs() <= th.tensor([0.1, 0.25, 0.1, 0.25])).all()
+            assert th.equal(result.final_obs[result.truncated], obs[result.truncated])
+            assert th.equal(result.final_obs[~result.truncated], result.obs[~result.truncated])
+            limits += int(result.truncated.sum())
+            lengths[done] = 0
+    assert limits > 0 and len(said) == 1
+
+
+def test_a_counter_that_a_success_sets_back_is_no_reset():
+    """As in IsaacGymEnvs' ShadowHand: the counter starts again at each success, and an end may fall on one."""
+
+    class Hand(Cartpole):
+        def post_physics_step(self):
+            super().post_physics_step()
+            self.progress_buf[self.obs_buf[:, 0] > 1.0] = 0
+
+    env = VecTaskEnv(Hand(clip_obs=1000.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for obs, actions, result in drive(env):
+            assert th.allclose(result.final_obs, integrate(obs, actions[:, 0] * 400.0), atol=1e-6)
+
+
+def test_resets_that_wait_are_made_even_if_nothing_is_done():
+    """A task may put back environments in silence; with more arguments its call is another one and does not wait."""
+
+    class Silent(Cartpole):
+        asked = ()
+
+        def reset_idx(self, env_ids, hard=False):
+            self.asked = (*self.asked, hard)
+            self._reset_some(env_ids)
+
+        def post_physics_step(self):
+            super().post_physics_step()
+            self.reset_idx(th.tensor([3], dtype=th.int32))
+            self.gym.setters = 0
+            self.reset_idx(th.tensor([4]), hard=True)
+            self.gym.setters = 0
+
+    env = VecTaskEnv(Silent(clip_obs=1000.0))
+    env.reset()
+    result = env.step(th.ones(N, 1))
+    assert env.task.asked == (False, True, False)
+    assert not result.terminated.any() and env.progress.tolist() == [1] * 3 + [0] * 2 + [1] * (N - 5)
+    assert th.equal(result.obs, result.final_obs) and result.obs[3, 1].abs() <= 0.25 and result.obs[5, 1] > 1.0
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda o, r, d, x: (o["obs"], r, d), r"\(\(32, 4\), \(32,\), \(32,\)\)"),
+        (lambda o, r, d, x: (o["obs"], r, d, d, x), r"\(32, 4\), \(32,\), \(32,\), \(32,\), a dict"),
+        (lambda o, r, d, x: ({"policy": o["obs"]}, r, d, x), "a dict of 'policy': "),
+        (lambda o, r, d, x: (o["obs"][:, :3], r, d, x), r"\(32, 3\)"),
+        (lambda o, r, d, x: (o, r.unsqueeze(1), d, x), r"\(32, 1\)"),
+        (lambda o, r, d, x: (o, r, d, None), "NoneType"),
+        (lambda o, r, d, x: o["obs"], r"gave \(32, 4\)\."),
+    ],
+)
+def test_a_step_that_gives_something_else(change, says):
+    class Other(Cartpole):
+        def step(self, actions):
+            return change(*super().step(actions))
+
+    env = VecTaskEnv(Other())
+    env.reset()
+    with pytest.raises(ValueError, match=r"^The step of Other gave .*Expected: \(observations, rewards") as error:
+        env.step(th.zeros(N, 1))
+    assert re.search(says, str(error.value))
+
+
+@pytest.mark.parametrize("make_task", [Cartpole, Legged])
+def test_observations_as_a_tensor(make_task):
+    """The same steps as with {"obs": ...}, in float32 whatever the task gives."""
+
+    class Tensor(make_task):
+        def step(self, actions):
+            obs, *others = super().step(actions)
+            return (obs["obs"].double() if make_task is Cartpole else {"obs": obs}, *others)
+
+    runs = [list(drive(VecTaskEnv(cls()), 60)) for cls in (make_task, Tensor)]
+    for (_, _, a), (_, _, b) in zip(*runs):
+        assert all(th.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b))
+
+
+def test_a_time_limit_that_the_task_changes():
+    """For tasks that do not tell time_outs, the limit of now decides."""
+
+    class Old(Cartpole):
+        def step(self, actions):
+            obs, reward, done, extras = super().step(actions)
+            return obs, reward, done, {}
+
+    env = VecTaskEnv(Old(max_episode_length=20))
+    env.reset()
+    env.task.max_episode_length = 5
+    assert [bool(env.step(th.zeros(N, 1)).truncated.all()) for _ in range(4)] == [False, False, False, True]
 
 
 def test_unwrapped_the_transition_is_spurious():
@@ -307,6 +519,11 @@ def test_seeds():
 
 def test_what_cannot_be_wrapped():
     task = Cartpole()
+    del task.max_episode_length, task.progress_buf
+    lacks = "^Cartpole is no task of .*: it has no progress_buf or episode_length_buf, max_episode_length.$"
+    with pytest.raises(ValueError, match=lacks):
+        wrap_vec_task(task)
+    task = Cartpole()
     task.num_agents = 2
     with pytest.raises(ValueError, match="2 agents"):
         wrap_vec_task(task)
@@ -328,9 +545,10 @@ def test_with_stock_sb3():
     assert all(1 < episode["l"] <= 39 for episode in model.ep_info_buffer)
 
 
+@pytest.mark.parametrize("make_task", [Cartpole, Legged])
 @pytest.mark.parametrize("algorithm", ["PPO", "DDPG"])
-def test_with_our_algorithms(algorithm):
-    env = wrap_vec_task(Cartpole())
+def test_with_our_algorithms(algorithm, make_task):
+    env = wrap_vec_task(make_task())
     settings = {"PPO": {"n_steps": 16, "batch_size": 128}, "DDPG": {"learning_starts": 64, "buffer_size": 5_000}}[algorithm]
     model = getattr(sb3_isaac, algorithm)("MlpPolicy", env, seed=0, device="cpu", **settings)
     model.learn(48 * N)

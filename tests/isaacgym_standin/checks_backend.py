@@ -5,6 +5,7 @@ from __future__ import annotations
 import sb3_isaac  # isort: skip  # imports isaacgym before torch
 import gc
 import sys
+import weakref
 
 import isaacgym
 import pytest
@@ -26,7 +27,7 @@ def new_process(request, monkeypatch):
     monkeypatch.setattr(gymapi.Gym, "sim_created", False)
     monkeypatch.setattr(gymapi.Gym, "refresh_answer", request.param)
     monkeypatch.setattr(isaacgym_cartpole, "_simulator", None)
-    isaacgym_cartpole._views.clear()
+    monkeypatch.setattr(isaacgym_cartpole, "_views", weakref.WeakSet())
 
 
 def make(n_envs, seed=0, **kwargs):

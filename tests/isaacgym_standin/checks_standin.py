@@ -18,12 +18,10 @@ Refused = gymapi.Refused
 
 
 @pytest.fixture(autouse=True)
-def new_process():
+def new_process(monkeypatch):
     """Every test starts as a process without a simulator would."""
-    gymapi.Gym.sim_created = False
-    yield
-    gymapi.Gym.sim_created = False
-    gymapi.Gym.refresh_answer = "stale"
+    monkeypatch.setattr(gymapi.Gym, "sim_created", False)
+    monkeypatch.setattr(gymapi.Gym, "refresh_answer", "stale")
 
 
 def parameters():
@@ -226,8 +224,8 @@ def test_fetch_results_comes_first_on_the_cpu_pipeline():
 
 
 @pytest.mark.parametrize("answer", ["stale", "fresh"])
-def test_both_answers_to_a_refresh_after_a_setter(answer):
-    gymapi.Gym.refresh_answer = answer
+def test_both_answers_to_a_refresh_after_a_setter(answer, monkeypatch):
+    monkeypatch.setattr(gymapi.Gym, "refresh_answer", answer)
     gym, sim = prepared()
     tensor = gymtorch.wrap_tensor(gym.acquire_dof_state_tensor(sim))
     new, index = states(0.2), int32(1)
@@ -276,13 +274,13 @@ def test_another_machine_is_not_simulated(tmp_path, old, new):
         load(gymapi.acquire_gym(), create_sim(), str(tmp_path))
 
 
-def test_another_setting_is_not_simulated():
+def test_another_setting_is_not_simulated(monkeypatch):
     gym, sim = gymapi.acquire_gym(), create_sim()
     for change in ({"fix_base_link": False}, {"angular_damping": 0.0}, {"density": 1.0}, {"armature": 0.1}):
         with pytest.raises(UnknownAsset):
             load(gym, sim, **change)
     for name, value in (("solver_type", 0), ("num_position_iterations", 8), ("num_velocity_iterations", 1)):
-        gymapi.Gym.sim_created = False
+        monkeypatch.setattr(gymapi.Gym, "sim_created", False)
         params = parameters()
         setattr(params.physx, name, value)
         with pytest.raises(UnknownAsset):

@@ -74,7 +74,8 @@ def feed(model, samples, batch_size):
             del names["discounts"]
         return ReplayBufferSamples(**names)
 
-    model.replay_buffer.sample = model.replay_buffer.sample_tensors = sample
+    name = "sample_tensors" if hasattr(model, "_run") else "sample"
+    setattr(model.replay_buffer, name, sample)
 
 
 def assert_close(one, other, atol=2e-6):

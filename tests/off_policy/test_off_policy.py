@@ -15,7 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from sb3_isaac import DeviceReplayBuffer, VecFrameStack, VecNormalize
 from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
 from sb3_isaac.off_policy.training_log import STEPS_PER_READ
-from tests.conftest import ENV_IDS, SyncGuard, make_env, parameters
+from tests.conftest import ENV_IDS, SyncGuard, difference, make_env, parameters
 from tests.off_policy.conftest import ALGOS, STOCK, make_model, start
 
 pytestmark = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
@@ -169,14 +169,15 @@ def test_compile(algo, monkeypatch):
 
 
 def test_other_environments_train_as_with_sb3(algo):
-    results = []
+    models = []
     for cls in (ALGOS[algo], STOCK[algo]):
         env = sb3_make_vec_env("CartPole-v1" if algo == "dqn" else "Pendulum-v1", 2, seed=1)
-        model = make_model(algo, env, cls=cls)
-        model.learn(160)
-        results.append(model)
-    assert type(results[0].replay_buffer) is ReplayBuffer
-    assert th.equal(parameters(results[0]), parameters(results[1]))
+        models.append(make_model(algo, env, cls=cls))
+        before = parameters(models[-1])
+        models[-1].learn(160)
+    assert type(models[0].replay_buffer) is ReplayBuffer
+    # Not bit for bit: how MKL rounds depends on where numpy happens to put the observations
+    assert difference(*models) < 1e-6 and (parameters(models[-1]) - before).abs().max() > 1e-2
 
 
 def test_single_environment_and_episodic_training(algo):
@@ -304,8 +305,8 @@ def test_options_of_the_tensor_path_need_it(algo):
             make_model(algo, env, n_steps=3).learn(100)
 
 
-def test_no_silent_slow_path(algo):
-    with pytest.raises(ValueError, match="sb3_isaac.VecNormalize"):
+def test_what_has_no_tensor_path_trains_in_numpy_with_a_warning(algo):
+    with pytest.warns(UserWarning, match="in numpy as in SB3.*sb3_isaac.VecNormalize"):
         make_model(algo, stable_baselines3.common.vec_env.VecNormalize(make_env(ENV_IDS[algo]))).learn(100)
 
     with pytest.raises(ValueError, match="VecNormalize"):
@@ -314,8 +315,12 @@ def test_no_silent_slow_path(algo):
     class MyBuffer(ReplayBuffer):
         pass
 
-    with pytest.raises(ValueError, match="replay_buffer_class=MyBuffer"):
-        make_model(algo, replay_buffer_class=MyBuffer).learn(100)
+    with pytest.warns(UserWarning, match="replay_buffer_class=MyBuffer"):
+        model = make_model(algo, replay_buffer_class=MyBuffer)
+        model.learn(100)
+    assert type(model.replay_buffer) is MyBuffer and model.replay_buffer.size() > 10 and model._n_updates > 0
+    with pytest.raises(ValueError, match="reward_scale needs .* but replay_buffer_class=MyBuffer"):
+        make_model(algo, replay_buffer_class=MyBuffer, reward_scale=0.5).learn(100)
 
 
 def test_replay_buffer_options(algo):

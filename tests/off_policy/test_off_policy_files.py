@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import stable_baselines3
 import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.save_util import save_to_pkl
 
 from sb3_isaac import DeviceReplayBuffer
+from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
 from tests.conftest import ENV_IDS, check_in_stock_sb3, make_env, parameters, save_for_stock_sb3
 from tests.off_policy.conftest import ALGOS, STOCK, assert_close, feed, make_model, random_samples, sb3_options, start
 
@@ -56,6 +61,75 @@ def test_training_goes_on_from_files(algo, tmp_path):
         model.learn(400, reset_num_timesteps=False)
     assert th.equal(parameters(first), parameters(loaded))
     assert first.num_timesteps == loaded.num_timesteps == 800
+
+
+@both
+@pytest.mark.parametrize("given", [{}, dict(n_steps=3)] if SB3_HAS_N_STEPS else [{}])
+def test_the_loaded_buffer_keeps_its_own_options(algo, given, tmp_path):
+    """As in SB3: whatever the model that loads it would have made."""
+    stock = make_model(
+        algo, cls=STOCK[algo], buffer_size=480, replay_buffer_kwargs=dict(handle_timeout_termination=False), **given
+    )
+    stock.learn(160)
+    stock.save_replay_buffer(tmp_path / "stock.pkl")
+    other = make_model(algo, n_steps=5 if given else 1)
+    for model in (other, make_model(algo, cls=STOCK[algo])):
+        model.load_replay_buffer(tmp_path / "stock.pkl")
+        buffer = model.replay_buffer
+        assert (buffer.buffer_size, buffer.handle_timeout_termination, buffer.pos) == (60, False, 20)
+        assert getattr(buffer, "n_steps", 1) == given.get("n_steps", 1)
+    other.learn(400, reset_num_timesteps=False)
+    assert other.replay_buffer is not None and other.replay_buffer.n_steps == given.get("n_steps", 1)
+
+
+@both
+@pytest.mark.skipif(not SB3_HAS_N_STEPS, reason="before SB3 2.7 there was no gamma to lose")
+def test_a_buffer_with_its_own_gamma_keeps_it(algo, tmp_path):
+    for n_steps in (dict(n_steps=3), dict(replay_buffer_kwargs=dict(n_steps=3))):
+        kwargs = {**n_steps, "replay_buffer_kwargs": {"gamma": 0.5, **n_steps.get("replay_buffer_kwargs", {})}}
+        model = make_model(algo, **kwargs)
+        model.learn(80)
+        model.save(tmp_path / "model")
+        for cls in (STOCK[algo], ALGOS[algo]):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                loaded = cls.load(tmp_path / "model", make_env(ENV_IDS[algo]), device="cpu")
+            assert (loaded.replay_buffer.n_steps, loaded.replay_buffer.gamma, loaded.gamma) == (3, 0.5, 0.99)
+        loaded.save(tmp_path / "again")
+        again = STOCK[algo].load(tmp_path / "again", make_env(ENV_IDS[algo]), device="cpu")
+        assert (again.replay_buffer.n_steps, again.replay_buffer.gamma) == (3, 0.5)
+
+
+@both
+def test_a_loaded_model_keeps_its_storage_device(algo, tmp_path, monkeypatch):
+    model = make_model(algo, replay_buffer_kwargs=dict(storage_device="cpu"))
+    model.save(tmp_path / "model")
+    loaded = ALGOS[algo].load(tmp_path / "model", make_env(ENV_IDS[algo]), device="cpu")
+    assert not loaded.replay_buffer._storage_follows_device
+    loaded.storage_device = "cuda:7"  # as from a machine with more of them
+    monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+    loaded.save(tmp_path / "elsewhere")
+    assert (
+        ALGOS[algo].load(tmp_path / "elsewhere", make_env(ENV_IDS[algo]), device="cpu").replay_buffer.storage_device.type
+        == "cpu"
+    )
+    assert make_model(algo).replay_buffer._storage_follows_device
+
+
+class OwnBuffer(ReplayBuffer):
+    pass
+
+
+@both
+def test_a_loaded_buffer_of_another_class_is_not_replaced_in_silence(algo, tmp_path):
+    env = make_env(ENV_IDS[algo])
+    buffer = OwnBuffer(160, env.observation_space, env.action_space, "cpu", n_envs=env.num_envs)
+    save_to_pkl(tmp_path / "own.pkl", buffer)
+    model = make_model(algo, env)
+    model.load_replay_buffer(tmp_path / "own.pkl")
+    assert type(model.replay_buffer) is OwnBuffer
+    with pytest.raises(ValueError, match="OwnBuffer works in numpy"):
+        model.learn(80)
 
 
 @both

@@ -18,6 +18,8 @@ class OwnExtractor(FlattenExtractor):
 
 def make_model(cls: Any = PPO, env: Any = None, **options: Any) -> Any:
     settings = {"n_steps": 16, "batch_size": 64, "n_epochs": 2, "seed": 3, "device": "cpu", **options}
+    if "n_minibatches" in options and "batch_size" not in options:
+        del settings["batch_size"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of batch sizes that do not divide the rollout, and SB3's of GPUs
         return cls("MlpPolicy", make_env() if env is None else env, **settings)

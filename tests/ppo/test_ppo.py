@@ -16,12 +16,11 @@ from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEp
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecMonitor
-from torch import nn
 
 from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
-from sb3_isaac.device.host import HostView, to_host
+from sb3_isaac.device.host import HostView, Views, to_host
 from sb3_isaac.ppo import rollout, update
-from tests.conftest import CONTINUOUS, DISCRETE, SyncGuard, make_env, parameters
+from tests.conftest import CONTINUOUS, DISCRETE, SyncGuard, difference, make_env, parameters
 from tests.ppo.conftest import OwnExtractor, make_model
 
 FIELDS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
@@ -173,15 +172,21 @@ def test_callbacks_see_what_sb3_shows_them(tmp_path: Path) -> None:
 
 def test_host_view_is_an_array() -> None:
     tensor = th.arange(6.0).view(3, 2)
-    view, array = HostView(tensor), tensor.numpy()
+    view, array = HostView("x", tensor, Views()), tensor.numpy().copy()
     assert np.array_equal(view, array) and np.array_equal(view + view, 2 * array) and (view > 2.0).sum() == 3
     assert view.shape == (3, 2) and len(view) == 3 and view[1, 1] == 3.0 and [float(row[0]) for row in view] == [0.0, 2.0, 4.0]
     assert np.asarray(view, dtype=np.int64).dtype == np.int64 and np.max(view) == 5.0 and "HostView" in repr(view)
-    kept = np.array(view)
-    tensor.zero_()
-    assert kept[2, 1] == 5.0 and np.asarray(view)[2, 1] == 0.0
+    tensor.zero_()  # the next step
+    assert np.asarray(view)[2, 1] == 5.0 and not view.changed()
+    view += 1.0
+    view[0, 0] = -1.0
+    assert view[2, 1] == 6.0 and view.changed() and not HostView("x", th.zeros(1, dtype=th.bool), Views())
     with pytest.raises(AttributeError):
         view.no_such_method()
+    views = Views()
+    never_looked_at, views.ended = HostView("dones", tensor, views), True
+    with pytest.raises(RuntimeError, match="'dones'. was kept from an earlier step"):
+        np.asarray(never_looked_at)
 
 
 # -- options ---------------------------------------------------------------------------------------------------------
@@ -225,10 +230,12 @@ def test_spread_time_limits() -> None:
 
 
 def test_what_has_no_tensor_path_is_named() -> None:
-    with pytest.raises(ValueError, match="VecMonitor has no tensor path.*leave it out"):
+    with pytest.warns(UserWarning, match="VecMonitor has no tensor path.*leave it out"):
         make_model(env=VecMonitor(make_env())).learn(10)
-    with pytest.raises(ValueError, match="rollout_buffer_class=OwnBuffer works in numpy"):
+    with pytest.warns(UserWarning, match="rollout_buffer_class=OwnBuffer works in numpy"):
         make_model(rollout_buffer_class=type("OwnBuffer", (RolloutBuffer,), {})).learn(10)
+    with pytest.raises(ValueError, match="compile needs .* training in tensors, but VecMonitor has no tensor path"):
+        make_model(env=VecMonitor(make_env()), compile=True).learn(10)
     elsewhere = make_model()
     elsewhere.device = th.device("meta")
     with pytest.raises(ValueError, match="environment is on cpu and the model on meta"):
@@ -240,13 +247,14 @@ def test_what_has_no_tensor_path_is_named() -> None:
 
 
 def test_other_environments_train_as_with_sb3() -> None:
-    results = []
+    models = []
     for cls in (stable_baselines3.PPO, PPO):
-        model = make_model(cls, sb3_make_vec_env("CartPole-v1", 4, seed=0), seed=0)
-        model.learn(200)
-        assert type(model.rollout_buffer) is RolloutBuffer
-        results.append(parameters(model))
-    assert th.equal(*results)
+        models.append(make_model(cls, sb3_make_vec_env("CartPole-v1", 4, seed=0), seed=0))
+        before = parameters(models[-1])
+        models[-1].learn(200)
+        assert type(models[-1].rollout_buffer) is RolloutBuffer
+    # Not bit for bit: how MKL rounds depends on where numpy happens to put the observations
+    assert difference(*models) < 1e-6 and (parameters(models[-1]) - before).abs().max() > 1e-3
     # The options that do not need tensors work there too
     model = make_model(env=sb3_make_vec_env("CartPole-v1", 4, seed=0), n_minibatches=2, adaptive_lr_kl=1e3)
     model.learn(200)
@@ -269,13 +277,13 @@ def mean_return(model: Any, normalize: VecNormalize) -> float:
 
 
 def test_it_solves_the_task() -> None:
-    env = VecNormalize(make_env(n_envs=128, seed=0), norm_reward=False)
+    """With the settings of hyperparams/ppo.yml and twice the steps they need: another processor is as good as another seed."""
+    env = VecNormalize(make_env(n_envs=128, seed=0))
     model = PPO(
-        "MlpPolicy", env, learning_rate=1.55e-3, adaptive_lr_kl=0.01, n_steps=16, n_minibatches=1, n_epochs=8,
-        max_grad_norm=5.0,
-        policy_kwargs={"activation_fn": nn.ELU, "net_arch": [64, 32], "log_std_init": -0.5}, seed=0, device="cpu",
+        "MlpPolicy", env, learning_rate=3.6e-3, adaptive_lr_kl=0.01, n_steps=16, n_minibatches=1, n_epochs=8, vf_coef=1.0,
+        max_grad_norm=1.0, policy_kwargs={"net_arch": {"pi": [32], "vf": [64, 64]}}, seed=0, device="cpu",
     )  # fmt: skip
     assert isinstance(model.action_space, spaces.Box)
     assert mean_return(model, env) < 200.0
-    model.learn(25 * 128 * 16)
+    model.learn(40 * 128 * 16)
     assert mean_return(model, env) >= 475.0

@@ -20,8 +20,8 @@ import optuna
 import pytest
 import yaml
 
-from sb3_isaac.zoo import entries, manager, storages, studies
-from sb3_isaac.zoo.storages import StorageError
+from sb3_isaac.zoo import manager, report, studies
+from sb3_isaac.zoo.studies import StorageError
 from tests.conftest import CONTINUOUS, ENV_IDS, run_python
 from tests.zoo.conftest import FAIL, LONG_SEARCH, RUNNING, call, make_manager, start
 
@@ -227,10 +227,10 @@ MISTAKES = {
 def test_mistakes_get_one_sentence_and_damage_nothing(sentence: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if "psycopg2" in str(MISTAKES[sentence]):
         pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
-    monkeypatch.setattr(storages, "LOCK_TIMEOUT", 1)
+    monkeypatch.setattr(studies, "LOCK_TIMEOUT", 1)
     Path("notes.log").write_text("a note of mine\n")
     Path("notes.db").write_text("a note of mine, too" * 100)
-    shutil.copy(entries.hyperparams_dir() / "ppo.yml", "ppo.yml")
+    shutil.copy(manager.hyperparams_dir() / "ppo.yml", "ppo.yml")
     if "dqn" in sentence:
         studies.open_study("sqlite:///dqn.db", "s", {"algo": "dqn", "env": ENV_IDS["dqn"]})
     if "another program" in sentence:
@@ -268,10 +268,10 @@ def test_entries_are_replaced_only_where_that_is_safe() -> None:
     first = "# about a\n# and more\nA-v0: &a\n  n_envs: 1\n  # inside\n\n  x: {y: [1, 2]}\n\n"
     text = f"# head\n\n{first}B-v0:\n  <<: *a\n  n_envs: 2\n"
     with pytest.raises(ValueError, match="cannot be replaced"):
-        entries.compose(text, "A-v0", {"n_envs": 5}, comment="new")
-    new = entries.compose(text, "B-v0", {"n_envs": 5}, comment="new")
+        report.compose(text, "A-v0", {"n_envs": 5}, comment="new")
+    new = report.compose(text, "B-v0", {"n_envs": 5}, comment="new")
     assert new == text[: text.index("B-v0")] + "# new\nB-v0: {n_envs: 5}\n"
-    new = entries.compose(text.replace(" &a", "").replace("  <<: *a\n", ""), "A-v0", {"n_envs": 5}, comment="new")
+    new = report.compose(text.replace(" &a", "").replace("  <<: *a\n", ""), "A-v0", {"n_envs": 5}, comment="new")
     assert new == "# head\n\n# new\nA-v0: {n_envs: 5}\n\nB-v0:\n  n_envs: 2\n"
-    assert entries.compose("", "A-v0", {"n_envs": 5}, comment="new") == "# new\nA-v0: {n_envs: 5}\n"
-    assert entries.compose("C-v0: {}", "A-v0", {}, comment="new") == "C-v0: {}\n\n# new\nA-v0: {}\n"
+    assert report.compose("", "A-v0", {"n_envs": 5}, comment="new") == "# new\nA-v0: {n_envs: 5}\n"
+    assert report.compose("C-v0: {}", "A-v0", {}, comment="new") == "C-v0: {}\n\n# new\nA-v0: {}\n"

@@ -156,12 +156,10 @@ def test_unknown_command(capsys: Any) -> None:
 
 
 def test_every_entry_of_our_files_is_plain_and_loads() -> None:
-    from sb3_isaac.zoo import entries, manager
-
     for algo in ("ppo", "dqn", "ddpg"):
-        text = (entries.hyperparams_dir() / f"{algo}.yml").read_text()
+        text = (manager.hyperparams_dir() / f"{algo}.yml").read_text()
         assert "dict(" not in text and "nn." not in text
-        known = entries.known_keys(manager.ALGOS[algo])
+        known = manager.known_keys(manager.ALGOS[algo])
         for env_id, entry in yaml.safe_load(text).items():
             assert env_id in ENV_KWARGS
             assert set(entry) <= known, (algo, env_id)

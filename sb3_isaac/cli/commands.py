@@ -1,0 +1,153 @@
+"""The commands ``sb3-isaac evaluate``, ``video`` and ``plot``. What goes wrong is raised, as the modules they use say."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from typing import Callable, Dict, List, Tuple
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from sb3_isaac.envs.make import is_isaac_env_id
+from sb3_isaac.envs.vec_env import MAX_RENDERED_ENVS
+from sb3_isaac.evaluation import curves, measure
+from sb3_isaac.evaluation.callbacks import FILE_NAME
+from sb3_isaac.evaluation.video import check_video_path, play_frames, write_video
+
+MAX_EVAL_ENVS = 1024
+"""Environments that are used at most unless told otherwise."""
+Y_LABELS = {
+    "eval": "return (evaluation)",
+    "train": "return (training)",
+    "reward-rate": "mean reward per step (training)",
+}
+
+
+def evaluate(argv: List[str]) -> int:
+    """Print a table about the returns of a trained agent."""
+    from sb3_isaac.zoo.agents import add_agent_arguments, load_agent
+
+    parser = argparse.ArgumentParser(prog="sb3-isaac evaluate", description="Measure the returns of a trained agent.")
+    add_agent_arguments(parser)
+    parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 1000)", type=int, default=1000)
+    parser.add_argument("-P", "--progress", action="store_true", help="display a progress bar")
+    args = parser.parse_args(argv)
+    # Other environments would be a process each.
+    n_envs = max(min(args.n_episodes, MAX_EVAL_ENVS), 1) if is_isaac_env_id(args.env.gym_id) else 1
+    agent = load_agent(args, n_envs)
+    with contextlib.closing(agent.env):
+        result = measure.evaluate(agent.model, agent.env, args.n_episodes, not args.stochastic, args.progress)
+    low, high = result.confidence_interval
+    rows = {
+        "model": agent.path,
+        "environment": f"{args.env.gym_id}, {agent.env.num_envs} at once",
+        "policy": "stochastic" if args.stochastic else "deterministic",
+        "episodes": f"{result.n_episodes}",
+        "mean return": f"{result.mean:.2f} +/- {result.std:.2f}",
+        "95% interval of the mean": f"{low:.2f} to {high:.2f}",
+        "lowest, highest return": f"{result.returns.min():.2f}, {result.returns.max():.2f}",
+        "mean length": f"{result.mean_length:.1f} steps",
+        "failures": f"{result.failures}",
+        "time-outs": f"{result.time_outs}",
+        "seconds": f"{result.seconds:.2f}",
+    }
+    for label, value in rows.items():
+        print(f"{label:26s}{value}")
+    return 0
+
+
+def video(argv: List[str]) -> int:
+    """Write videos of a trained agent."""
+    from sb3_isaac.zoo.agents import add_agent_arguments, load_agent
+
+    parser = argparse.ArgumentParser(prog="sb3-isaac video", description="Write a video of a trained agent.")
+    add_agent_arguments(parser)
+    parser.add_argument("-n", "--n-timesteps", help="timesteps, a frame each (default: 300)", type=int, default=300)
+    parser.add_argument(
+        "-o", "--output", nargs="+", help="files ending in .mp4 or .gif (default: one of each in the folder videos of the run)"
+    )
+    args = parser.parse_args(argv)
+    if args.n_timesteps < 1:
+        raise ValueError(f"--n-timesteps must be at least 1, got {args.n_timesteps}.")
+    for path in args.output or ["any.mp4"]:
+        check_video_path(path)
+    agent = load_agent(args, MAX_RENDERED_ENVS if is_isaac_env_id(args.env.gym_id) else 1, render_mode="rgb_array")
+    outputs = args.output or [os.path.join(agent.folder, "videos", agent.name + suffix) for suffix in (".mp4", ".gif")]
+    fps = int(agent.env.get_attr("metadata")[0].get("render_fps", 30))
+    with contextlib.closing(agent.env):
+        frames = play_frames(agent.model, agent.env, args.n_timesteps, deterministic=not args.stochastic)
+        # disable=None: no bar where the output is not a terminal
+        write_video(outputs, tqdm(frames, total=args.n_timesteps, unit="frame", disable=None), fps)
+    for path in outputs:
+        print(f"Wrote {path}")
+    return 0
+
+
+def plot(argv: List[str]) -> int:
+    """Draw learning curves of all seeds in log folders, with confidence bands."""
+    parser = argparse.ArgumentParser(
+        prog="sb3-isaac plot", description="Learning curves of all seeds in log folders: mean and 95%% confidence band."
+    )
+    parser.add_argument("-a", "--algo", "--algos", nargs="+", default=["ppo"], help="algorithms (default: ppo)")
+    parser.add_argument("-e", "--env", nargs="+", required=True, help="environment ids")
+    parser.add_argument("-f", "--folder", "--exp-folders", nargs="+", default=["logs"], help="log folders (default: logs)")
+    parser.add_argument("-l", "--labels", nargs="+", help="one label per curve (default: algorithm and environment)")
+    parser.add_argument("-x", "--x-axis", choices=["steps", "seconds"], default="steps", help="default: steps")
+    parser.add_argument(
+        "--curve",
+        choices=list(Y_LABELS),
+        help="eval: mean returns of the evaluations; train: returns of the training episodes; reward-rate: mean reward per "
+        "training step (default: eval by steps, train by seconds, reward-rate with --reference)",
+    )
+    parser.add_argument("-w", "--window", type=int, help="training episodes to average (default: 100)", default=100)
+    parser.add_argument("--reference", nargs="+", default=[], metavar="CSV", help="curves of real Isaac Gym to lay over")
+    parser.add_argument("-max", "--max-timesteps", type=float, help="end of the x axis")
+    parser.add_argument("-o", "--output", help="file to write (.png, .svg, .pdf); without it, a window is opened")
+    args = parser.parse_args(argv)
+
+    kind = args.curve or ("reward-rate" if args.reference else "train" if args.x_axis == "seconds" else "eval")
+    if args.x_axis == "seconds" and kind != "train":
+        raise ValueError(f"The curve {kind!r} has no times: use --curve train with --x-axis seconds.")
+    if args.reference and kind != "reward-rate":
+        raise ValueError("Reference curves are rewards per step: use --curve reward-rate with --reference.")
+    if args.window < 1:
+        raise ValueError(f"--window must be at least 1, got {args.window}.")
+    groups = [(folder, algo, env_id) for folder in args.folder for algo in args.algo for env_id in args.env]
+    labels = args.labels or [_label(group, args) for group in groups]
+    if len(labels) != len(groups):
+        raise ValueError(f"{len(groups)} curves need as many --labels, got {len(labels)}.")
+
+    readers: Dict[str, Callable[[str], curves.Curve]] = {
+        "eval": curves.evaluation_curve,
+        "train": lambda run: curves.training_curve(run, args.x_axis, args.window),
+        "reward-rate": lambda run: curves.reward_rate_curve(os.path.join(run, FILE_NAME)),
+    }
+    pyplot = curves.import_pyplot(show=args.output is None)
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for group, label in zip(groups, labels):
+        curves.draw(axes, [readers[kind](run) for run in curves.find_runs(*group)], label)
+    for path in args.reference:
+        x, y = curves.reward_rate_curve(path)
+        name = os.path.splitext(os.path.basename(path))[0]
+        axes.plot(x, y, label=f"Isaac Gym: {name}", linestyle="--", color="0.25", linewidth=1.5)
+    if args.max_timesteps is not None:
+        axes.set_xlim(right=args.max_timesteps)
+    curves.style(axes, "environment steps" if args.x_axis == "steps" else "seconds", Y_LABELS[kind])
+    if args.output is None:
+        pyplot.show()
+    else:
+        curves.save_figure(figure, args.output)
+        print(f"Wrote {args.output}")
+    pyplot.close(figure)
+    return 0
+
+
+def _label(group: Tuple[str, str, str], args: argparse.Namespace) -> str:
+    folder, algo, env_id = group
+    parts = [algo.upper()]
+    if len(args.env) > 1:
+        parts.append(env_id)
+    if len(args.folder) > 1:
+        parts.append(os.path.basename(os.path.normpath(folder)))
+    return " ".join(parts)

@@ -1,0 +1,72 @@
+"""What callbacks find in ``self.locals`` where training runs in tensors."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+
+from sb3_isaac.device.host import HostView, LazyLocals, Views
+from sb3_isaac.envs.infos import Infos
+
+
+class RootCallback(CallbackList):
+    """The user's callback, and a ``locals`` for it and all below it that copies from the device when it is looked at."""
+
+    def on_training_start(self, locals_: Dict[str, Any], globals_: Dict[str, Any]) -> None:
+        super().on_training_start(LazyLocals(locals_), globals_)
+
+
+class StepLocals:
+    """The device's part of a step's ``locals``, under SB3's names."""
+
+    def __init__(self) -> None:
+        self._views = Views()
+        self._infos: Optional[Infos] = None
+
+    def next_step(self) -> None:
+        """The tensors of the last step are overwritten from now on."""
+        if self._infos is not None:
+            self._infos.expire()
+        self._views.ended = True
+        self._views = Views()
+
+    def infos(self, infos: Infos) -> Infos:
+        """SB3's infos, which are not to be read for the first time when the step is over."""
+        self._infos = infos
+        return infos
+
+    def array(self, name: str, tensor: Any) -> HostView:
+        """What SB3 has as a numpy array."""
+        return HostView(name, tensor, self._views)
+
+    def tensor(self, name: str, tensor: Any) -> HostView:
+        """What SB3 has as a tensor."""
+        return HostView(name, tensor, self._views, as_tensor=True)
+
+    def changes(self, allowed: str) -> List[HostView]:
+        """Views that callbacks have written into. Of what is learned from only one can be changed in this way.
+
+        :param allowed: its name
+        :raises RuntimeError: if another one was changed
+        """
+        if self._infos is not None and self._infos.changed():
+            raise RuntimeError(
+                "A callback has changed TimeLimit.truncated in locals['infos'], which does not reach what is learned from "
+                "here: use a VecEnvWrapper, or stable_baselines3's own algorithm."
+            )
+        changed = [view for view in self._views.looked_at if view.changed()]
+        for view in changed:
+            if view.name not in (allowed, "clipped_actions"):  # the environment has taken its step: as in SB3, nothing happens
+                raise RuntimeError(
+                    f"A callback has changed locals[{view.name!r}] in place. Here only {allowed} reach what is learned from: "
+                    "use a VecEnvWrapper, or stable_baselines3's own algorithm."
+                )
+        return [view for view in changed if view.name == allowed]
+
+
+def root_callback(callback: BaseCallback) -> BaseCallback:
+    """:class:`RootCallback` over a callback that is initialised already."""
+    root = RootCallback([callback])
+    root.model = callback.model
+    return root
