@@ -8,12 +8,16 @@ from typing import Any, Callable, List, Optional, Sequence, Type
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
+from rl_zoo3.gym_patches import PatchedTimeLimit
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_env import IsaacVecEnv
+
+TIME_LIMITS = PatchedTimeLimit.__mro__[:2]
+"""rl_zoo3's, which it puts into Gymnasium's place, and Gymnasium's."""
 
 
 def batched_vec_env(env_fns: Sequence[Callable[[], Any]], otherwise: Type[VecEnv] = DummyVecEnv, **kwargs: Any) -> VecEnv:
@@ -30,7 +34,7 @@ def batched_vec_env(env_fns: Sequence[Callable[[], Any]], otherwise: Type[VecEnv
     if spec is None or not is_isaac_env_id(spec.id):
         return otherwise(env_fns, **kwargs)  # type: ignore[arg-type, call-arg]
     first = env_fns[0]()  # made for its wrappers and its monitor file: it never simulates
-    wrappers: List[gym.Wrapper[Any, Any, Any, Any]] = []
+    wrappers: List[Any] = []
     single = first
     while isinstance(single, gym.Wrapper):
         wrappers.append(single)
@@ -44,7 +48,7 @@ def batched_vec_env(env_fns: Sequence[Callable[[], Any]], otherwise: Type[VecEnv
             stacklevel=2,
         )
         return otherwise(env_fns, **kwargs)  # type: ignore[arg-type, call-arg]
-    limits = [wrapper._max_episode_steps for wrapper in wrappers if isinstance(wrapper, TimeLimit)]
+    limits = [wrapper._max_episode_steps for wrapper in wrappers if type(wrapper) in TIME_LIMITS]
     env: IsaacVecEnv = single.make_batched(len(env_fns), max_episode_steps=min(limits, default=None))
     for wrapper in wrappers:
         if isinstance(wrapper, Monitor):
@@ -54,11 +58,11 @@ def batched_vec_env(env_fns: Sequence[Callable[[], Any]], otherwise: Type[VecEnv
     return env
 
 
-def _single_only(wrapper: gym.Wrapper[Any, Any, Any, Any]) -> Optional[str]:
+def _single_only(wrapper: Any) -> Optional[str]:
     """The name of a wrapper that a batch cannot do the work of; None: it is one of gym.make's, or SB3's Monitor."""
     if type(wrapper) is Monitor:
         return None if wrapper.allow_early_resets else "Monitor(allow_early_resets=False)"
-    return None if type(wrapper) in (OrderEnforcing, PassiveEnvChecker, TimeLimit) else type(wrapper).__name__
+    return None if type(wrapper) in (OrderEnforcing, PassiveEnvChecker, *TIME_LIMITS) else type(wrapper).__name__
 
 
 def _check_keywords(monitor: Monitor) -> None:

@@ -6,6 +6,7 @@ import copy
 import difflib
 import functools
 import inspect
+import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Set, Tuple, Type
 
@@ -43,7 +44,15 @@ ZOO_KEYS = (
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 DEFAULT_EVAL_FREQ, DEFAULT_EVAL_EPISODES, DEFAULT_N_EVAL_ENVS = 25_000, 5, 1
-"""rl_zoo3.train's defaults, which tell whether the user has chosen these."""
+"""rl_zoo3.train's defaults. Whether the user has chosen these very numbers, only the command line can tell."""
+EXPLORATION = ["exploration_fraction", "exploration_initial_eps", "exploration_final_eps"]
+EXCLUDED = {
+    "batch_size": ["n_minibatches"],
+    "n_minibatches": ["batch_size"],
+    **dict.fromkeys(EXPLORATION, ["per_env_epsilon"]),
+    "per_env_epsilon": EXPLORATION,
+}
+"""Hyperparameters that say the same thing: with -params, the one given there is in the place of the file's."""
 N_EVALUATIONS, N_EVAL_EPISODES = 10, 64
 """What stands in for the defaults: evaluations of a whole run, and episodes of each (all at once, so they cost one)."""
 
@@ -76,10 +85,10 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         own_file = hyperparams_dir() / f"{algo}.yml"
         if kwargs.get("config") is None and own_file.is_file():
             self.config = str(own_file)
-        self.batched_defaults = self.eval_freq == DEFAULT_EVAL_FREQ
-        if self.n_eval_episodes == DEFAULT_EVAL_EPISODES:
+        self.batched_defaults = self.eval_freq == DEFAULT_EVAL_FREQ and not _on_command_line("--eval-freq")
+        if self.n_eval_episodes == DEFAULT_EVAL_EPISODES and not _on_command_line("--eval-episodes"):
             self.n_eval_episodes = N_EVAL_EPISODES
-        if self.n_eval_envs == DEFAULT_N_EVAL_ENVS:
+        if self.n_eval_envs == DEFAULT_N_EVAL_ENVS and not _on_command_line("--n-eval-envs"):
             self.n_eval_envs = self.n_eval_episodes
         self.steps_per_update = 1
         self.search: Optional[search.Search] = None
@@ -101,6 +110,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         except ValueError:  # no entry: the wrong algorithm?
             _check_action_space(self.algo, self.env_name.gym_id, self.env_kwargs)
             raise
+        given = {key: value for key, value in (self.custom_hyperparams or {}).items() if value is not None}
+        for other in {other for key in given for other in EXCLUDED.get(key, ())} - set(given):
+            if hyperparams.pop(other, None) is not None:
+                print(f"Without {other} of {self.config}, as -params say otherwise")
+            saved.pop(other, None)
         if self.trial_hyperparams is not None:  # drop what the file has and the trial did not have
             for key in set(hyperparams) - set(self.trial_hyperparams) - set(self.custom_hyperparams or {}):
                 del hyperparams[key], saved[key]
@@ -144,6 +158,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     ) -> Dict[str, Any]:
         if self.algo in self.algorithms and not supports_tensors(env):
             only_in_tensors = getattr(self.algorithm_class, "only_in_tensors", {})
+            if only_in_tensors and self.search is not None:
+                raise ValueError(
+                    f"The search space of {self.algo} is for a batch of environments: leave out env_wrapper, or the "
+                    "vec_env_wrapper that has no tensor path."
+                )
             used = {key: value for key, value in only_in_tensors.items() if hyperparams.get(key, value) != value}
             if used:
                 raise ValueError(
@@ -248,6 +267,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if convert:
             self.trial_hyperparams = trial.user_attrs["hyperparams"]
         return dict(trial.user_attrs["hyperparams"] if convert else trial.params)
+
+
+def _on_command_line(flag: str) -> bool:
+    """Whether this program was given a flag, which argparse takes abbreviated too: ``--eval-ep 5``, ``--eval-episodes=5``."""
+    names = (argument.partition("=")[0] for argument in sys.argv[1:])
+    return any(len(name) > 2 and flag.startswith(name) for name in names)
 
 
 def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> None:

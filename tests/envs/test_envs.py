@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +14,10 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from sb3_isaac.envs.cartpole_env import CartpoleEnv, CartpoleVectorEnv
-from sb3_isaac.envs.make import ENV_KWARGS
+from sb3_isaac.envs.make import ENV_KWARGS, make_vec_env
 from tests.conftest import CONTINUOUS, DISCRETE, N_ENVS, make_env, some_actions
+
+ENTRY_POINT, VECTOR_ENTRY_POINT = "sb3_isaac.envs:CartpoleEnv", "sb3_isaac.envs:CartpoleVectorEnv"
 
 # -- bad input -------------------------------------------------------------------------------------------------------
 
@@ -149,6 +152,104 @@ def test_gym_make_vec() -> None:
     env.close()
     with pytest.raises(ValueError, match="n_envs"):
         gym.make_vec(CONTINUOUS, num_envs=0, backend="torch", device="cpu")
+
+
+# -- what an id can register -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[..., str]]:
+    """Register an id of one's own for a while, as users do."""
+
+    def call(**kwargs: Any) -> str:
+        entry_points = {"entry_point": ENTRY_POINT, "vector_entry_point": VECTOR_ENTRY_POINT}
+        gym.register("Own-v0", **{**entry_points, **kwargs})
+        return "Own-v0"
+
+    yield call
+    gym.registry.pop("Own-v0", None)
+
+
+def steps_of_gym_make(env_id: str, **kwargs: Any) -> int:
+    env = gym.make(env_id, backend="torch", device="cpu", **kwargs)
+    env.reset(seed=0)
+    for steps in itertools.count(1):
+        env.unwrapped._batch_of_one.tensor_env.dof_state.zero_()  # type: ignore[attr-defined]  # it stands
+        if env.step(np.zeros(1, np.float32))[3]:
+            return steps
+    raise AssertionError
+
+
+def steps_of_make_vec_env(env_id: str, **kwargs: Any) -> int:
+    env = make_env(env_id, n_envs=2, **kwargs)
+    env.reset()
+    for steps in itertools.count(1):
+        env.tensor_env.dof_state.zero_()  # type: ignore[attr-defined]
+        if env.step(np.zeros((2, 1)))[3][1].get("TimeLimit.truncated"):
+            return steps
+    raise AssertionError
+
+
+def steps_of_gym_make_vec(env_id: str, **kwargs: Any) -> int:
+    env: Any = gym.make_vec(env_id, num_envs=2, backend="torch", device="cpu", **kwargs)
+    env.reset(seed=0)
+    for steps in itertools.count(1):
+        env._env.tensor_env.dof_state.zero_()
+        if env.step(np.zeros((2, 1), np.float32))[3].all():
+            return steps
+    raise AssertionError
+
+
+STEPS = (steps_of_gym_make, steps_of_make_vec_env, steps_of_gym_make_vec)
+
+
+@pytest.mark.parametrize("count_steps", STEPS)
+@pytest.mark.parametrize(
+    "registered, kwargs, n_steps",
+    [
+        (20, {}, 20),
+        (600, {}, 600),
+        (20, {"max_episode_steps": 30}, 30),
+        (20, {"max_episode_length": 11}, 10),
+        (None, {"max_episode_steps": 15}, 15),
+        (None, {"max_episode_length": 16}, 15),
+        (None, {"max_episode_steps": 15, "max_episode_length": 16}, 15),
+    ],
+)
+def test_time_limits_agree(register: Any, count_steps: Any, registered: Any, kwargs: dict, n_steps: int) -> None:
+    assert count_steps(register(max_episode_steps=registered), **kwargs) == n_steps
+
+
+@pytest.mark.parametrize("count_steps", STEPS)
+def test_time_limits_that_differ(register: Any, count_steps: Any) -> None:
+    with pytest.raises(ValueError, match="=100 ends episodes after 99 steps, but max_episode_steps.* after 20"):
+        count_steps(register(max_episode_steps=20), max_episode_length=100)
+
+
+def test_what_an_id_registers_is_the_default_of_make_vec_env(register: Any) -> None:
+    env_id = register(kwargs={"device": "cpu", "backend": "torch", "render_mode": "rgb_array", "dt": 0.01})
+    env: Any = make_vec_env(f"sb3_isaac:{env_id}")
+    assert env.render_mode == "rgb_array" and env.tensor_env.task.dt == 0.01
+    env = make_vec_env(env_id, render_mode="human", dt=0.02, max_episode_steps=7)
+    assert (env.render_mode, env.tensor_env.task.dt) == ("human", 0.02)
+    assert (env.spec.max_episode_steps, gym.spec(env_id).max_episode_steps) == (7, None)
+    with pytest.raises(ValueError, match="'cuda:99' cannot be used"):
+        make_vec_env(env_id, device="cuda:99")
+    gym.registry[env_id].kwargs["device"] = "cuda:98"
+    with pytest.raises(ValueError, match="'cuda:98' cannot be used"):
+        make_vec_env(env_id)
+
+
+def test_wrappers_of_an_id_are_not_dropped(register: Any) -> None:
+    wrapper = gym.wrappers.RescaleAction.wrapper_spec(min_action=-2.0, max_action=2.0)
+    with pytest.raises(ValueError, match=r"additional_wrappers \(RescaleAction\), which wrap single environments"):
+        make_env(register(additional_wrappers=(wrapper,)))
+
+
+@pytest.mark.parametrize("name", ["env_kwargs", "wrapper_class", "vec_env_cls", "monitor_kwargs"])
+def test_arguments_of_sb3s_make_vec_env(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is an argument of SB3's make_vec_env only: "):
+        make_env(**{name: None})
 
 
 def test_gym_make_vec_of_single_environments() -> None:

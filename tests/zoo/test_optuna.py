@@ -15,6 +15,7 @@ import optuna
 import pytest
 import yaml
 
+from sb3_isaac.envs import CartpoleEnv
 from sb3_isaac.zoo import manager, search, spaces, studies
 from sb3_isaac.zoo.spaces import Regime
 from tests.conftest import ENV_IDS
@@ -144,10 +145,8 @@ def test_memory_is_flat_and_environments_are_reused(monkeypatch: pytest.MonkeyPa
     experiment = make_manager("ddpg", n_trials=50, sampler="random")
     usage: List[float] = []
     made: List[int] = []
-    make_batched = manager.CartpoleEnv.make_batched
-    monkeypatch.setattr(
-        manager.CartpoleEnv, "make_batched", lambda *args, **kw: made.append(args[1]) or make_batched(*args, **kw)
-    )
+    make_batched = CartpoleEnv.make_batched
+    monkeypatch.setattr(CartpoleEnv, "make_batched", lambda *args, **kw: made.append(args[1]) or make_batched(*args, **kw))
     run_trial = search.run_trial
 
     def measured(*args: Any) -> float:
