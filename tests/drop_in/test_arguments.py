@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from torch import nn
 
-from tests.drop_in.side_by_side import ALL, OFF_POLICY, Row, compare, table
+from tests.drop_in.side_by_side import ALL, N_STEP, OFF_POLICY, Row, compare, table
 
 
 def constant(mu, kind=NormalActionNoise, **kwargs):
@@ -100,11 +100,11 @@ ROWS = [
     Row("gradient_steps=3", OFF_POLICY, {"gradient_steps": 3}),
     Row("gradient_steps=0", OFF_POLICY, {"gradient_steps": 0}),
     Row("gradient_steps=-1", OFF_POLICY, {"gradient_steps": -1}, learn={"total_timesteps": 24}),
-    Row("n_steps=3", OFF_POLICY, {"n_steps": 3}),
-    Row("n_steps=3, buffer_size=20", OFF_POLICY, {"n_steps": 3, "buffer_size": 12}),
+    Row("n_steps=3", N_STEP, {"n_steps": 3}),
+    Row("n_steps=3, buffer_size=20", N_STEP, {"n_steps": 3, "buffer_size": 12}),
     Row("optimize_memory_usage", OFF_POLICY, {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}),
     Row("handle_timeout_termination=False", OFF_POLICY, {"replay_buffer_kwargs": {"handle_timeout_termination": False}}),
-    Row("replay_buffer_kwargs with n_steps", OFF_POLICY, {"replay_buffer_kwargs": {"n_steps": 2, "gamma": 0.9}, "gamma": 0.9}),
+    Row("replay_buffer_kwargs with n_steps", N_STEP, {"replay_buffer_kwargs": {"n_steps": 2, "gamma": 0.9}, "gamma": 0.9}),
     Row("optimizer Adam with betas", ALL, {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.8, 0.9), "eps": 1e-3}}}),
     # DQN
     Row("target_update_interval=1", "dqn", {"target_update_interval": 1}),

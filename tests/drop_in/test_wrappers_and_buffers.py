@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from sb3_isaac import DeviceReplayBuffer, DeviceRolloutBuffer
 from sb3_isaac.envs import CartpoleEnv
-from tests.drop_in.side_by_side import ALL, OFF_POLICY, Row, compare, table
+from tests.drop_in.side_by_side import ALL, N_STEP, OFF_POLICY, Row, compare, table
 
 # -- wrappers --------------------------------------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ ROWS = [
     Row("optimize_memory_usage as in stock", OFF_POLICY, {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}, "gradient_steps": 0}, stock_buffer=True, skip_keys=("buffer",)),
     Row("stored transitions as stock stores them", OFF_POLICY, {"gradient_steps": 0}, stock_buffer=True),
     Row("stored transitions of a full buffer", OFF_POLICY, {"gradient_steps": 0, "buffer_size": 20}, stock_buffer=True),
-    Row("stored transitions, n_steps=3", OFF_POLICY, {"gradient_steps": 0, "n_steps": 3}, stock_buffer=True),
+    Row("stored transitions, n_steps=3", N_STEP, {"gradient_steps": 0, "n_steps": 3}, stock_buffer=True),
 ]  # fmt: skip
 
 
