@@ -128,8 +128,9 @@ def test_a_loaded_buffer_of_another_class_is_not_replaced_in_silence(algo, tmp_p
     model = make_model(algo, env)
     model.load_replay_buffer(tmp_path / "own.pkl")
     assert type(model.replay_buffer) is OwnBuffer
-    with pytest.raises(ValueError, match="OwnBuffer works in numpy"):
+    with pytest.warns(UserWarning, match="OwnBuffer works in numpy"):
         model.learn(80)
+    assert model.replay_buffer is not buffer and type(model.replay_buffer) is OwnBuffer and model.replay_buffer.pos == 10
 
 
 @both
