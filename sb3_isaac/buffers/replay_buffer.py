@@ -259,6 +259,10 @@ class DeviceReplayBuffer(ReplayBuffer):
         )
         return th.cat(columns, dim=1) if out is None else th.cat(columns, dim=1, out=out)
 
+    def rewards_of(self, row: th.Tensor) -> th.Tensor:
+        """The rewards (N,) in what :meth:`pack` gave, a view."""
+        return row[:, self._obs_dim + self.action_dim]
+
     def add_row(self, row: th.Tensor) -> None:
         """Add what :meth:`pack` gave."""
         stored = self._storage[self.pos]

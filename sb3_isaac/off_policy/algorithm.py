@@ -65,8 +65,8 @@ class TensorRun:
         self.lr: Optional[th.Tensor] = None
         """() on the device, where a captured graph reads the learning rate; None: the optimizers have it"""
         self.locals = StepLocals()
-        self.acted_on: Optional[th.Tensor] = None
-        """During a rollout: the observations (N, *obs_shape) of the last step's actions"""
+        self.acting = False
+        """Whether a callback is called for a step, so that SB3's ``_last_obs`` is what was acted on"""
         self.warned = False
 
 
@@ -157,14 +157,16 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _last_obs(self) -> Any:
         """SB3's: what the agent acts on next, and while a callback is called for a step, what it has acted on."""
         run: Optional[TensorRun] = self.__dict__.get("_run")
-        acted_on = None if run is None else run.acted_on
-        return self.__dict__.get("_last_obs") if acted_on is None else to_host(acted_on).copy()
+        if run is None or self.__dict__.get("_last_obs") is None or run.rollout.env is not self.env:
+            return self.__dict__.get("_last_obs")
+        return run.rollout.last_obs(run.acting)[0]
 
     @_last_obs.setter
     def _last_obs(self, obs: Any) -> None:
         self.__dict__["_last_obs"] = obs
-        if self.__dict__.get("_run") is not None:
-            self.__dict__["_run"].acted_on = None
+        run: Optional[TensorRun] = self.__dict__.get("_run")
+        if run is not None and obs is not None and not run.acting:
+            run.rollout.act_on(obs, None)
 
     def _setup_model(self) -> None:
         if self._why_not_tensors() is not None:
@@ -266,7 +268,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> Tuple[int, BaseCallback]:
-        self._run = None
+        went_before, self._run = self._run, None
         args = (total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if not self._trains_in_tensors():
             return super()._setup_learn(*args)
@@ -287,6 +289,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             if self.spread_time_limits:
                 env.spread_time_limits()
         self._run = self._make_run(env, buffer)
+        if not envs_are_reset and went_before is None:  # a file said where to go on
+            self._run.rollout.act_on(self._last_obs, self._last_original_obs)
         if self.verbose >= 1:
             print(f"Training runs {self.path}")
         return result
@@ -340,11 +344,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast, run.exploration)
         with th.no_grad():
             while progress < train_freq.frequency:
-                # SB3 stores transitions after the callback; but that may step the same simulator, which overwrites them
                 run.locals.next_step()
                 step = run.rollout.step(random=self.num_timesteps < learning_starts)
                 log.note_episodes(step.episodes)
-                run.acted_on = run.rollout.acted_on
+                run.acting = True
                 self.num_timesteps += env.num_envs
                 num_collected_steps += 1
                 actions = run.locals.array("actions", step.actions)
@@ -357,8 +360,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 continue_training = callback.on_step()
                 if not continue_training:
                     break
-                for changed in run.locals.changes("rewards"):
-                    self._store_rewards(changed.look())
+                changed = run.locals.changes("rewards")
+                run.rollout.store(step, changed[0].look() if changed else None)
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 self._on_step()
                 if train_freq.unit == TrainFrequencyUnit.EPISODE:
@@ -366,7 +369,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
                 if log.is_full:
                     self._read_log(log, log_interval)
-        run.acted_on = None
+        run.acting = False
         log.seconds["rollout"] += time.perf_counter() - start
         log.seconds["env"] += run.rollout.env_seconds - env_seconds
         if log.is_full or not continue_training or self.num_timesteps >= self._total_timesteps:
@@ -374,12 +377,6 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         if continue_training:
             callback.on_rollout_end()
         return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training)
-
-    def _store_rewards(self, rewards: np.ndarray) -> None:
-        """Put other rewards (N,) into the newest transitions. As in SB3, VecNormalize's original rewards stay."""
-        if self.get_vec_normalize_env() is None:
-            buffer = cast(DeviceReplayBuffer, self.replay_buffer)
-            buffer.rewards[buffer.newest].copy_(th.from_numpy(rewards))
 
     def _read_log(self, log: TrainingLog, log_interval: Optional[int]) -> None:
         """Read the device, which training waits for nowhere else, and tell SB3's logger.
@@ -435,6 +432,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 adam.sync(count)
         run.log.seconds["update"] += time.perf_counter() - start
         self._note_replay_ratio(run, gradient_steps, batch_size)
+        if self.num_timesteps >= self._total_timesteps:  # no rollout follows that would read them
+            self._read_log(run.log, None)
 
     def _note_replay_ratio(self, run: TensorRun, gradient_steps: int, batch_size: int) -> None:
         """Keep the replay ratio: gradient samples for each transition collected. Warns once where it makes no sense."""
@@ -465,9 +464,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 swapped["replay_buffer_class"] = NStepReplayBuffer
                 swapped["replay_buffer_kwargs"].update(n_steps=swapped["n_steps"], gamma=kwargs["gamma"])
                 swapped["n_steps"] = 1  # SB3 warns that its class ignores it
-        # Where the agent goes on, unless the model has got another env or will reset this one
-        if self._run is not None and self._run.rollout.env is self.tensor_vec_env and self._last_obs is not None:
-            swapped["_last_obs"] = self._run.rollout.last_obs()
+        run = self._run
+        if run is not None and self._last_obs is not None and run.rollout.env is self.env:
+            swapped["_last_obs"], swapped["_last_original_obs"] = run.rollout.last_obs(run.acting)
         before = {name: getattr(self, name) for name in swapped}
         self.__dict__.update(swapped)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch as th
@@ -60,10 +60,14 @@ class Rollout:
         """(N, *obs_shape), what the agent acts on"""
         # The buffer keeps what VecNormalize saw, the policy acts on what it made of it: its statistics change
         self._stored_obs = self._obs if vec_normalize is None else vec_normalize.get_original_obs_tensor().clone()
-        self.acted_on = self._obs
+        self._acted_on = self._obs
         """(N, *obs_shape), what the agent has acted on in the last step"""
+        self._acted_on_original = self._stored_obs
+        """The same before VecNormalize"""
         self._env_obs: Optional[th.Tensor] = None
         """The env's tensor that ``_obs`` is a copy of"""
+        self._given = False
+        """Whether ``_obs`` is from :meth:`act_on`"""
         space: Any = env.action_space
         self._low = self._high = None
         if isinstance(space, spaces.Box) and not ((space.low == -1.0).all() and (space.high == 1.0).all()):
@@ -72,7 +76,7 @@ class Rollout:
             )
         self.captures = captures and env.tensor_env.capturable
         if self.captures:  # a replay leaves the next observations in _obs
-            self.acted_on = self._obs.clone()
+            self._acted_on, self._acted_on_original = self._obs.clone(), self._stored_obs.clone()
         self.graphed_step = Graphed(self._step, self.captures, layers(env), generators(env))
 
     def begin(self, buffer: DeviceReplayBuffer, fast: Any, exploration: Any) -> None:
@@ -86,14 +90,34 @@ class Rollout:
         self.graphed_step.begin(buffer, fast, exploration)
 
     def step(self, random: bool) -> Step:
-        """Act, step the environments and store what happened."""
+        """Act and step the environments."""
         captured = self.graphed_step.enabled
-        if not captured or self.env.obs_tensor is not self._env_obs:  # somebody else stepped or reset the environments
+        if self._given:
+            self._given = False
+        elif not captured or self.env.obs_tensor is not self._env_obs:  # somebody else stepped or reset the environments
             self._take_obs()
         step: Step = self.graphed_step(random)
         self._env_obs = self.env.obs_tensor
-        self._buffer.add_row(step.row)
         return step
+
+    def store(self, step: Step, rewards: Optional[np.ndarray] = None) -> None:
+        """Put a step into the replay buffer.
+
+        :param rewards: (N,), in the place of the env's; as in SB3, original rewards before VecNormalize stay
+        """
+        if rewards is not None and self._vec_normalize is None:
+            self._buffer.rewards_of(step.row).copy_(th.from_numpy(rewards))
+        self._buffer.add_row(step.row)
+
+    def act_on(self, obs: np.ndarray, original_obs: Optional[np.ndarray]) -> None:
+        """Act next on other observations (N, *obs_shape) than the env's.
+
+        :param original_obs: before VecNormalize
+        """
+        self._obs.copy_(th.as_tensor(obs))
+        if self._vec_normalize is not None and original_obs is not None:
+            self._stored_obs.copy_(th.as_tensor(original_obs))
+        self._given = True
 
     def _take_obs(self) -> None:
         self._obs.copy_(self.env.obs_tensor)
@@ -103,7 +127,9 @@ class Rollout:
     def _step(self, random: bool) -> Step:
         env, vec_normalize = self.env, self._vec_normalize
         if self.captures:
-            self.acted_on.copy_(self._obs)
+            self._acted_on.copy_(self._obs)
+            if vec_normalize is not None:
+                self._acted_on_original.copy_(self._stored_obs)
         actions = self._act(self._obs, random)
         env_actions = actions
         if self._low is not None and self._high is not None:
@@ -123,7 +149,17 @@ class Rollout:
             self._take_obs()
         return Step(env_actions, actions, result, row, episodes)
 
-    def last_obs(self) -> np.ndarray:
-        """(N, *obs_shape): what the agent acts on next."""
-        last_obs: np.ndarray = to_host(self.env.obs_tensor).copy()
-        return last_obs
+    def last_obs(self, acting: bool) -> Tuple[np.ndarray, Optional[np.ndarray]]:
+        """What the agent acts on next (N, *obs_shape), and the same before VecNormalize, if there is one.
+
+        :param acting: instead what it has acted on in the step at hand
+        """
+        normalize = self._vec_normalize
+        if acting:
+            obs, original = self._acted_on, self._acted_on_original
+        elif self._given:
+            obs, original = self._obs, self._stored_obs
+        else:
+            obs = self.env.obs_tensor
+            original = obs if normalize is None else normalize.get_original_obs_tensor()
+        return to_host(obs).copy(), None if normalize is None else to_host(original).copy()

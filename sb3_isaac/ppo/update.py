@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch as th
@@ -126,17 +126,16 @@ class PPOUpdate:
         :param lr: the learning rate, or the first one if it adapts
         :raises FloatingPointError: if a loss is NaN
         """
-        buffer = self.buffer
         self._settings = settings
         self._lr.fill_(lr)
         self._look_again(settings)
-        per_epoch = -(-buffer.buffer_size * buffer.n_envs // settings.batch_size)
-        sums = th.zeros(settings.n_epochs * per_epoch, N_SUMS, device=self.device)
+        sums: List[th.Tensor] = []
         n_rows: List[int] = []
-        epochs, stopped_at = 0, None
+        epochs, before_last_epoch, stopped_at = 0, 0, None
         with unchecked_distributions() if self.fast is None else th.no_grad():
             while epochs < settings.n_epochs and stopped_at is None:
                 epochs += 1
+                before_last_epoch = len(n_rows)
                 for minibatch in self._minibatches(settings.batch_size):
                     if isinstance(minibatch, th.Tensor):
                         n_rows.append(len(minibatch))
@@ -144,7 +143,7 @@ class PPOUpdate:
                     else:
                         n_rows.append(len(minibatch.advantages))
                         self._autograd_gradients(minibatch)
-                    sums[len(n_rows) - 1].copy_(self._sums)
+                    sums.append(self._sums.clone())
                     if settings.target_kl is not None:
                         # Stopping early is the host's decision: here it has to wait for the device
                         kl = float(to_host(self._sums)[APPROX_KL]) / n_rows[-1]
@@ -154,7 +153,8 @@ class PPOUpdate:
                     self.step(n_rows[-1])
         if self.adam is not None:
             self.adam.sync(len(n_rows) - (stopped_at is not None))
-        return self._log(settings, sums[: len(n_rows)], n_rows, epochs, stopped_at)
+        losses, last_lr = self._read(settings, th.stack(sums), n_rows, before_last_epoch)
+        return UpdateLog(losses, last_lr, epochs, stopped_at)
 
     def _minibatches(self, batch_size: int) -> Iterable[Any]:
         """On the fast path which rows of the buffer to take, else SB3's samples."""
@@ -250,10 +250,10 @@ class PPOUpdate:
             sums = [term.sum() for term in (squared_errors, approx_kl, clipped, entropy, approx_kl)]
             self._sums.copy_(th.stack([-surrogate.mean(), *sums]))
 
-    def _log(
-        self, settings: Settings, sums: th.Tensor, n_rows: Sequence[int], epochs: int, stopped_at: Optional[float]
-    ) -> UpdateLog:
-        """Read what there is to tell: the only time that an update waits for the device (with target_kl: the last)."""
+    def _read(
+        self, settings: Settings, sums: th.Tensor, n_rows: Sequence[int], before_last_epoch: int
+    ) -> Tuple[Dict[str, float], float]:
+        """Losses and learning rate: the only time that an update waits for the device (with target_kl: the last)."""
         buffer = self.buffer
         with th.no_grad():
             if isinstance(buffer, DeviceRolloutBuffer):
@@ -274,7 +274,6 @@ class PPOUpdate:
             )
         policy_loss, value_loss, entropy_loss = sums_[:, POLICY_LOSS], means[:, SQUARED_ERROR], -means[:, ENTROPY]
         loss = policy_loss + settings.ent_coef * entropy_loss + settings.vf_coef * value_loss
-        before_last_epoch = (epochs - 1) * -(-buffer.buffer_size * buffer.n_envs // settings.batch_size)
         losses = {
             "train/entropy_loss": np.mean(entropy_loss),
             "train/policy_gradient_loss": np.mean(policy_loss),
@@ -286,4 +285,4 @@ class PPOUpdate:
         }
         if log_std is not None:
             losses["train/std"] = std_
-        return UpdateLog({key: float(value) for key, value in losses.items()}, lr, epochs, stopped_at)
+        return {key: float(value) for key, value in losses.items()}, lr

@@ -200,7 +200,7 @@ def record(model: Any, algo: str, logger: Recorder, notes: Notes) -> Dict[str, A
         "parameters": {name: value.detach().clone() for name, value in model.policy.state_dict().items()},
         "gradients wanted": {name: p.requires_grad for name, p in model.policy.named_parameters()},
         "progress": model._current_progress_remaining,
-        "last_obs": last_obs(model),
+        "last_obs": np.array(model._last_obs),
         "episodes": [(episode["r"], episode["l"]) for episode in model.ep_info_buffer],
         "logged names": {name for name in logger.names if not name.startswith("time/")},
     }
@@ -224,15 +224,6 @@ def record(model: Any, algo: str, logger: Recorder, notes: Notes) -> Dict[str, A
     if algo == "dqn":
         found["n_calls"], found["exploration_rate"] = model._n_calls, model.exploration_rate
     return found
-
-
-def last_obs(model: Any) -> np.ndarray:
-    """What the agent acts on next."""
-    run = getattr(model, "_run", None)
-    rollout = getattr(run, "rollout", None)
-    if rollout is not None and hasattr(rollout, "last_obs"):  # DQN and DDPG leave it on the device
-        return rollout.last_obs()
-    return np.array(model._last_obs)
 
 
 def as_steps(array: Any, buffer: Any) -> np.ndarray:
@@ -334,20 +325,13 @@ def compare(row: Row, algo: str, folder: Path) -> None:
     assert not found, f"{len(found)} differences:\n" + "\n".join(found[:12])
 
 
-def table(rows: List[Row], xfail: Optional[Dict[str, str]] = None) -> Any:
-    """Parametrise a test with rows, each once for each of its algorithms.
-
-    :param xfail: what fails today, by id (``algo-name``), and why
-    """
-    xfail = xfail or {}
+def table(rows: List[Row]) -> Any:
+    """Parametrise a test with rows, each once for each of its algorithms."""
     found, ids = [], set()
     for row in rows:
         for algo in (row.algos,) if isinstance(row.algos, str) else row.algos:
             key = f"{algo}-{row.name}"
             assert key not in ids, f"two rows are called {key}"
             ids.add(key)
-            marks = [pytest.mark.xfail(strict=True, reason=xfail[key])] if key in xfail else []
-            found.append(pytest.param(row, algo, id=key, marks=marks))
-    unknown = set(xfail) - ids
-    assert not unknown, f"no such rows: {sorted(unknown)}"
+            found.append(pytest.param(row, algo, id=key))
     return pytest.mark.parametrize(("row", "algo"), found)

@@ -397,6 +397,7 @@ PPO_LOCALS = ("clipped_actions", "values", "log_probs", "obs_tensor")
 # At a stop ours keeps the last transition, which has happened. SB3 forgets it, and would act on the observation before it.
 STOPS = ("last_obs", "episode_starts", "buffer", "episodes", "episode_num", "logged names", "progress", "n_calls", "logged")
 IN_PLACE = "changed locals.* in place"
+INFOS = "changed TimeLimit.truncated in locals"
 
 ROWS = [
     # calls
@@ -445,8 +446,8 @@ ROWS = [
     Row("dones[0] = True", ALL, callback=at(step=assign("dones", 0, True)), refused=IN_PLACE),
     Row("actions *= 0.5", ("ppo",), callback=at(step=out("actions")), refused=IN_PLACE),
     Row("buffer_actions *= 0.5", ("ddpg",), callback=at(step=out("buffer_actions")), refused=IN_PLACE),
-    Row("infos changed", "ppo", callback=at(step=change_info)),
-    Row("infos changed", OFF_POLICY, {"gradient_steps": 0}, learn={"total_timesteps": 32}, stock_buffer=True, callback=at(step=change_info)),
+    Row("infos changed", "ppo", callback=at(step=change_info), refused=INFOS),
+    Row("infos changed", OFF_POLICY, {"gradient_steps": 0}, learn={"total_timesteps": 32}, stock_buffer=True, callback=at(step=change_info), refused=INFOS),
     Row("rollout_buffer.rewards += 1", callback=at(rollout_end=change_rollout_rewards)),
     Row("rollout_buffer.advantages += 1", callback=at(rollout_end=change_rollout_advantages)),
     Row("rollout_buffer.advantages replaced", callback=at(rollout_end=replace_advantages)),
@@ -511,16 +512,6 @@ ROWS = [
 ]  # fmt: skip
 
 
-XFAIL = {
-    "ppo-infos changed": "TimeLimit.truncated written into infos by a callback is ignored in tensors",
-    "dqn-infos changed": "TimeLimit.truncated written into infos by a callback is ignored in tensors",
-    "ddpg-infos changed": "TimeLimit.truncated written into infos by a callback is ignored in tensors",
-    "dqn-buffer in each step": "transitions are stored before the callback, because that may step the same simulator",
-    "ddpg-buffer in each step": "transitions are stored before the callback, because that may step the same simulator",
-}
-"""What differs today, and why."""
-
-
-@table(ROWS, XFAIL)
+@table(ROWS)
 def test_callback(row: Row, algo: str, tmp_path: Path) -> None:
     compare(row, algo, tmp_path)

@@ -429,16 +429,7 @@ def refusal(function):
     return None
 
 
-XFAIL = {
-    "dqn-loaded with force_reset=False": "acts first on obs_tensor of the new environment, not on the _last_obs of the file",
-    "ddpg-loaded with force_reset=False": "acts first on obs_tensor of the new environment, not on the _last_obs of the file",
-    "dqn-total_timesteps=1": "losses of updates after the last rollout are not logged",
-    "ddpg-total_timesteps=1": "losses of updates after the last rollout are not logged",
-}
-"""What differs today, and why."""
-
-
-@table(ROWS, XFAIL)
+@table(ROWS)
 def test_file_or_other(row: Row, algo: str, tmp_path: Path) -> None:
     compare(row, algo, tmp_path)
 

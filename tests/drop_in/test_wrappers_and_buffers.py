@@ -282,12 +282,6 @@ ROWS = [
 ]  # fmt: skip
 
 
-XFAIL = {
-    "ppo-subclass of DeviceRolloutBuffer with its own get": "the update counts on ceil(rows / batch_size) minibatches in an epoch",
-}
-"""What differs today, and why."""
-
-
-@table(ROWS, XFAIL)
+@table(ROWS)
 def test_wrapper_or_buffer(row: Row, algo: str, tmp_path: Path) -> None:
     compare(row, algo, tmp_path)
