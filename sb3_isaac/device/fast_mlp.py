@@ -7,13 +7,14 @@ arithmetic. The formulas are those that autograd would use, so results differ fr
 from __future__ import annotations
 
 import math
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch as th
 from torch import nn
 
 _aten = th.ops.aten
 _LOG2_E = math.log2(math.e)
+_MINUS_ONE = th.tensor(-1.0)
 # exp2 on a CPU is vectorised since 2.1 or so; expm1, which elu is made of, takes four times as long.
 _FAST_EXP2 = int(th.__version__.split(".")[0]) * 100 + int(th.__version__.split(".")[1]) >= 203
 
@@ -31,7 +32,7 @@ def _tanh_(h: th.Tensor, scratch: th.Tensor) -> None:
     if h.is_cuda:
         h.tanh_()
     else:
-        h.sigmoid_().mul_(2.0).sub_(1.0)
+        th.add(_MINUS_ONE, h.sigmoid_(), alpha=2.0, out=h)
 
 
 def _tanh_backward(grad: th.Tensor, out: th.Tensor) -> None:
@@ -109,12 +110,18 @@ class FastMLP:
     :param max_batch: rows of the buffers
     :param share: another network of the same widths whose buffers are used too, to stay in the cache: what it has
         computed is then overwritten
+    :param gradients: where each parameter's gradient goes, in the place of ``parameter.grad``
     """
 
     def __init__(
-        self, layers: Sequence[Tuple[nn.Linear, Type[nn.Module]]], max_batch: int, share: Optional[FastMLP] = None
+        self,
+        layers: Sequence[Tuple[nn.Linear, Type[nn.Module]]],
+        max_batch: int,
+        share: Optional[FastMLP] = None,
+        gradients: Optional[Mapping[nn.Parameter, th.Tensor]] = None,
     ) -> None:
         self.layers = list(layers)
+        self._gradients = gradients
         self.max_batch = max_batch
         weight = self.layers[0][0].weight
         widths = [linear.out_features for linear, _ in self.layers]
@@ -189,7 +196,10 @@ class FastMLP:
         """Gradients of layer i from ``grad`` (batch, out), the gradient with respect to its product with the weights."""
         linear = self.layers[i][0]
         x = self._first_rows(grad.shape[0])[0][i - 1] if i > 0 else self._input
-        weight_grad, bias_grad = linear.weight.grad, linear.bias.grad
+        weight_grad, bias_grad = (
+            parameter.grad if self._gradients is None else self._gradients[parameter]
+            for parameter in (linear.weight, linear.bias)
+        )
         assert weight_grad is not None and bias_grad is not None
         if i == 0 and self._transposed:
             th.mm(x.t(), grad, out=self._first_grad)

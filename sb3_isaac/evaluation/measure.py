@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from sb3_isaac.device import threads
 from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
 
 TensorPolicy = Callable[[th.Tensor], th.Tensor]
@@ -129,7 +130,10 @@ def evaluate(
     start = time.perf_counter()
     policy = tensor_policy(model, deterministic)
     bar = tqdm(total=n_episodes, unit="episode", disable=not progress_bar, leave=False)
-    with _left_as_it_was(model, env), bar:
+    n_threads = th.get_num_threads()
+    if isinstance(model, BaseAlgorithm):
+        n_threads = threads.choose(model.policy, env.num_envs, model.device)
+    with _left_as_it_was(model, env), threads.torch_threads(n_threads), bar:
         if policy is not None and supports_tensors(env):
             episodes = _play_in_tensors(policy, env, n_episodes=n_episodes, bar=bar)
         else:

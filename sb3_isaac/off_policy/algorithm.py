@@ -23,6 +23,7 @@ from sb3_isaac.buffers.sb3_buffer import (
     from_stock_buffer,
 )
 from sb3_isaac.buffers.storage import existing_device
+from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import optimizer_settings
@@ -260,6 +261,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             **options,
         )
 
+    def learn(self, *args: Any, **kwargs: Any) -> Any:
+        """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``."""
+        n_rows = self.n_envs if self._why_not_fast() is None else max(self.n_envs, self.batch_size)
+        with threads.torch_threads(threads.choose(self.policy, n_rows, self.device)):
+            return super().learn(*args, **kwargs)
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -292,7 +299,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         if not envs_are_reset and went_before is None:  # a file said where to go on
             self._run.rollout.act_on(self._last_obs, self._last_original_obs)
         if self.verbose >= 1:
-            print(f"Training runs {self.path}")
+            print(f"Training runs {self.path}, on {threads.describe()}")
         return result
 
     def _make_run(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> TensorRun:

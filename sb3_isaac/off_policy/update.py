@@ -10,7 +10,7 @@ from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.host import same_device
 
-CHUNK = 8192
+CHUNK = 2048
 """Rows of a large batch that a CPU works through at once: their activations stay in its cache."""
 SAMPLE_ROWS = 4096
 """Small batches are drawn from the replay buffer together, up to so many transitions."""

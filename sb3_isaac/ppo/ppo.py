@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
+from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
@@ -185,12 +186,19 @@ class PPO(stable_baselines3.PPO):
             check_compile(self.device)
         return tensors
 
+    def learn(self, *args: Any, **kwargs: Any) -> Any:
+        """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``."""
+        plain = FastActorCriticPolicy.why_not(self.policy, trains=True) is None  # its updates see to it themselves
+        n_rows = self.n_envs if plain else max(self.n_envs, self.batch_size)
+        with threads.torch_threads(threads.choose(self.policy, n_rows, self.device)):
+            return super().learn(*args, **kwargs)
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
         tensors = self._trains_in_tensors()
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         if tensors and self.verbose >= 1:
-            print(f"Training runs {self.path}")
+            print(f"Training runs {self.path}, on {threads.describe()}")
         if tensors and self.spread_time_limits and self._last_obs is not before:  # SB3 has reset the environments
             self.env.spread_time_limits()  # type: ignore[union-attr]
         return result

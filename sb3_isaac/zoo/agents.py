@@ -9,7 +9,6 @@ from typing import Any, Dict, NamedTuple, Optional
 
 import gymnasium as gym
 import rl_zoo3.utils
-import torch as th
 import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import StoreDict, create_test_env, get_model_path, get_saved_hyperparams
@@ -18,6 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_isaac.device import threads
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.zoo.manager import ALGOS
 
@@ -66,7 +66,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     for package in args.gym_packages:
         importlib.import_module(package)
     if args.num_threads > 0:
-        th.set_num_threads(args.num_threads)
+        threads.ask_for(args.num_threads)
     env_id = args.env.gym_id
     n_envs = n_envs if args.n_envs is None else args.n_envs
     if n_envs < 1:

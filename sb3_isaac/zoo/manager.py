@@ -22,6 +22,7 @@ from torch import nn
 
 import sb3_isaac
 from sb3_isaac import backends
+from sb3_isaac.device import threads
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.zoo import search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
@@ -79,6 +80,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
         backends.resolve_device(self.device)
+        if getattr(args, "num_threads", -1) > 0:
+            threads.ask_for(args.num_threads)
         if self.verbose > 0 and kwargs.get("vec_env_type") == "subproc":
             print("--vec-env subproc is for an env_wrapper: without one, all environments are one batch in this process")
         self.vec_env_class: Any = functools.partial(batched_vec_env, otherwise=self.vec_env_class)
@@ -219,7 +222,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def learn(self, model: BaseAlgorithm) -> None:
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
             self.log_interval = max(4, self.n_envs)  # SB3 counts episodes: every 4 is many times a step here
-        super().learn(model)
+        if self.algo in self.algorithms:  # they see to their threads themselves
+            super().learn(model)
+            return
+        with threads.torch_threads(threads.choose(model.policy, getattr(model, "batch_size", self.n_envs), model.device)):
+            super().learn(model)
 
     # -- hyperparameter search: see search ---------------------------------------------------------------------------
 
