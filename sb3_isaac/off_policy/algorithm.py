@@ -288,9 +288,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 buffer.end_trajectories()
             if self.spread_time_limits:
                 env.spread_time_limits()
+        last_obs: Any = self._last_obs
         self._run = self._make_run(env, buffer)
         if not envs_are_reset and went_before is None:  # a file said where to go on
-            self._run.rollout.act_on(self._last_obs, self._last_original_obs)
+            self._run.rollout.act_on(last_obs, self._last_original_obs)
         if self.verbose >= 1:
             print(f"Training runs {self.path}")
         return result
