@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 
+from sb3_isaac.device.eligibility import is_patched
 from sb3_isaac.device.host import HostView, LazyLocals, Views
 from sb3_isaac.envs.infos import Infos
+
+KNOWN_PACKAGES = ("stable_baselines3", "sb3_isaac")
+KNOWN_CALLBACKS = [("rl_zoo3.callbacks", "SaveVecNormalizeCallback")]
 
 
 class RootCallback(CallbackList):
@@ -63,6 +67,18 @@ class StepLocals:
                     "use a VecEnvWrapper, or stable_baselines3's own algorithm."
                 )
         return [view for view in changed if view.name == allowed]
+
+
+def is_known(callback: BaseCallback) -> bool:
+    """Whether a callback, with all below it, is one of SB3's, rl_zoo3's or ours, which leave the model as it is."""
+    kind = type(callback)
+    known = kind.__module__.split(".")[0] in KNOWN_PACKAGES or (kind.__module__, kind.__name__) in KNOWN_CALLBACKS
+    if not known or is_patched(callback):
+        return False
+    if isinstance(callback, ConvertCallback):  # made of a function, or of no callback at all
+        return callback.callback is None
+    below = [value for name, value in vars(callback).items() if isinstance(value, BaseCallback) and name != "parent"]
+    return all(map(is_known, [*below, *getattr(callback, "callbacks", [])]))
 
 
 def root_callback(callback: BaseCallback) -> BaseCallback:

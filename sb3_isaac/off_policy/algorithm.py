@@ -25,14 +25,14 @@ from sb3_isaac.buffers.sb3_buffer import (
 from sb3_isaac.buffers.storage import existing_device
 from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
-from sb3_isaac.device.eligibility import Watch
+from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.flat_adam import optimizer_settings
-from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
     check_tensors,
     describe_path,
+    layers,
     note_episodes,
     overridden,
     patched_buffer,
@@ -69,6 +69,8 @@ class TensorRun:
         self.acting = False
         """Whether a callback is called for a step, so that SB3's ``_last_obs`` is what was acted on"""
         self.warned = False
+        self.undisturbed = False
+        """Whether no code of the user's runs between two updates, so that there is no need to look again what has changed"""
 
 
 class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
@@ -116,7 +118,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         raise NotImplementedError
 
     def _look_again(self, run: TensorRun) -> None:
-        """Called when a rollout or an update begins: choose the path, as callbacks may have changed the policy."""
+        """Choose the path, as callbacks may have changed the policy."""
         if run.watch.changed(self._optimizers()):
             run.fast = self._make_fast_policy() if self._why_not_fast() is None else None
 
@@ -158,7 +160,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _last_obs(self) -> Any:
         """SB3's: what the agent acts on next, and while a callback is called for a step, what it has acted on."""
         run: Optional[TensorRun] = self.__dict__.get("_run")
-        if run is None or self.__dict__.get("_last_obs") is None or run.rollout.env is not self.env:
+        if run is None or self.__dict__.get("_last_obs") is None or run.rollout.env is not self.tensor_vec_env:
             return self.__dict__.get("_last_obs")
         return run.rollout.last_obs(run.acting)[0]
 
@@ -295,9 +297,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 buffer.end_trajectories()
             if self.spread_time_limits:
                 env.spread_time_limits()
+        last_obs: Any = self._last_obs
         self._run = self._make_run(env, buffer)
+        ours = (type(part).__module__.split(".")[0] == "sb3_isaac" for part in (self, *layers(env)))
+        self._run.undisturbed = all(ours) and not is_patched(self) and is_known(result[1])
         if not envs_are_reset and went_before is None:  # a file said where to go on
-            self._run.rollout.act_on(self._last_obs, self._last_original_obs)
+            self._run.rollout.act_on(last_obs, cast(Optional[np.ndarray], self._last_original_obs))
         if self.verbose >= 1:
             print(f"Training runs {self.path}, on {threads.describe()}")
         return result
@@ -345,7 +350,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         progress, continue_training = 0, True
         start, env_seconds = time.perf_counter(), run.rollout.env_seconds
         callback.on_rollout_start()
-        self._look_again(run)
+        if not run.undisturbed:
+            self._look_again(run)
         if run.fast is None:
             self.policy.set_training_mode(False)
         run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast, run.exploration)
@@ -420,7 +426,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._update_learning_rate(optimizers)
         if run.lr is not None:
             run.lr.fill_(optimizers[0].param_groups[0]["lr"])
-        self._look_again(run)
+        if not run.undisturbed:
+            self._look_again(run)
         if run.fast is None:
             self.policy.set_training_mode(True)
         else:
@@ -472,7 +479,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 swapped["replay_buffer_kwargs"].update(n_steps=swapped["n_steps"], gamma=kwargs["gamma"])
                 swapped["n_steps"] = 1  # SB3 warns that its class ignores it
         run = self._run
-        if run is not None and self._last_obs is not None and run.rollout.env is self.env:
+        if run is not None and self._last_obs is not None and run.rollout.env is self.tensor_vec_env:
             swapped["_last_obs"], swapped["_last_original_obs"] = run.rollout.last_obs(run.acting)
         before = {name: getattr(self, name) for name in swapped}
         self.__dict__.update(swapped)

@@ -9,11 +9,19 @@ import pytest
 import stable_baselines3
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback,
+    ConvertCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 
 from sb3_isaac import DeviceReplayBuffer, VecFrameStack, VecNormalize
 from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
+from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.off_policy.training_log import STEPS_PER_READ
 from tests.conftest import ENV_IDS, SyncGuard, difference, make_env, parameters
 from tests.off_policy.conftest import ALGOS, STOCK, make_model, start
@@ -335,3 +343,25 @@ def test_replay_buffer_options(algo):
     assert model.replay_buffer.optimize_memory_usage and model._n_updates > 0
     with pytest.raises(ValueError, match="optimize_memory_usage"):
         make_model(algo, optimize_memory_usage=True)
+
+
+def test_looks_again_only_where_somebody_may_have_changed_something(algo, monkeypatch):
+    looks = []
+    changed = Watch.changed
+    monkeypatch.setattr(Watch, "changed", lambda self, *args: looks.append(1) or changed(self, *args))
+
+    def count(model, callback=None):
+        looks.clear()
+        model.learn(20 * 8, callback=callback)
+        return len(looks)
+
+    def user_code(locals_, globals_):
+        return True
+
+    model = make_model(algo)
+    evaluation = EvalCallback(make_env(ENV_IDS[algo]), eval_freq=5, n_eval_episodes=2, verbose=0)
+    assert count(model) == count(model, [CheckpointCallback(10**9, "."), evaluation]) == 1
+    assert count(model, user_code) > 20
+    assert count(model, [StopTrainingOnMaxEpisodes(10**6), EveryNTimesteps(8, ConvertCallback(user_code))]) > 20
+    model._on_step = model._on_step
+    assert count(model) > 20
