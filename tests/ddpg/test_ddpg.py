@@ -126,7 +126,7 @@ def test_actions_are_scaled_to_the_action_space():
     space = spaces.Box(np.array([-0.5], np.float32), np.array([1.5], np.float32))
     model = start(make_model("ddpg", IsaacVecEnv(tensor_env, action_space=space), action_noise=None))
     step = model._run.rollout.step(random=True)
-    stored = model.replay_buffer.actions[0]
+    stored = step.buffer_actions
     assert th.allclose(step.actions, 0.5 + stored) and stored.abs().max() <= 1.0
 
 
