@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sb3_isaac.buffers import DeviceReplayBuffer, DeviceRolloutBuffer
     from sb3_isaac.ddpg import DDPG
     from sb3_isaac.dqn import DQN
-    from sb3_isaac.evaluation import evaluate
+    from sb3_isaac.evaluation import evaluate, load
     from sb3_isaac.ppo import PPO
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "VecNormalize",
     "__version__",
     "evaluate",
+    "load",
     "make_vec_env",
     "wrap_vec_task",
 ]
@@ -37,7 +38,7 @@ __getattr__, __dir__ = lazy(
     buffers=["DeviceReplayBuffer", "DeviceRolloutBuffer"],
     ddpg=["DDPG"],
     dqn=["DQN"],
-    evaluation=["evaluate"],
+    evaluation=["evaluate", "load"],
     ppo=["PPO"],
     **dict.fromkeys(("backends", "cli", "device", "envs", "off_policy", "zoo"), ()),
 )

@@ -1,41 +1,39 @@
-"""Train PPO on the cartpole with rl_zoo3's command, then evaluate the saved model and say in one line how well it stands."""
+"""Train PPO on the cartpole with the console command until the task is solved, evaluate what was saved, and say what to do next."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import sb3_isaac
+from sb3_isaac.cli import main as sb3_isaac_command
+
 ENV_ID = "IsaacGymCartpole-v0"
-TRAIN = f"-m rl_zoo3.train --algo ppo --env {ENV_ID} --gym-packages sb3_isaac.zoo --seed 0 -f logs"
-N_ENVS = 64
+N_EPISODES = 1000
 
 
 def main() -> None:
-    start = time.perf_counter()
-    print(f"python {TRAIN}", flush=True)
-    subprocess.run([sys.executable, *TRAIN.split()], check=True)
-    seconds = time.perf_counter() - start
-
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    import sb3_isaac
     from sb3_isaac.evaluation.curves import find_runs
-    from sb3_isaac.evaluation.measure import evaluate
 
+    start = time.perf_counter()
+    train = f"train --algo ppo --env {ENV_ID} --seed 0 --until-solved --progress --verbose 0"
+    print(f"sb3-isaac {train}", flush=True)
+    status = sb3_isaac_command(train.split())
+    if status != 0:
+        sys.exit(status)
+    seconds = time.perf_counter() - start
     run = Path(find_runs("logs", "ppo", ENV_ID)[-1])
-    model = PPO.load(run / f"{ENV_ID}.zip", device="cpu")
-    env = VecNormalize.load(
-        str(run / ENV_ID / "vecnormalize.pkl"), sb3_isaac.make_vec_env(ENV_ID, N_ENVS, device="cpu", seed=1)
-    )
-    env.training = env.norm_reward = False
-    result = evaluate(model, env, n_episodes=N_ENVS)
-    print(
-        f"\n{run}: mean return {result.mean:.1f} (at most 499), mean episode length {result.mean_length:.1f} of 499 steps, "
-        f"over {N_ENVS} episodes; trained in {seconds:.1f} seconds, start-up included."
-    )
+    env = sb3_isaac.make_vec_env(ENV_ID, N_EPISODES, device="cpu", seed=1)
+    model = sb3_isaac.load(run / ENV_ID, env, device="cpu")
+    result = sb3_isaac.evaluate(model, model.get_env(), N_EPISODES)
+    print(f"{run}: mean return {result.mean:.1f} of at most 499 over {N_EPISODES} new episodes; training took {seconds:.1f} s")
+    command = Path(sys.executable).with_name("sb3-isaac")
+    command = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    print("Next:")
+    print(f"  {command} video --algo ppo --env {ENV_ID}       # needs: pip install -e '.[plots]'")
+    print(f"  {command} plot --algo ppo --env {ENV_ID} -o curve.png")
+    print(f"  {command} evaluate --algo ppo --env {ENV_ID}")
 
 
 if __name__ == "__main__":

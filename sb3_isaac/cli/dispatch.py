@@ -12,7 +12,7 @@ import sb3_isaac  # noqa: F401  # isort: skip  # first of all: Isaac Gym refuses
 import gymnasium as gym
 
 COMMANDS: Dict[str, str] = {
-    "train": "train an agent: the flags of python -m rl_zoo3.train",
+    "train": "train an agent: the flags of python -m rl_zoo3.train, --until-solved",
     "enjoy": "watch a trained agent: the flags of python -m rl_zoo3.enjoy",
     "optimize": "search hyperparameters: the flags of python -m rl_zoo3.train, --trial-timeout and --write-yaml",
     "evaluate": "measure a trained agent over many episodes",
@@ -58,7 +58,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
             return int(getattr(module, command)(flags))
         importlib.import_module("sb3_isaac.zoo")
-        sys.argv = [f"sb3-isaac {command}", *(_search_flags(flags) if command == "optimize" else flags)]
+        own_flags = {"train": _train_flags, "optimize": _search_flags}.get(command, list)
+        sys.argv = [f"sb3-isaac {command}", *own_flags(flags)]
         runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
     except USER_ERRORS as error:
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
@@ -69,15 +70,32 @@ def main(argv: Optional[List[str]] = None) -> int:
     return 0
 
 
+def _train_flags(flags: List[str]) -> List[str]:
+    """rl_zoo3.train's flags, given those of ``sb3-isaac train``."""
+    parser = argparse.ArgumentParser(prog="sb3-isaac train", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--until-solved",
+        action="store_true",
+        default=None,
+        help="stop when two evaluations in a row reach the reward_threshold of the hyperparameter entry, or of the environment",
+    )
+    return _with_own_flags(parser, flags)
+
+
 def _search_flags(flags: List[str]) -> List[str]:
-    """rl_zoo3.train's flags for a search, given those of ``sb3-isaac optimize``: its own go to ``-params``."""
+    """rl_zoo3.train's flags for a search, given those of ``sb3-isaac optimize``."""
     parser = argparse.ArgumentParser(prog="sb3-isaac optimize", add_help=False, allow_abbrev=False)
     parser.add_argument("--trial-timeout", type=float, metavar="SECONDS", help="prune a trial that takes longer")
     parser.add_argument("--write-yaml", metavar="FILE", help="add the best hyperparameters to this hyperparameter file")
+    return ["-optimize", *_with_own_flags(parser, flags)]
+
+
+def _with_own_flags(parser: argparse.ArgumentParser, flags: List[str]) -> List[str]:
+    """rl_zoo3's flags: those of ``parser``, which it does not know, go to ``-params``, as in a hyperparameter file."""
     parser.add_argument("-params", "--hyperparams", nargs="+", default=[], help=argparse.SUPPRESS)
     args, rest = parser.parse_known_args(flags)
     if "-h" in rest or "--help" in rest:
         print(parser.format_help())
     own = {name: value for name, value in vars(args).items() if name != "hyperparams" and value is not None}
     params = args.hyperparams + [f"{name}:{value!r}" for name, value in own.items()]
-    return ["-optimize", *rest, *(["-params", *params] if params else [])]
+    return [*rest, *(["-params", *params] if params else [])]

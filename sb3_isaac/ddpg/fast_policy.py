@@ -60,9 +60,7 @@ class FastTD3Policy:
         self.adams = [self._critic_adam, self._actor_adam]
         """What makes the steps, one for each of the algorithm's losses"""
         self._targets = tuple(share_storage(net.parameters()) for net in (policy.actor_target, policy.critic_target))
-        self._actor_parameters, self._critic_parameters = (
-            list(net.parameters()) for net in (policy.actor, policy.critic)
-        )
+        self._actor_parameters, self._critic_parameters = (list(net.parameters()) for net in (policy.actor, policy.critic))
         chunk = chunk_rows(batch_size, self._targets[0].device)
         parameters = self._actor_parameters + self._critic_parameters
         self._lanes = Lanes(lambda gradients: _Networks(policy, chunk, gradients), parameters, chunk)
@@ -85,7 +83,7 @@ class FastTD3Policy:
 
         :param noise: (B, action_dim) to add to the target actor's actions, or None
         """
-        values = next_obs.new_empty(len(next_obs), 1)
+        values: th.Tensor = next_obs.new_empty(len(next_obs), 1)
 
         def work(networks: _Networks, rows: slice, accumulate: bool) -> None:
             actions = networks.actor_target.forward(next_obs[rows])
@@ -113,8 +111,8 @@ class FastTD3Policy:
                 square = th.linalg.vector_norm(error).square_()
                 loss = square if loss is None else loss + square
                 critic.backward(error.mul_(2.0 / batch), accumulate)
-            assert loss is not None
-            return loss
+            total: th.Tensor = loss  # type: ignore[assignment]
+            return total
 
         self._add_loss(loss_sum, self._lanes.run(work, batch, self._critic_parameters), 1.0 / batch)
         self._critic_adam.clip_and_step(None, lr)

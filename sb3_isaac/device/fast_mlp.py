@@ -7,7 +7,7 @@ arithmetic. The formulas are those that autograd would use, so results differ fr
 from __future__ import annotations
 
 import math
-from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, cast
 
 import torch as th
 from torch import nn
@@ -196,10 +196,9 @@ class FastMLP:
         """Gradients of layer i from ``grad`` (batch, out), the gradient with respect to its product with the weights."""
         linear = self.layers[i][0]
         x = self._first_rows(grad.shape[0])[0][i - 1] if i > 0 else self._input
-        weight_grad, bias_grad = (
-            parameter.grad if self._gradients is None else self._gradients[parameter]
-            for parameter in (linear.weight, linear.bias)
-        )
+        weight_grad, bias_grad = linear.weight.grad, linear.bias.grad
+        if self._gradients is not None:
+            weight_grad, bias_grad = (self._gradients[cast(nn.Parameter, p)] for p in (linear.weight, linear.bias))
         assert weight_grad is not None and bias_grad is not None
         if i == 0 and self._transposed:
             th.mm(x.t(), grad, out=self._first_grad)

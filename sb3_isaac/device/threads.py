@@ -24,7 +24,7 @@ from sb3_isaac.device.flat_adam import views_of
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 SMALL_WORK = 1e9
-"""Floating point operations of a batch. With less, more threads than one do not pay on a machine that does other things too."""
+"""Floating point operations of a batch. Below, more threads than one do not pay on a machine that does other things too."""
 MAX_LANES = 8
 """So many chunks of a minibatch are worked on at the same time, if there are as many threads."""
 
@@ -161,7 +161,9 @@ class Lanes(Generic[Networks]):
     :param chunk: rows that they can work on at once
     """
 
-    def __init__(self, make: Callable[[Optional[Gradients]], Networks], parameters: Sequence[nn.Parameter], chunk: int) -> None:
+    def __init__(
+        self, make: Callable[[Optional[Gradients]], Networks], parameters: Sequence[nn.Parameter], chunk: int
+    ) -> None:
         self.chunk = chunk
         self.main = make(None)
         """For minibatches of one chunk, and all else"""
@@ -193,7 +195,8 @@ class Lanes(Generic[Networks]):
         def job(lane: int) -> None:
             for start in range(lane * size, n_rows, n_lanes * size):
                 result = work(self._lanes[lane], slice(start, min(start + size, n_rows)), start > lane * size)
-                totals[lane] = result if totals[lane] is None or result is None else totals[lane] + result
+                total = totals[lane]
+                totals[lane] = result if total is None or result is None else total + result
 
         in_parallel(job, n_lanes)
         if gradients_of:

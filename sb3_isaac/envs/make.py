@@ -18,6 +18,10 @@ ISAAC_GYM_DT = 1.0 / 60.0
 """Control step of the older public Isaac Gym cartpole repositories, in seconds (IsaacGymEnvs has 0.0166)."""
 
 
+REWARD_THRESHOLD = 475.0
+"""Of the cartpoles, as Gymnasium's CartPole-v1 has it: a mean return that counts as solved. The highest one is 499."""
+
+
 ENV_KWARGS: Dict[str, Dict[str, Any]] = {
     "IsaacGymCartpole-v0": {},
     "IsaacGymCartpoleDiscrete-v0": {"discrete": True},
@@ -50,6 +54,7 @@ def register_envs() -> None:
                 entry_point="sb3_isaac.envs:CartpoleEnv",
                 vector_entry_point="sb3_isaac.envs:CartpoleVectorEnv",
                 kwargs=kwargs,
+                reward_threshold=REWARD_THRESHOLD,
             )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sb3_isaac.evaluation.callbacks import BatchedEvalCallback, RewardLog
+from sb3_isaac.evaluation.callbacks import BatchedEvalCallback, RewardLog, StopWhenSolved
+from sb3_isaac.evaluation.load import load
 from sb3_isaac.evaluation.measure import EvaluationResult, evaluate
 
-__all__ = ["BatchedEvalCallback", "EvaluationResult", "RewardLog", "evaluate"]
+__all__ = ["BatchedEvalCallback", "EvaluationResult", "RewardLog", "StopWhenSolved", "evaluate", "load"]

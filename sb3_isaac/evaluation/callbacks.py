@@ -11,9 +11,9 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
+from sb3_isaac._files import replacing
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.envs.vec_env import IsaacVecEnv
-from sb3_isaac.evaluation.files import replacing
 from sb3_isaac.evaluation.measure import evaluate
 
 FILE_NAME = "reward_rate.csv"
@@ -70,10 +70,36 @@ class RewardLog(BaseCallback):
             csv.writer(file).writerow(row)
 
 
+class StopWhenSolved(BaseCallback):
+    """Ends training when two evaluations in a row reach a mean return, and says so. To be EvalCallback's ``callback_after_eval``.
+
+    :param reward_threshold: the mean return
+    """
+
+    parent: EvalCallback
+
+    def __init__(self, reward_threshold: float) -> None:
+        super().__init__()
+        self.reward_threshold = reward_threshold
+        self.solved = False
+        self._last_mean = -np.inf
+
+    def _on_step(self) -> bool:
+        mean = self.parent.last_mean_reward
+        self.solved = min(mean, self._last_mean) >= self.reward_threshold
+        if self.solved:
+            print(
+                f"Solved after {self.num_timesteps:,} steps: mean returns {self._last_mean:.1f} and {mean:.1f} in two "
+                f"evaluations in a row, {self.reward_threshold:g} were asked for"
+            )
+        self._last_mean = mean
+        return not self.solved
+
+
 class BatchedEvalCallback(EvalCallback):
     """SB3's EvalCallback with :func:`evaluate`: the same files and the same logged keys, in a fraction of the time.
 
-    Parameters are SB3's. With an evaluation environment that does not support tensors, or with ``render``, it is SB3's
+    Parameters are SB3's. An evaluation is one line. With an evaluation environment that does not support tensors, or with ``render``, it is SB3's
     callback, success rates included. Files are replaced only when they are complete.
     """
 
@@ -94,8 +120,11 @@ class BatchedEvalCallback(EvalCallback):
             with replacing(f"{self.log_path}.npz") as path:
                 np.savez(path, timesteps=self.evaluations_timesteps, results=results, ep_lengths=lengths)
         if self.verbose >= 1:
-            print(f"Eval num_timesteps={self.num_timesteps}, episode_reward={result.mean:.2f} +/- {result.std:.2f}")
-            print(f"Episode length: {result.mean_length:.2f} +/- {result.lengths.std():.2f}")
+            best = ", best so far" if result.mean > self.best_mean_reward else ""
+            print(
+                f"Evaluation after {self.num_timesteps:,} steps: mean return {result.mean:.1f} +/- {result.std:.1f}, "
+                f"length {result.mean_length:.1f}{best}"
+            )
         self.logger.record("eval/mean_reward", result.mean)
         self.logger.record("eval/mean_ep_length", result.mean_length)
         # Dumped here, so that the results appear at the right time step
@@ -104,12 +133,9 @@ class BatchedEvalCallback(EvalCallback):
 
         continue_training = True
         if result.mean > self.best_mean_reward:
-            if self.verbose >= 1:
-                print("New best mean reward!")
             self.best_mean_reward = result.mean
             if self.best_model_save_path is not None:
-                with replacing(os.path.join(self.best_model_save_path, "best_model.zip")) as path:
-                    self.model.save(path)
+                self.model.save(os.path.join(self.best_model_save_path, "best_model"))
             if self.callback_on_new_best is not None:
                 continue_training = self.callback_on_new_best.on_step()
         if self.callback is not None:

@@ -10,8 +10,8 @@ from typing import Any, List, NamedTuple, Sequence, Tuple
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
+from sb3_isaac._files import replacing
 from sb3_isaac.evaluation.callbacks import COLUMNS
-from sb3_isaac.evaluation.files import replacing
 from sb3_isaac.evaluation.measure import bootstrap_interval
 
 N_POINTS = 200

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from sb3_isaac.device import threads
+from sb3_isaac.envs.model_files import warn_without_statistics
 from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
 
 TensorPolicy = Callable[[th.Tensor], th.Tensor]
@@ -127,6 +128,7 @@ def evaluate(
         single = env
         env = DummyVecEnv([lambda: single])
     check_spaces(model, env)
+    warn_without_statistics(model, env)
     start = time.perf_counter()
     policy = tensor_policy(model, deterministic)
     bar = tqdm(total=n_episodes, unit="episode", disable=not progress_bar, leave=False)

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Sequence, Tuple, Uni
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_isaac.evaluation.files import replacing
+from sb3_isaac._files import replacing
 from sb3_isaac.evaluation.measure import check_spaces
 
 GIF_FPS = 30

@@ -28,6 +28,7 @@ from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
+from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
     check_tensors,
@@ -99,6 +100,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.reward_scale = reward_scale
         self.spread_time_limits = spread_time_limits
         self.compile = compile
+        self.observations_are_normalized = False
+        """Whether the env was in a VecNormalize that normalises observations, when the model was last saved"""
+        self.vec_normalize: Any = None
+        """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run: Optional[TensorRun] = None  # not None: training runs in tensors
         if SB3_HAS_N_STEPS:
             kwargs["n_steps"] = n_steps
@@ -465,7 +470,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     # -- files -------------------------------------------------------------------------------------------------------
 
     def save(self, path: Any, exclude: Optional[Iterable[str]] = None, include: Optional[Iterable[str]] = None) -> None:
-        """Save what stock SB3, of any version and without a GPU, can load."""
+        """Save what stock SB3, of any version and without a GPU, can load, and the statistics of VecNormalize beside it.
+
+        :func:`sb3_isaac.load` reads both. A file takes the place of an older one only when it is complete.
+        """
         swapped: Dict[str, Any] = {}
         if self.replay_buffer_class in STANDARD_BUFFERS:
             # Each SB3 version chooses its own class again, and its arguments
@@ -484,12 +492,20 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         before = {name: getattr(self, name) for name in swapped}
         self.__dict__.update(swapped)
         try:
-            super().save(path, exclude, include)
+            save_model(self, lambda file: super(TensorOffPolicyAlgorithm, self).save(file, exclude, include), path)
         finally:
             self.__dict__.update(before)
 
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        """As SB3's. Warns if the statistics of VecNormalize are missing that the model was trained with."""
+        model: Any = super().load(*args, **kwargs)
+        if model.env is not None:
+            warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))
+        return model
+
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run"]
+        return [*super()._excluded_save_params(), "_run", "vec_normalize"]
 
     def save_replay_buffer(self, path: Any) -> None:
         """Save the replay buffer as SB3's own, which stock SB3 loads too."""

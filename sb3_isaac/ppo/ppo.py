@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from functools import partial
-from typing import Any, Callable, List, Optional, Tuple, cast
+from typing import Any, Callable, Iterable, List, Optional, Tuple, cast
 
 import stable_baselines3
 import torch as th
@@ -19,6 +19,7 @@ from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
     check_tensors,
@@ -94,6 +95,10 @@ class PPO(stable_baselines3.PPO):
         """The learning rate that ``adaptive_lr_kl`` has come to; None before the first update."""
         self.spread_time_limits = spread_time_limits
         self.compile = compile
+        self.observations_are_normalized = False
+        """Whether the env was in a VecNormalize that normalises observations, when the model was last saved"""
+        self.vec_normalize: Any = None
+        """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run = _Run()
         if adaptive_lr_kl is not None and not adaptive_lr_kl > 0.0:
             raise ValueError(f"adaptive_lr_kl must be greater than 0, or None for a fixed rate, got {adaptive_lr_kl!r}.")
@@ -124,7 +129,15 @@ class PPO(stable_baselines3.PPO):
             kwargs.setdefault("n_minibatches", None)
         if "learning_rate" in kwargs:
             kwargs.setdefault("adapted_lr", None)
-        return super().load(*args, **kwargs)
+        model = super().load(*args, **kwargs)
+        if model.env is not None:
+            warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))
+        return model
+
+    def save(self, path: Any, exclude: Optional[Iterable[str]] = None, include: Optional[Iterable[str]] = None) -> None:
+        """As SB3's, and the statistics of VecNormalize beside the file, which :func:`sb3_isaac.load` reads. It takes the place
+        of an older file only when it is complete."""
+        save_model(self, lambda file: super(PPO, self).save(file, exclude, include), path)
 
     def _setup_model(self) -> None:
         asked_for = self.rollout_buffer_class
@@ -324,7 +337,7 @@ class PPO(stable_baselines3.PPO):
         self.logger.record("time/update", time.perf_counter() - start)
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run"]
+        return [*super()._excluded_save_params(), "_run", "vec_normalize"]
 
 
 def _batch_size(n_minibatches: int, n_steps: int, n_envs: int) -> int:

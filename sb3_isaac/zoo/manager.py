@@ -13,10 +13,12 @@ from typing import Any, Dict, Optional, Set, Tuple, Type
 import gymnasium as gym
 import rl_zoo3.exp_manager
 import rl_zoo3.utils
+import torch as th
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -24,6 +26,7 @@ import sb3_isaac
 from sb3_isaac import backends
 from sb3_isaac.device import threads
 from sb3_isaac.envs.tensor_path import supports_tensors
+from sb3_isaac.evaluation.callbacks import StopWhenSolved
 from sb3_isaac.zoo import search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
@@ -39,7 +42,7 @@ OFF_POLICY_ALGOS = DISCRETE_ALGOS + CONTINUOUS_ALGOS
 # What an entry may hold beside the arguments of the algorithm.
 ZOO_KEYS = (
     "n_envs n_timesteps normalize env_wrapper vec_env_wrapper env_kwargs frame_stack callback monitor_kwargs "
-    "noise_type noise_std"
+    "noise_type noise_std until_solved reward_threshold"
 ).split()
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -56,6 +59,7 @@ EXCLUDED = {
 """Hyperparameters that say the same thing: with -params, the one given there is in the place of the file's."""
 N_EVALUATIONS, N_EVAL_EPISODES = 10, 64
 """What stands in for the defaults: evaluations of a whole run, and episodes of each (all at once, so they cost one)."""
+N_EVALUATIONS_UNTIL_SOLVED = 20
 
 
 class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
@@ -94,6 +98,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.n_eval_envs == DEFAULT_N_EVAL_ENVS and not _on_command_line("--n-eval-envs"):
             self.n_eval_envs = self.n_eval_episodes
         self.steps_per_update = 1
+        self.stop_when_solved: Optional[StopWhenSolved] = None
+        """Set by --until-solved."""
         self.search: Optional[search.Search] = None
         """Set by -optimize, for the algorithms of this package."""
         self.trial_hyperparams: Optional[Dict[str, Any]] = None
@@ -145,6 +151,17 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def _preprocess_hyperparams(self, hyperparams: Dict[str, Any]) -> Any:
         hyperparams = with_classes(hyperparams)  # a copy: config.yml keeps the plain values
+        threshold = hyperparams.pop("reward_threshold", None)
+        threshold = gym.spec(self.env_name.gym_id).reward_threshold if threshold is None else threshold
+        if hyperparams.pop("until_solved", False) and not self.optimize_hyperparameters:
+            if threshold is None or self.eval_freq <= 0:
+                raise ValueError(
+                    f"--until-solved needs evaluations (leave out --eval-freq {self.eval_freq})"
+                    if self.eval_freq <= 0
+                    else f"--until-solved needs to know when {self.env_name.gym_id} is solved: add reward_threshold to its "
+                    f"entry in {self.config}, or -params reward_threshold:475."
+                )
+            self.stop_when_solved = StopWhenSolved(float(threshold))
         if "env_kwargs" in hyperparams:  # rl_zoo3 < 2.6 does not know the key
             from_file = hyperparams.pop("env_kwargs") or {}
             same_for_evaluation = self.eval_env_kwargs is self.env_kwargs
@@ -201,13 +218,17 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         """
         n_calls = -(-self.n_timesteps // self.n_envs)  # environment steps of the run
         if self.eval_freq > 0 and self.batched_defaults:
-            self.eval_freq = max(n_calls // N_EVALUATIONS, 1) * self.n_envs
+            n_evaluations = N_EVALUATIONS if self.stop_when_solved is None else N_EVALUATIONS_UNTIL_SOLVED
+            self.eval_freq = max(n_calls // n_evaluations, 1) * self.n_envs
         per_update = self.steps_per_update * self.n_envs
         # Rounded up; those that are off (0 or less) stay so.
         self.eval_freq, self.save_freq = (-(-freq // per_update) * per_update for freq in (self.eval_freq, self.save_freq))
         if self.verbose > 0 and self.eval_freq > 0 and not self.optimize_hyperparameters:
             print(f"Evaluating {self.n_eval_episodes} episodes every {self.eval_freq} timesteps")
         super().create_callbacks()
+        if self.stop_when_solved is not None:
+            evaluation = next(callback for callback in self.callbacks if isinstance(callback, EvalCallback))
+            evaluation.callback, self.stop_when_solved.parent = self.stop_when_solved, evaluation
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -222,11 +243,17 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def learn(self, model: BaseAlgorithm) -> None:
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
             self.log_interval = max(4, self.n_envs)  # SB3 counts episodes: every 4 is many times a step here
-        if self.algo in self.algorithms:  # they see to their threads themselves
+        n_threads = th.get_num_threads()
+        if self.algo not in self.algorithms:  # which see to their threads themselves
+            n_threads = threads.choose(model.policy, getattr(model, "batch_size", 0) or self.n_envs, model.device)
+        with threads.torch_threads(n_threads):
             super().learn(model)
-            return
-        with threads.torch_threads(threads.choose(model.policy, getattr(model, "batch_size", self.n_envs), model.device)):
-            super().learn(model)
+        stop = self.stop_when_solved
+        if stop is not None and not stop.solved:
+            print(
+                f"Not solved in {model.num_timesteps:,} steps: no two evaluations in a row reached {stop.reward_threshold:g}. "
+                "Train longer with -n, or try another --seed"
+            )
 
     # -- hyperparameter search: see search ---------------------------------------------------------------------------
 

@@ -1,0 +1,79 @@
+"""A model's file, and beside it the statistics of VecNormalize, without which the model acts badly."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
+
+from sb3_isaac._files import replacing
+from sb3_isaac.envs.vec_normalize import VecNormalize
+
+
+def statistics_path(path: Any) -> Path:
+    """Where the statistics of VecNormalize are that belong to the model saved at ``path``, with or without its ".zip"."""
+    model = Path(path)
+    name = model.name[:-4] if model.name.endswith(".zip") else model.name
+    return model.with_name(f"{name}_vecnormalize.pkl")
+
+
+def save_model(model: Any, save: Callable[[Any], None], path: Any) -> None:
+    """Save a model, and beside it the statistics of the VecNormalize that it was trained with, if there is one.
+
+    :param model: an SB3 model
+    :param save: writes the model to a path or an open file
+    :param path: as for SB3's ``save``: a path, to which ".zip" is added if it has no suffix, or an open file, which gets no
+        statistics
+    """
+    normalize = None if model.env is None else unwrap_vec_normalize(model.env)
+    if model.env is not None:
+        model.observations_are_normalized = normalize is not None and normalize.norm_obs
+    if not isinstance(path, (str, os.PathLike)):
+        save(path)
+        return
+    name = os.fspath(path)
+    name = name if os.path.splitext(name)[1] else f"{name}.zip"
+    if normalize is not None:
+        with replacing(str(statistics_path(name))) as temporary:
+            normalize.save(temporary)
+    with replacing(name) as temporary:
+        save(temporary)
+
+
+def load_statistics(path: Any, env: Any) -> Any:
+    """Wrap an environment in the VecNormalize that belongs to the model saved at ``path``.
+
+    It is set for using the model: the statistics stand still, and rewards stay as they are.
+
+    :param path: of the model
+    :param env: a VecEnv
+    :raises FileNotFoundError: if there are no statistics beside the model
+    """
+    statistics = statistics_path(path)
+    if not statistics.is_file():
+        raise FileNotFoundError(
+            f"{path} was trained on observations normalised by VecNormalize, and its statistics are not at {statistics}: "
+            "copy them there, or wrap the environment yourself with VecNormalize.load(file, env)."
+        )
+    normalize = VecNormalize.load(str(statistics), env)
+    normalize.training = normalize.norm_reward = False
+    return normalize
+
+
+def warn_without_statistics(model: Any, env: Any, path: Optional[Any] = None, stacklevel: int = 3) -> None:
+    """Warn if a model that was trained on normalised observations is about to act on others.
+
+    :param env: a VecEnv
+    :param path: of the model's file, if it is known
+    """
+    if not getattr(model, "observations_are_normalized", False) or unwrap_vec_normalize(env) is not None:
+        return
+    name = "the model's file" if path is None else repr(os.fspath(path))
+    warnings.warn(
+        "The model was trained on observations normalised by VecNormalize, and this environment does not normalise: it will "
+        f"act badly. sb3_isaac.load({name}, env) wraps the environment in the statistics that were saved with the model.",
+        stacklevel=stacklevel,
+    )

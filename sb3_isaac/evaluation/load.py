@@ -1,0 +1,73 @@
+"""Trained agents from files: with the right class, and with the statistics that belong to the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from typing import Any, Dict, Optional, Type, Union
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_isaac.ddpg import DDPG
+from sb3_isaac.dqn import DQN
+from sb3_isaac.envs.model_files import load_statistics, statistics_path
+from sb3_isaac.envs.portable_pickle import load_pickle
+from sb3_isaac.ppo import PPO
+
+
+def load(path: Any, env: Optional[VecEnv] = None, device: Union[th.device, str] = "auto", **kwargs: Any) -> Any:
+    """Load a model that PPO, DQN or DDPG saved, of this package or of SB3, with the statistics that belong to it.
+
+    Where it was trained in a VecNormalize, ``env`` is wrapped in one with the statistics saved beside the model, set for using
+    it: they stand still, and rewards stay as they are. ``model.get_env()`` is that environment. Without ``env`` they are in
+    ``model.vec_normalize``: act with ``model.predict(model.vec_normalize.normalize_obs(obs))``.
+
+    :param path: of the model, with or without ".zip"
+    :param env: a VecEnv that the model is to act or train in
+    :param device: torch device
+    :param kwargs: more arguments of SB3's ``load``
+    :raises FileNotFoundError: no such file, or no statistics beside it
+    :raises ValueError: if the file holds no model of these algorithms
+    """
+    name = os.fspath(path)
+    name = name if os.path.isfile(name) else f"{name}.zip"
+    if not os.path.isfile(name):
+        raise FileNotFoundError(f"There is no model at {path}: give the path that it was saved to.")
+    settings = _settings(name)
+    cls = _algorithm(settings, name)
+    normalized = bool(settings.get("observations_are_normalized", statistics_path(name).is_file()))
+    if env is not None and normalized and unwrap_vec_normalize(env) is None:
+        env = load_statistics(name, env)
+    model: Any = cls.load(name, env=env, device=device, **kwargs)
+    if env is None and normalized:
+        model.vec_normalize = load_pickle(str(statistics_path(name)))
+    return model
+
+
+def _settings(name: str) -> Dict[str, Any]:
+    """What a model's file says, without unpickling anything.
+
+    :raises ValueError: if it is no model's file
+    """
+    try:
+        with zipfile.ZipFile(name) as archive:
+            settings: Dict[str, Any] = json.loads(archive.read("data"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(f"{name} is not a file that SB3's save has written ({error}).") from error
+    return settings
+
+
+def _algorithm(settings: Dict[str, Any], name: str) -> Type[BaseAlgorithm]:
+    """:raises ValueError: if it is none of ours"""
+    if "clip_range" in settings and "n_epochs" in settings:
+        return PPO
+    if "exploration_rate" in settings:
+        return DQN
+    if "target_noise_clip" in settings and settings["target_noise_clip"] == 0.0:
+        return DDPG
+    raise ValueError(
+        f"{name} is no model of PPO, DQN or DDPG: load it with the class that saved it, such as stable_baselines3.SAC.load."
+    )
