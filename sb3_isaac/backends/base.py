@@ -106,19 +106,20 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"[:80]
 
 
-def check_result(env: TensorEnv, result: Any) -> None:
-    """Whether what ``env`` returned is what the contract says: shapes, dtypes and device, without a look at the values.
+def check_result(env: TensorEnv, method: str, result: Any) -> None:
+    """Whether ``env.step`` or ``env.reset`` returned what the contract says: shapes, dtypes and device, not values.
 
-    :param result: of :meth:`TensorEnv.step` or :meth:`TensorEnv.reset`
+    :param method: "step" or "reset"
     :raises ValueError: if not
     """
-    name, method = type(env).__name__, "step" if isinstance(result, StepResult) else "reset"
-    if method == "reset" and not isinstance(result, th.Tensor):
-        raise ValueError(f"{name} returned {describe(result)}: reset must return the observations, step a StepResult.")
-    given = result._asdict() if isinstance(result, StepResult) else {"obs": result}
-    for field, value in given.items():
+    call = f"{type(env).__name__}.{method}"
+    fields = StepResult._fields if method == "step" else ("obs",)
+    values = (result,) if method == "reset" else result
+    if not isinstance(values, tuple) or len(values) != len(fields):
+        raise ValueError(f"{call} returned {describe(result)}: it must be a StepResult, of {', '.join(fields)}.")
+    for field, value in zip(fields, values):
         shape = (env.n_envs, env.obs_dim) if field in ("obs", "final_obs") else (env.n_envs,)
         dtype = th.bool if field in ("terminated", "truncated") else th.float32
         wanted = describe(th.empty(shape, dtype=dtype, device=env.device))
         if describe(value) != wanted:
-            raise ValueError(f"{name}.{method} returned {describe(value)} as {field}: it must be {wanted}.")
+            raise ValueError(f"{call} returned {describe(value)} as {field}: it must be {wanted}.")

@@ -145,7 +145,7 @@ def _function(name: str, value: Any) -> Callable[..., th.Tensor]:
 
 
 def default_termination(obs: th.Tensor, actions: th.Tensor, task: CartpoleTask) -> th.Tensor:
-    """Which cartpoles have failed, (N,) bool: too far from the centre, or leaning too far. Arguments: :class:`CartpoleTask`."""
+    """Which cartpoles are too far from the centre or lean too far, (N,) bool. Arguments: :class:`CartpoleTask`."""
     return (obs[:, 0].abs() > task.reset_dist) | (obs[:, 2].abs() > task.reset_angle)
 
 
