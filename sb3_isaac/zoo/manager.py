@@ -137,6 +137,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else "remove it."
+                if self.is_own_task and not self.config_given:
+                    hint += f" Entries for {self.algo} alone belong in {self._suggested_file()}."
                 raise ValueError(f"Unknown hyperparameter {key!r} for {self.algo} in {self.config} or -params: {hint}")
         if "n_timesteps" not in hyperparams and self.n_timesteps <= 0:
             raise ValueError(f"n_timesteps is missing for {self.env_name.gym_id} in {self.config}: add it, or pass -n.")
