@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from sb3_isaac import _isaacgym_first  # noqa: F401  # isort: skip  # Isaac Gym refuses to be imported after torch
 from sb3_isaac._lazy import lazy
 from sb3_isaac._version import __version__
-from sb3_isaac.envs import IsaacVecEnv, VecFrameStack, VecNormalize, make_vec_env, register_envs, wrap_vec_task
+from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.envs import IsaacVecEnv, VecFrameStack, VecNormalize, make_vec_env, register, register_envs, wrap_vec_task
 
 if TYPE_CHECKING:
     from sb3_isaac import backends, buffers, cli, ddpg, device, dqn, envs, evaluation, off_policy, ppo, zoo  # noqa: F401
@@ -24,12 +25,15 @@ __all__ = [
     "DeviceReplayBuffer",
     "DeviceRolloutBuffer",
     "IsaacVecEnv",
+    "StepResult",
+    "TensorEnv",
     "VecFrameStack",
     "VecNormalize",
     "__version__",
     "evaluate",
     "load",
     "make_vec_env",
+    "register",
     "wrap_vec_task",
 ]
 

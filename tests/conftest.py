@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -178,3 +180,17 @@ def check_in_stock_sb3(folder: Path) -> None:
     """Whether stock SB3 loads all models in the folder, predicts the same, holds buffers of its own and trains on."""
     done = run_python(str(TESTS / "stock_process.py"), str(folder), cwd=folder)
     assert done.returncode == 0, done.stdout
+
+
+# -- a user's own task -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def my_pendulum(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of examples/, with its id MyPendulum-v0 registered for a while."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "examples"))
+    before = dict(gym.registry)
+    yield importlib.import_module("my_pendulum")
+    sys.modules.pop("my_pendulum", None)
+    gym.registry.clear()
+    gym.registry.update(before)

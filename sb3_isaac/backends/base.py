@@ -6,8 +6,9 @@ Everything above this file (VecEnv, algorithms, evaluation) talks to a simulator
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Dict, NamedTuple
+from typing import Any, Dict, NamedTuple, Sequence
 
+import numpy as np
 import torch as th
 
 
@@ -44,6 +45,10 @@ class TensorEnv(ABC):
     """Time limit, in control steps (the environment truncates when ``progress`` reaches this minus one)."""
     progress: th.Tensor
     """(N,) int64, control steps since the reset. May be written in place to spread the time-outs."""
+    render_fps: int = 60
+    """Pictures in a second of simulated time."""
+    one_per_process: bool = False
+    """Whether the process can have one such simulator only."""
     capturable: bool = False
     """A step may be captured in a CUDA graph: it is torch alone, at fixed addresses, and never waits for the device."""
 
@@ -59,13 +64,19 @@ class TensorEnv(ABC):
     def seed(self, seed: int) -> None:
         """Seed the generator that draws the reset states, from now on."""
 
-    @abstractmethod
     def get_state(self) -> Dict[str, th.Tensor]:
-        """Copies of everything that the following steps depend on, the random generator included."""
+        """Copies of everything that the following steps depend on, the random generator included. Training needs it not.
 
-    @abstractmethod
+        :raises NotImplementedError: the task cannot tell its state
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot tell its state: give it get_state() and set_state(state).")
+
     def set_state(self, state: Dict[str, th.Tensor]) -> None:
-        """Restore what :meth:`get_state` returned. The following steps then repeat exactly."""
+        """Restore what :meth:`get_state` returned. The following steps then repeat exactly.
+
+        :raises NotImplementedError: the task cannot tell its state
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot tell its state: give it get_state() and set_state(state).")
 
     def compile(self) -> None:  # noqa: B027  (most simulators have nothing to compile)
         """Let torch.compile make a step faster, where it can. Results may then differ by rounding."""
@@ -74,5 +85,41 @@ class TensorEnv(ABC):
         """Free what the simulator holds. Calling it twice is allowed."""
 
     def render_state(self) -> Dict[str, Any]:
-        """Host copies of what a picture of the environments needs. Not meant for a hot path."""
-        raise NotImplementedError(f"{type(self).__name__} does not describe its state for rendering.")
+        """Host copies of what the cartpole's pictures are drawn from. Not meant for a hot path."""
+        raise NotImplementedError(f"{type(self).__name__} is no cartpole.")
+
+    def render(self, n_envs: int) -> Sequence[np.ndarray]:
+        """Pictures of the first ``n_envs`` environments, each (height, width, 3) uint8 RGB, all of one size.
+
+        :raises NotImplementedError: the task draws none
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no pictures: leave rendering out (enjoy --no-render), or give it a method "
+            "render(n_envs) that returns n_envs arrays (height, width, 3) uint8."
+        )
+
+
+def describe(value: Any) -> str:
+    """Shape, dtype and device of a tensor, or what else it is."""
+    if isinstance(value, th.Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).replace('torch.', '')} on {value.device}"
+    return f"{type(value).__name__} {value!r}"[:80]
+
+
+def check_result(env: TensorEnv, method: str, result: Any) -> None:
+    """Whether ``env.step`` or ``env.reset`` returned what the contract says: shapes, dtypes and device, not values.
+
+    :param method: "step" or "reset"
+    :raises ValueError: if not
+    """
+    call = f"{type(env).__name__}.{method}"
+    fields = StepResult._fields if method == "step" else ("obs",)
+    values = (result,) if method == "reset" else result
+    if not isinstance(values, tuple) or len(values) != len(fields):
+        raise ValueError(f"{call} returned {describe(result)}: it must be a StepResult, of {', '.join(fields)}.")
+    for field, value in zip(fields, values):
+        shape = (env.n_envs, env.obs_dim) if field in ("obs", "final_obs") else (env.n_envs,)
+        dtype = th.bool if field in ("terminated", "truncated") else th.float32
+        wanted = describe(th.empty(shape, dtype=dtype, device=env.device))
+        if describe(value) != wanted:
+            raise ValueError(f"{call} returned {describe(value)} as {field}: it must be {wanted}.")

@@ -7,13 +7,14 @@ Source: IsaacGymEnvs, ``isaacgymenvs/tasks/cartpole.py`` and ``cfg/task/Cartpole
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 import torch as th
 
-from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.backends.base import StepResult, TensorEnv, describe
 
 OBS_DIM = 4
 """cart position (m), cart velocity (m/s), pole angle (rad, 0 is upright), pole angular velocity (rad/s)."""
@@ -22,32 +23,98 @@ RESET_WIDTH = (0.2, 0.5, 0.2, 0.5)
 
 
 @dataclass(frozen=True)
-class CartpoleTask:
-    """Parameters of the task. The defaults are those of IsaacGymEnvs.
+class CartpolePhysics:
+    """Parameters of the machine. The defaults are those of IsaacGymEnvs' ``cartpole.urdf`` in Isaac Gym.
+
+    :param cart_mass: in kg
+    :param pole_mass: in kg
+    :param pole_length: of the pole's box, in metres; its centre of mass is 0.47 of it above the joint
+    :param pole_inertia: kg m^2 about the pole's centre. None: what Isaac Gym takes where the URDF gives none, that of the
+        pole's box at 1000 kg/m^3, whatever its mass (0.20072 for the default length, a pole of 2.4 kg)
+    :param gravity: in m/s^2
+    :param angular_damping: of the pole, in 1/s, on its own inertia; the default is PhysX's in Isaac Gym
+    :param max_cart_speed: velocity limit of the cart's joint, in m/s
+    :param max_pole_speed: velocity limit of the pole's joint, in rad/s
+    :param track_limit: where the rail ends on both sides, in metres: the cart stops dead there
+    """
+
+    cart_mass: float = 1.0
+    pole_mass: float = 1.0
+    pole_length: float = 1.0
+    pole_inertia: Optional[float] = None
+    gravity: float = 9.81
+    angular_damping: float = 0.5
+    max_cart_speed: float = 100.0
+    max_pole_speed: float = 8.0
+    track_limit: float = 4.0
+
+    @property
+    def pole_com(self) -> float:
+        """Distance from the joint to the pole's centre of mass, in metres."""
+        return 0.47 * self.pole_length
+
+    @property
+    def inertia(self) -> float:
+        """kg m^2 of the pole about its centre."""
+        if self.pole_inertia is not None:
+            return self.pole_inertia
+        # 1000 kg/m^3 * 0.04 m * 0.06 m * length / 12 * (0.06^2 + length^2)
+        return 0.2 * self.pole_length * (0.06**2 + self.pole_length**2)
+
+
+@dataclass(frozen=True)
+class CartpoleTask(CartpolePhysics):
+    """Parameters of the task, beside those of :class:`CartpolePhysics`. The defaults are those of IsaacGymEnvs.
+
+    ``reward`` and ``termination`` are functions of tensors on the simulation's device, or their names, "module:function"::
+
+        def reward(obs, actions, terminated, task):  # -> (N,) float32
+            return torch.cos(obs[:, 2]) - 0.001 * actions[:, 0] ** 2 - 2.0 * terminated
+
+        def termination(obs, actions, task):         # -> (N,) bool
+            return (obs[:, 0].abs() > task.reset_dist) | (obs[:, 2].abs() > 0.4)
+
+    ``obs`` (N, 4) float32 is what the step has led to, before any reset; ``actions`` (N, 1) float32 in [-1, 1] is what was
+    done; ``terminated`` (N,) bool; ``task`` is this object. They may not change their arguments, and are called once with
+    made-up states when the simulator is made, which checks their results. With ``compile=True`` a step is compiled: what
+    changes between two steps must be in tensors.
 
     :param dt: duration of one control step, in seconds (1/60 in the older public Isaac Gym cartpole repositories)
     :param substeps: physics steps in one control step
     :param max_effort: force on the cart at action 1, in newtons
-    :param reset_dist: the episode ends when the cart is further than this from the centre, in metres (the cart's stops
-        are at 4 m)
+    :param reset_dist: the episode ends when the cart is further than this from the centre, in metres
+    :param reset_angle: the episode ends when the pole leans further than this, in rad
     :param max_episode_length: an episode is truncated after ``max_episode_length - 1`` steps, as in IsaacGymEnvs
-    :raises ValueError: if a value is out of range
+    :param reward: in the place of :func:`default_reward`
+    :param termination: in the place of :func:`default_termination`
+    :raises ValueError: if a value is out of range, or there is no function of that name
     """
 
     dt: float = 0.0166
     substeps: int = 2
     max_effort: float = 400.0
     reset_dist: float = 3.0
+    reset_angle: float = math.pi / 2
     max_episode_length: int = 500
+    reward: Union[str, Callable[..., th.Tensor], None] = None
+    termination: Union[str, Callable[..., th.Tensor], None] = None
 
     def __post_init__(self) -> None:
-        for name, low in (("dt", 0.0), ("substeps", 0), ("max_effort", 0.0), ("reset_dist", 0.0), ("max_episode_length", 1)):
-            value = getattr(self, name)
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in ("reward", "termination"):
+                if value is not None:
+                    object.__setattr__(self, name, _function(name, value))
+                continue
+            if name == "pole_inertia" and value is None:
+                continue
             whole = name in ("substeps", "max_episode_length")
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise ValueError(f"Task parameter {name} must be {'an integer' if whole else 'a number'}, got {value!r}.")
-            if not (math.isfinite(value) and value > low):
-                raise ValueError(f"Task parameter {name} must be greater than {low:g}, got {value!r}.")
+            low = 1 if name == "max_episode_length" else 0
+            if not math.isfinite(value) or value < low or (value == low and name != "angular_damping"):
+                at_least = "at least" if name == "angular_damping" else "greater than"
+                raise ValueError(f"Task parameter {name} must be {at_least} {low}, got {value!r}.")
 
     @classmethod
     def parse(cls, **task_kwargs: Any) -> CartpoleTask:
@@ -59,25 +126,78 @@ class CartpoleTask:
         return cls(**task_kwargs)
 
 
+def _function(name: str, value: Any) -> Callable[..., th.Tensor]:
+    """The function that ``reward`` or ``termination`` is, or names as "module:function".
+
+    :raises ValueError: it is neither
+    """
+    if isinstance(value, str):
+        module, _, function = value.partition(":")
+        try:
+            value = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"Task parameter {name}={value!r} names no function, as 'module:function' does: {error}."
+            ) from error
+    if not callable(value):
+        raise ValueError(f"Task parameter {name} must be a function or 'module:function', got {value!r}.")
+    return value  # type: ignore[no-any-return]
+
+
+def default_termination(obs: th.Tensor, actions: th.Tensor, task: CartpoleTask) -> th.Tensor:
+    """Which cartpoles are too far from the centre or lean too far, (N,) bool. Arguments: :class:`CartpoleTask`."""
+    return (obs[:, 0].abs() > task.reset_dist) | (obs[:, 2].abs() > task.reset_angle)
+
+
+def default_reward(obs: th.Tensor, actions: th.Tensor, terminated: th.Tensor, task: CartpoleTask) -> th.Tensor:
+    """1 - angle^2 - 0.01 |v| - 0.005 |w|, and -2 for a failure: (N,) float32. Arguments: :class:`CartpoleTask`."""
+    _, v, angle, w = obs.unbind(-1)
+    reward = th.addcmul(angle.new_ones(()), angle, angle, value=-1.0)
+    return reward.sub_(v.abs(), alpha=0.01).sub_(w.abs(), alpha=0.005).masked_fill_(terminated, -2.0)
+
+
 def reward_and_termination(
-    dof_state: th.Tensor, progress: th.Tensor, reset_dist: float, max_episode_length: int
+    obs: th.Tensor, progress: th.Tensor, actions: th.Tensor, task: CartpoleTask
 ) -> Tuple[th.Tensor, th.Tensor, th.Tensor]:
     """Reward and ends of episodes for states reached after ``progress`` steps.
 
     IsaacGymEnvs also reports a time-out where the pole falls on the very last step; here that is a termination only, so
     that nobody bootstraps the value of a failure.
 
-    :param dof_state: (N, 4) float32, the state after the step
+    :param obs: (N, 4) float32, the state after the step
     :param progress: (N,) int64, steps since the reset, this one included
+    :param actions: (N, 1) float32 in [-1, 1]
     :return: reward (N,) float32, terminated (N,) bool, truncated (N,) bool
     """
-    x, v, angle, w = dof_state.unbind(-1)
-    terminated = (x.abs() > reset_dist) | (angle.abs() > math.pi / 2)
-    truncated = (progress >= max_episode_length - 1) & ~terminated
-    # 1 - angle^2 - 0.01 |v| - 0.005 |w|
-    reward = th.addcmul(angle.new_ones(()), angle, angle, value=-1.0)
-    reward = reward.sub_(v.abs(), alpha=0.01).sub_(w.abs(), alpha=0.005).masked_fill_(terminated, -2.0)
-    return reward, terminated, truncated
+    termination: Any = task.termination or default_termination
+    reward: Any = task.reward or default_reward
+    terminated = termination(obs, actions, task)
+    truncated = (progress >= task.max_episode_length - 1) & ~terminated
+    return reward(obs, actions, terminated, task), terminated, truncated
+
+
+def check_functions(task: CartpoleTask, n_envs: int, device: th.device) -> None:
+    """Call the user's ``reward`` and ``termination`` once.
+
+    :raises ValueError: a result of another shape, dtype or device, or an argument was changed
+    """
+    obs = th.linspace(-0.4, 0.4, n_envs * OBS_DIM, device=device).view(n_envs, OBS_DIM)
+    actions = th.linspace(-1.0, 1.0, n_envs, device=device).unsqueeze(-1)
+    terminated = th.zeros(n_envs, dtype=th.bool, device=device)
+    given = (obs, actions, terminated)
+    before = [tensor.clone() for tensor in given]
+    for name, arguments, dtype in (("termination", given[:2], th.bool), ("reward", given, th.float32)):
+        function: Any = getattr(task, name)
+        if function is None:
+            continue
+        result = function(*arguments, task)
+        wanted = describe(th.empty(n_envs, dtype=dtype, device=device))
+        if describe(result) != wanted:
+            raise ValueError(
+                f"The function {name}= returned {describe(result)}; it must return {wanted}: one value for each environment."
+            )
+        if not all(th.equal(tensor, copy) for tensor, copy in zip(given, before)):
+            raise ValueError(f"The function {name}= has changed its arguments in place: work on a copy (.clone()).")
 
 
 def finish_step(
@@ -86,6 +206,7 @@ def finish_step(
     final_obs: th.Tensor,
     uniform: th.Tensor,
     reset_width: th.Tensor,
+    actions: th.Tensor,
     task: CartpoleTask,
 ) -> StepResult:
     """What follows the physics: reward, ends of episodes and resets. Updates ``dof_state`` and ``progress`` in place.
@@ -96,9 +217,10 @@ def finish_step(
     :param uniform: (N, 4) random numbers in [0, 1) for the environments that are reset; the others ignore theirs, because
         choosing which to draw would need the host
     :param reset_width: (4,), :data:`RESET_WIDTH` on the device
+    :param actions: (N, 1) float32, clipped to [-1, 1]
     """
     progress += 1
-    reward, terminated, truncated = reward_and_termination(final_obs, progress, task.reset_dist, task.max_episode_length)
+    reward, terminated, truncated = reward_and_termination(final_obs, progress, actions, task)
     done = terminated | truncated
     obs = th.where(done.unsqueeze(-1), (uniform - 0.5) * reset_width, final_obs)
     dof_state.copy_(obs)
@@ -126,6 +248,7 @@ class CartpoleTensorEnv(TensorEnv):
         self.n_envs = n_envs
         self.device = th.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors there say
         self.max_episode_length = self.task.max_episode_length
+        check_functions(self.task, n_envs, self.device)
         self.generator = th.Generator(self.device)
         self.seed(self.generator.seed() if seed is None else seed)
         # The state stays at fixed addresses, so that a step can be captured in a CUDA graph.
@@ -165,4 +288,5 @@ class CartpoleTensorEnv(TensorEnv):
             "progress": self.progress.cpu().numpy().copy(),
             "max_effort": self.task.max_effort,
             "reset_dist": self.task.reset_dist,
+            "pole_length": self.task.pole_length,
         }

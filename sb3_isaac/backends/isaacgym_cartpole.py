@@ -18,7 +18,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 import weakref
+import xml.etree.ElementTree as ElementTree
+from dataclasses import fields
 from typing import Any, Dict, Optional, Union
 
 # isaacgym must come before torch: sb3_isaac/_isaacgym_first.py has seen to that.
@@ -27,7 +30,7 @@ from isaacgym import gymapi, gymtorch  # type: ignore[import-not-found,unused-ig
 import torch as th
 
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.backends.cartpole import OBS_DIM, CartpoleTensorEnv, finish_step
+from sb3_isaac.backends.cartpole import OBS_DIM, CartpolePhysics, CartpoleTensorEnv, finish_step
 from sb3_isaac.backends.probe import SIM_ENVS_VARIABLE, known_failure, reserved_envs
 
 logger = logging.getLogger(__name__)
@@ -37,8 +40,43 @@ HEADLESS_VARIABLE = "SB3_ISAAC_HEADLESS"
 MAX_EFFORT = 1000.0
 """The URDF's effort limit of the cart's joint, in newtons."""
 
+URDF = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cartpole.urdf")
+
 _simulator: Optional[Simulator] = None
 _views: weakref.WeakSet[IsaacGymCartpole] = weakref.WeakSet()
+
+
+def differing_physics(one: CartpolePhysics, other: CartpolePhysics) -> Optional[str]:
+    """The name of the first parameter of the machine in which the two differ, or None."""
+    names = (field.name for field in fields(CartpolePhysics))
+    return next((name for name in names if getattr(one, name) != getattr(other, name)), None)
+
+
+def write_urdf(path: str, physics: CartpolePhysics) -> None:
+    """Write the URDF of a cartpole with other masses, lengths and limits."""
+    tree = ElementTree.parse(URDF)
+    links = {str(link.get("name")): link for link in tree.iter("link")}
+    limits = {str(joint.get("name")): joint.find("limit") for joint in tree.iter("joint")}
+
+    def put(element: Optional[ElementTree.Element], **values: Any) -> None:
+        assert element is not None
+        for name, value in values.items():
+            element.set(name, str(value))
+
+    put(links["cart"].find("inertial/mass"), value=physics.cart_mass)
+    put(links["pole"].find("inertial/mass"), value=physics.pole_mass)
+    for part in ("visual", "collision"):
+        put(links["pole"].find(f"{part}/geometry/box"), size=f"0.04 0.06 {physics.pole_length}")
+    for part in ("visual", "collision", "inertial"):
+        put(links["pole"].find(f"{part}/origin"), xyz=f"0 0 {physics.pole_com}")
+    if physics.pole_inertia is not None:  # the pole turns about x alone
+        inertia = dict.fromkeys(("ixx", "iyy", "izz"), str(physics.pole_inertia))
+        inertial = links["pole"].find("inertial")
+        assert inertial is not None
+        ElementTree.SubElement(inertial, "inertia", {**inertia, "ixy": "0", "ixz": "0", "iyz": "0"})
+    put(limits["slider_to_cart"], lower=-physics.track_limit, upper=physics.track_limit, velocity=physics.max_cart_speed)
+    put(limits["cart_to_pole"], velocity=physics.max_pole_speed)
+    tree.write(path)
 
 
 class Simulator:
@@ -50,12 +88,15 @@ class Simulator:
     :param device: "cuda:i" for the GPU pipeline, "cpu" for the CPU pipeline
     :param dt: control step, in seconds
     :param substeps: physics steps in a control step
+    :param physics: masses, lengths and limits; others than IsaacGymEnvs' are written into a URDF file for Isaac Gym
     :param headless: no viewer
     :raises RuntimeError: if Isaac Gym cannot make the simulator
     """
 
-    def __init__(self, n_envs: int, device: th.device, dt: float, substeps: int, headless: bool) -> None:
-        self.n_envs, self.device, self.dt, self.substeps = n_envs, device, dt, substeps
+    def __init__(
+        self, n_envs: int, device: th.device, dt: float, substeps: int, physics: CartpolePhysics, headless: bool
+    ) -> None:
+        self.n_envs, self.device, self.dt, self.substeps, self.physics = n_envs, device, dt, substeps, physics
         self.resident: Optional[object] = None
         """The key of the view whose state PhysX has."""
         self.gym: Any = gymapi.acquire_gym()
@@ -75,7 +116,7 @@ class Simulator:
         params = gymapi.SimParams()
         params.dt, params.substeps = self.dt, self.substeps
         params.up_axis = gymapi.UP_AXIS_Z
-        params.gravity = gymapi.Vec3(0.0, 0.0, -9.81)
+        params.gravity = gymapi.Vec3(0.0, 0.0, -self.physics.gravity)
         params.use_gpu_pipeline = params.physx.use_gpu = self.device.type == "cuda"
         params.physx.solver_type = 1  # TGS
         params.physx.num_position_iterations, params.physx.num_velocity_iterations = 4, 0
@@ -94,7 +135,13 @@ class Simulator:
         self.gym.add_ground(self.sim, plane)
         options = gymapi.AssetOptions()
         options.fix_base_link = True
-        asset = self.gym.load_asset(self.sim, os.path.dirname(os.path.abspath(__file__)), "cartpole.urdf", options)
+        options.angular_damping = self.physics.angular_damping
+        if differing_physics(self.physics, CartpolePhysics()) is None:
+            asset = self.gym.load_asset(self.sim, *os.path.split(URDF), options)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                write_urdf(os.path.join(folder, "cartpole.urdf"), self.physics)
+                asset = self.gym.load_asset(self.sim, folder, "cartpole.urdf", options)
         pose = gymapi.Transform()
         pose.p.z = 2.0
         spacing = 4.0
@@ -184,6 +231,8 @@ class IsaacGymCartpole(CartpoleTensorEnv):
     :raises RuntimeError: the process has a simulator already and this view does not fit into it
     """
 
+    one_per_process = True
+
     def __init__(
         self,
         n_envs: int,
@@ -212,8 +261,12 @@ class IsaacGymCartpole(CartpoleTensorEnv):
 
     def _check_fits(self, simulator: Simulator) -> None:
         there_is = "This process has one Isaac Gym simulator (PhysX allows no second one)"
-        for name, asked in (("device", self.device), ("dt", self.task.dt), ("substeps", self.task.substeps)):
-            made = getattr(simulator, name)
+        compared = [(name, getattr(simulator, name), getattr(self.task, name)) for name in ("dt", "substeps")]
+        compared.insert(0, ("device", simulator.device, self.device))
+        different = differing_physics(simulator.physics, self.task)
+        if different is not None:
+            compared.append((different, getattr(simulator.physics, different), getattr(self.task, different)))
+        for name, made, asked in compared:
             if asked != made:
                 raise RuntimeError(f"{there_is}, with {name}={made}, and {name}={asked} is asked for: use another process.")
         n_envs = self.n_envs
@@ -230,7 +283,8 @@ class IsaacGymCartpole(CartpoleTensorEnv):
         if _simulator is None:
             n_envs = max([view.n_envs for view in _views] + [reserved_envs()])
             try:
-                _simulator = Simulator(n_envs, self.device, self.task.dt, self.task.substeps, self.headless)
+                task = self.task
+                _simulator = Simulator(n_envs, self.device, task.dt, task.substeps, task, self.headless)
             except Exception as error:
                 raise RuntimeError(known_failure(str(error)) or str(error)) from error
         if not self._attached:
@@ -253,10 +307,12 @@ class IsaacGymCartpole(CartpoleTensorEnv):
         else:
             self._actors = self._done.nonzero().view(-1).to(th.int32)  # the one host synchronisation
         simulator.write(self._states, self._actors)
-        th.mul(actions[:, 0].clamp(-1.0, 1.0), self.task.max_effort, out=self.force)
+        actions = actions.clamp(-1.0, 1.0)
+        th.mul(actions[:, 0], self.task.max_effort, out=self.force)
         simulator.simulate(self._forces)
         final_obs = simulator.dof_state[: self.n_envs].clone()  # another view's step would overwrite it
-        result = finish_step(self.dof_state, self.progress, final_obs, self._uniform(), self.reset_width, self.task)
+        uniform = self._uniform()
+        result = finish_step(self.dof_state, self.progress, final_obs, uniform, self.reset_width, actions, self.task)
         th.logical_or(result.terminated, result.truncated, out=self._done)
         return result
 

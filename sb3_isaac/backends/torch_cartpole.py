@@ -12,28 +12,18 @@ from typing import Any, Tuple
 import torch as th
 
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.backends.cartpole import CartpoleTask, CartpoleTensorEnv, finish_step
+from sb3_isaac.backends.cartpole import CartpolePhysics, CartpoleTask, CartpoleTensorEnv, finish_step
 
-GRAVITY = 9.81
-CART_MASS, POLE_MASS = 1.0, 1.0
-POLE_COM = 0.47
-"""Distance from the joint to the pole's centre of mass, in metres."""
-POLE_INERTIA = 0.20072
-"""kg m^2 about the pole's centre. Isaac Gym keeps the URDF's mass of 1 kg but, where the URDF gives no inertia, takes the
-collision box's at 1000 kg/m^3, that is, of a box of 2.4 kg."""
-ANGULAR_DAMPING = 0.5
-"""PhysX's default in Isaac Gym, in 1/s, on the pole's own inertia."""
-MAX_CART_SPEED, MAX_POLE_SPEED = 100.0, 8.0
-"""Velocity limits of the two joints (m/s, rad/s), from the URDF."""
-CART_STOP = 4.0
-"""The rail's ends, in metres."""
-
-TOTAL_MASS = CART_MASS + POLE_MASS
-POLE_MOMENT = POLE_MASS * POLE_COM
-JOINT_INERTIA = POLE_INERTIA + POLE_MASS * POLE_COM**2
+DEFAULT_PHYSICS = CartpolePhysics()
 
 
-def integrate(dof_state: th.Tensor, force: th.Tensor, dt: float = 0.0166, substeps: int = 2) -> th.Tensor:
+def integrate(
+    dof_state: th.Tensor,
+    force: th.Tensor,
+    dt: float = 0.0166,
+    substeps: int = 2,
+    physics: CartpolePhysics = DEFAULT_PHYSICS,
+) -> th.Tensor:
     """One control step of the cartpole, as PhysX computes it.
 
     :param dof_state: (N, 4) float32: cart position (m), cart velocity (m/s), pole angle (rad), pole velocity (rad/s)
@@ -41,33 +31,39 @@ def integrate(dof_state: th.Tensor, force: th.Tensor, dt: float = 0.0166, subste
         both velocities.
     :param dt: duration of the control step, in seconds
     :param substeps: physics steps that it is divided into
+    :param physics: masses, lengths and limits
     :return: (N, 4) float32, the next state
     """
     x, v, angle, w = dof_state.unbind(-1)
     one = dof_state.new_ones(())
     h = dt / substeps
+    gravity, track_limit = physics.gravity, physics.track_limit
+    total_mass = physics.cart_mass + physics.pole_mass
+    pole_moment = physics.pole_mass * physics.pole_com
+    joint_inertia = physics.inertia + physics.pole_mass * physics.pole_com**2
+    damping = physics.angular_damping * physics.inertia
     # In the joint-space equations of motion, with b = m l cos(angle) and D = M J - b^2,
     #     f = F - m l sin(angle) w^2        torque = m l g sin(angle) - damping w
     #     dv = (J f + b torque) / D         dw = (b f + M torque) / D
     # constant factors are moved into the scalar arguments of add and addc*, which halves the number of operations.
     for _ in range(substeps):
         # Both joints are slowed by one common factor: a fast pole slows the cart.
-        excess = th.maximum(v.abs() / MAX_CART_SPEED, w.abs() / MAX_POLE_SPEED).clamp(min=1.0)
+        excess = th.maximum(v.abs() / physics.max_cart_speed, w.abs() / physics.max_pole_speed).clamp(min=1.0)
         v, w = v / excess, w / excess
         sin, cos = th.sin(angle), th.cos(angle)
-        f = th.addcmul(force, sin, w * w, value=-POLE_MOMENT)
-        torque = th.sub(sin, w, alpha=ANGULAR_DAMPING * POLE_INERTIA / (POLE_MOMENT * GRAVITY))  # / m l g
-        det = th.addcmul(one, cos, cos, value=-(POLE_MOMENT**2) / (TOTAL_MASS * JOINT_INERTIA))  # / M J
-        cart_gain = th.addcmul(f, cos, torque, value=POLE_MOMENT**2 * GRAVITY / JOINT_INERTIA)  # / J
-        pole_gain = th.add(cos * f, torque, alpha=TOTAL_MASS * GRAVITY)  # / m l
-        new_v = th.addcdiv(v, cart_gain, det, value=h / TOTAL_MASS)
-        new_w = th.addcdiv(w, pole_gain, det, value=h * POLE_MOMENT / (TOTAL_MASS * JOINT_INERTIA))
+        f = th.addcmul(force, sin, w * w, value=-pole_moment)
+        torque = th.sub(sin, w, alpha=damping / (pole_moment * gravity))  # / m l g
+        det = th.addcmul(one, cos, cos, value=-(pole_moment**2) / (total_mass * joint_inertia))  # / M J
+        cart_gain = th.addcmul(f, cos, torque, value=pole_moment**2 * gravity / joint_inertia)  # / J
+        pole_gain = th.add(cos * f, torque, alpha=total_mass * gravity)  # / m l
+        new_v = th.addcdiv(v, cart_gain, det, value=h / total_mass)
+        new_w = th.addcdiv(w, pole_gain, det, value=h * pole_moment / (total_mass * joint_inertia))
         free_x = th.add(x, new_v, alpha=h)
         # At the rail's end the cart stops dead and the pole takes the reaction: J dw = h torque - b v.
-        x = free_x.clamp(-CART_STOP, CART_STOP)
+        x = free_x.clamp(-track_limit, track_limit)
         stopped = x != free_x
-        stopped_w = th.add(w, torque, alpha=h * POLE_MOMENT * GRAVITY / JOINT_INERTIA)
-        stopped_w = th.addcmul(stopped_w, cos, v, value=-POLE_MOMENT / JOINT_INERTIA)
+        stopped_w = th.add(w, torque, alpha=h * pole_moment * gravity / joint_inertia)
+        stopped_w = th.addcmul(stopped_w, cos, v, value=-pole_moment / joint_inertia)
         w = th.where(stopped, stopped_w, new_w)
         v = new_v.masked_fill(stopped, 0.0)
         angle = th.add(angle, w, alpha=h)
@@ -87,9 +83,10 @@ def advance(
     :param actions: (N, 1) float32, clipped to [-1, 1]; the others as for :func:`~sb3_isaac.backends.cartpole.finish_step`
     :return: the step's result and the forces applied, (N,) in newtons
     """
-    force = actions[:, 0].clamp(-1.0, 1.0) * task.max_effort
-    final_obs = integrate(dof_state, force, task.dt, task.substeps)
-    return finish_step(dof_state, progress, final_obs, uniform, reset_width, task), force
+    actions = actions.clamp(-1.0, 1.0)
+    force = actions[:, 0] * task.max_effort
+    final_obs = integrate(dof_state, force, task.dt, task.substeps, task)
+    return finish_step(dof_state, progress, final_obs, uniform, reset_width, actions, task), force
 
 
 class TorchCartpole(CartpoleTensorEnv):
@@ -99,7 +96,9 @@ class TorchCartpole(CartpoleTensorEnv):
     _advance: Any = staticmethod(advance)
 
     def compile(self) -> None:
-        self._advance = th.compile(advance, dynamic=False, fullgraph=True)
+        # a user's reward may hold what the compiler leaves to Python
+        all_ours = self.task.reward is None and self.task.termination is None
+        self._advance = th.compile(advance, dynamic=False, fullgraph=all_ours)
 
     def step(self, actions: th.Tensor) -> StepResult:
         result: StepResult

@@ -26,13 +26,14 @@ Y_LABELS = {
 
 def evaluate(argv: List[str]) -> int:
     """Print a table about the returns of a trained agent."""
-    from sb3_isaac.zoo.agents import add_agent_arguments, load_agent
+    from sb3_isaac.zoo.agents import add_agent_arguments, import_packages, load_agent
 
     parser = argparse.ArgumentParser(prog="sb3-isaac evaluate", description="Measure the returns of a trained agent.")
     add_agent_arguments(parser)
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 1000)", type=int, default=1000)
     parser.add_argument("-P", "--progress", action="store_true", help="display a progress bar")
     args = parser.parse_args(argv)
+    import_packages(args)
     # Other environments would be a process each.
     n_envs = max(min(args.n_episodes, MAX_EVAL_ENVS), 1) if is_isaac_env_id(args.env.gym_id) else 1
     agent = load_agent(args, n_envs)
@@ -59,7 +60,7 @@ def evaluate(argv: List[str]) -> int:
 
 def video(argv: List[str]) -> int:
     """Write videos of a trained agent."""
-    from sb3_isaac.zoo.agents import add_agent_arguments, load_agent
+    from sb3_isaac.zoo.agents import add_agent_arguments, import_packages, load_agent
 
     parser = argparse.ArgumentParser(prog="sb3-isaac video", description="Write a video of a trained agent.")
     add_agent_arguments(parser)
@@ -72,6 +73,7 @@ def video(argv: List[str]) -> int:
         raise ValueError(f"--n-timesteps must be at least 1, got {args.n_timesteps}.")
     for path in args.output or ["any.mp4"]:
         check_video_path(path)
+    import_packages(args)
     agent = load_agent(args, MAX_RENDERED_ENVS if is_isaac_env_id(args.env.gym_id) else 1, render_mode="rgb_array")
     outputs = args.output or [os.path.join(agent.folder, "videos", agent.name + suffix) for suffix in (".mp4", ".gif")]
     fps = int(agent.env.get_attr("metadata")[0].get("render_fps", 30))

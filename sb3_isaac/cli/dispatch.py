@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import runpy
 import sys
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import sb3_isaac  # noqa: F401  # isort: skip  # first of all: Isaac Gym refuses to be imported after torch
 import gymnasium as gym
@@ -53,13 +54,15 @@ def main(argv: Optional[List[str]] = None) -> int:
     if command not in COMMANDS:
         print(f"sb3-isaac: unknown command {command!r}\n{usage}", file=sys.stderr)
         return 2
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, "")  # as python -m has it: --gym-packages my_task finds my_task.py in this folder
     try:
         if command in OWN_COMMANDS:
             module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
             return int(getattr(module, command)(flags))
         importlib.import_module("sb3_isaac.zoo")
-        own_flags = {"train": _train_flags, "optimize": _search_flags}.get(command, list)
-        sys.argv = [f"sb3-isaac {command}", *own_flags(flags)]
+        own_flags: Dict[str, Any] = {"train": _train_flags, "optimize": _search_flags, "record_video": _without_packages}
+        sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
         runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
     except USER_ERRORS as error:
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
@@ -80,6 +83,16 @@ def _train_flags(flags: List[str]) -> List[str]:
         help="stop when two evaluations in a row reach the reward_threshold of the hyperparameter entry, or of the environment",
     )
     return _with_own_flags(parser, flags)
+
+
+def _without_packages(flags: List[str]) -> List[str]:
+    """rl_zoo3.record_video's flags: it knows no ``--gym-packages``, so these are imported here."""
+    parser = argparse.ArgumentParser(prog="sb3-isaac record_video", add_help=False, allow_abbrev=False)
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
+    args, rest = parser.parse_known_args(flags)
+    for package in args.gym_packages:
+        importlib.import_module(package)
+    return rest
 
 
 def _search_flags(flags: List[str]) -> List[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sb3_isaac.envs.cartpole_env import CartpoleEnv, CartpoleVectorEnv
-from sb3_isaac.envs.make import ENV_KWARGS, is_isaac_env_id, make_vec_env, register_envs
+from sb3_isaac.envs.make import ENV_KWARGS, is_isaac_env_id, make_vec_env, register, register_envs
+from sb3_isaac.envs.task_env import TaskEnv, TaskVectorEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.envs.vec_frame_stack import VecFrameStack
 from sb3_isaac.envs.vec_normalize import VecNormalize
@@ -14,10 +15,13 @@ __all__ = [
     "CartpoleEnv",
     "CartpoleVectorEnv",
     "IsaacVecEnv",
+    "TaskEnv",
+    "TaskVectorEnv",
     "VecFrameStack",
     "VecNormalize",
     "is_isaac_env_id",
     "make_vec_env",
+    "register",
     "register_envs",
     "wrap_vec_task",
 ]

@@ -6,11 +6,12 @@ pygame is what Gymnasium's own classic control draws with (https://gymnasium.far
 from __future__ import annotations
 
 import math
-import os
 from typing import Any, Dict, List, Mapping, Tuple
 
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import tile_images
+
+from sb3_isaac.envs.window import Window, import_pygame
 
 BACKGROUND, BORDER, TEXT = (250, 249, 246), (226, 224, 217), (70, 74, 82)
 RAIL, LIMIT, WHEEL = (150, 153, 160), (201, 92, 78), (58, 62, 70)
@@ -45,23 +46,18 @@ class CartpoleRenderer:
     """
 
     def __init__(self, max_envs: int) -> None:
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        try:
-            import pygame
-        except ImportError as error:
-            raise ImportError("Pictures need pygame, which comes with the extra 'plots': pip install pygame.") from error
+        pygame = import_pygame()
         pygame.font.init()
-        self._pygame: Any = pygame
+        self._pygame = pygame
         self.max_envs = max_envs
-        self._window: Any = None
-        self._clock: Any = None
+        self._window = Window("Isaac Gym cartpole")
         self._scenes: Dict[Tuple[int, int, float], Tuple[Any, Any, Any]] = {}
 
     def images(self, render_state: Mapping[str, Any], returns: np.ndarray) -> List[np.ndarray]:
         """One (height, width, 3) uint8 RGB picture per environment.
 
         :param render_state: host copies from :meth:`~sb3_isaac.backends.base.TensorEnv.render_state`: dof_state (N, 4),
-            force (N,) in newtons, progress (N,), max_effort, reset_dist
+            force (N,) in newtons, progress (N,), max_effort, reset_dist, pole_length
         :param returns: (N,), of the running episodes
         """
         n_tiles = min(len(render_state["dof_state"]), self.max_envs)
@@ -72,47 +68,12 @@ class CartpoleRenderer:
         return np.asarray(tile_images(self.images(render_state, returns)))
 
     def show(self, render_state: Mapping[str, Any], returns: np.ndarray, fps: int = 60) -> None:
-        """Show the grid in a window, at most ``fps`` times a second.
-
-        :raises RuntimeError: this machine has no display
-        :raises KeyboardInterrupt: the window was closed, which stops the program as Ctrl-C does
-        """
-        pygame = self._pygame
-        frame = self.grid(render_state, returns).swapaxes(0, 1)
-        if self._window is None:
-            self._window = self._open_window(frame.shape[:2])
-            self._clock = pygame.time.Clock()
-        pygame.surfarray.blit_array(self._window, frame)
-        pygame.display.flip()
-        if any(event.type == pygame.QUIT for event in pygame.event.get()):
-            self.close()
-            raise KeyboardInterrupt
-        self._clock.tick(fps)
+        """Show the grid in a window, see :meth:`~sb3_isaac.envs.window.Window.show`."""
+        self._window.show(self.grid(render_state, returns), fps)
 
     def close(self) -> None:
         """Close the window. Calling it twice is allowed."""
-        if self._window is not None:
-            self._pygame.display.quit()
-            self._window = None
-
-    def _open_window(self, size: Tuple[int, int]) -> Any:
-        pygame = self._pygame
-        problem = None
-        try:
-            pygame.display.init()
-            # Where there is no display SDL silently draws to nowhere; that is right only for those who asked for it.
-            if pygame.display.get_driver() in ("offscreen", "dummy") and "SDL_VIDEODRIVER" not in os.environ:
-                problem = "there is no display"
-        except pygame.error as error:
-            problem = str(error)
-        if problem is not None:
-            pygame.display.quit()
-            raise RuntimeError(
-                f"Cannot open a window ({problem}): use render_mode='rgb_array', 'sb3-isaac video', or --no-render with enjoy."
-            )
-        window = pygame.display.set_mode(size)
-        pygame.display.set_caption("Isaac Gym cartpole")
-        return window
+        self._window.close()
 
     def _draw(self, i: int, size: Tuple[int, int], render_state: Mapping[str, Any], returns: np.ndarray) -> np.ndarray:
         pygame = self._pygame
@@ -127,7 +88,8 @@ class CartpoleRenderer:
         canvas.blit(empty_rail, (0, 0))
         width, height = canvas.get_size()
         metre = width / (2 * (reset_dist + MARGIN))
-        self._draw_cartpole(canvas, width / 2 + position * metre, RAIL_HEIGHT * height, angle, force, height)
+        length = POLE_LENGTH * float(render_state.get("pole_length", 1.0))
+        self._draw_cartpole(canvas, width / 2 + position * metre, RAIL_HEIGHT * height, angle, force, height, length)
         tile = pygame.transform.smoothscale(canvas, size)
 
         for text, anchor in ((f"step {int(render_state['progress'][i])}", "left"), (f"return {episode_return:.1f}", "right")):
@@ -137,16 +99,18 @@ class CartpoleRenderer:
         pixels = bytearray(pygame.image.tostring(tile, "RGB"))  # faster than pygame.surfarray, which is column by column
         return np.frombuffer(pixels, dtype=np.uint8).reshape(size[1], size[0], 3)
 
-    def _draw_cartpole(self, canvas: Any, x: float, y: float, angle: float, force: float, height: int) -> None:
-        """Cart at pixel (x, y), pole at ``angle`` from upright, arrow for ``force`` in [-1, 1]."""
+    def _draw_cartpole(
+        self, canvas: Any, x: float, y: float, angle: float, force: float, height: int, length: float = POLE_LENGTH
+    ) -> None:
+        """Cart at pixel (x, y), pole of ``length`` metres at ``angle`` from upright, arrow for ``force`` in [-1, 1]."""
         pygame = self._pygame
-        metre = height / PICTURE_HEIGHT
+        metre = height / (PICTURE_HEIGHT * max(length / POLE_LENGTH, 1.0))  # a longer pole makes all smaller
         half_length, cart_height = CART_LENGTH / 2 * metre, CART_HEIGHT * metre
         top = y - cart_height
         if abs(force) > 0.0025:
             # The square root shows both the 400 N of a beginner and the few newtons of a trained policy.
-            side, length = math.copysign(1.0, force), math.sqrt(abs(force))
-            start, tip = x + side * half_length, x + side * (half_length + metre * (0.1 + 0.65 * length))
+            side, strength = math.copysign(1.0, force), math.sqrt(abs(force))
+            start, tip = x + side * half_length, x + side * (half_length + metre * (0.1 + 0.65 * strength))
             middle, head = y - cart_height / 2, 0.11 * metre
             shaft = (start, middle - head / 4, tip - side * head - start, head / 2)
             pygame.draw.rect(canvas, ARROW, _rect(*shaft))
@@ -159,7 +123,7 @@ class CartpoleRenderer:
         # The joint sits in the cart's upper half; a positive angle leans the pole to the left.
         joint_y, radius = top + cart_height / 3, POLE_WIDTH / 2 * metre
         up, along = (-math.sin(angle), -math.cos(angle)), (math.cos(angle), -math.sin(angle))
-        tip_x, tip_y = x + up[0] * POLE_LENGTH * metre, joint_y + up[1] * POLE_LENGTH * metre
+        tip_x, tip_y = x + up[0] * length * metre, joint_y + up[1] * length * metre
         corners = [(x, joint_y, -1), (x, joint_y, 1), (tip_x, tip_y, 1), (tip_x, tip_y, -1)]
         outline = [(cx + side * radius * along[0], cy + side * radius * along[1]) for cx, cy, side in corners]
         pygame.draw.polygon(canvas, POLE, outline)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Type
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Type
 
 import gymnasium as gym
 import numpy as np
@@ -11,11 +11,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
-from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
+from sb3_isaac.envs.window import Window
 
 MAX_RENDERED_ENVS = 16
 """A picture shows at most this many environments: more would be too small to see."""
@@ -61,8 +62,9 @@ class IsaacVecEnv(VecEnv):
                     f"A Discrete action space needs a task with one action, this one has {tensor_env.action_dim}."
                 )
             self.action_values = th.linspace(-1.0, 1.0, int(action_space.n), device=self.device).unsqueeze(-1)
+        _check_shapes(tensor_env, observation_space, action_space)
         super().__init__(tensor_env.n_envs, observation_space, action_space)
-        self.metadata: Dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 60}
+        self.metadata: Dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": tensor_env.render_fps}
         self.t_start = time.time()
         self.results_writer: Optional[ResultsWriter] = None
         """Where finished episodes are logged, in the format of SB3's Monitor."""
@@ -72,12 +74,17 @@ class IsaacVecEnv(VecEnv):
         self.episode_lengths = th.zeros(self.num_envs, dtype=th.int64, device=self.device)
         self._actions: Optional[th.Tensor] = None
         self._renderer: Optional[CartpoleRenderer] = None
+        self._window: Optional[Window] = None
+        self._checked: Set[str] = set()
+        """What has been held against the contract: the first reset and the first step."""
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
     def reset_tensor(self) -> th.Tensor:
         """Reset all environments. Returns obs (N, obs_dim) float32 on :attr:`device`."""
-        self.obs_tensor = self.tensor_env.reset()
+        obs = self.tensor_env.reset()
+        self._check_once("reset", obs)
+        self.obs_tensor = obs
         for statistic in (self.dones, self.episode_returns, self.episode_lengths):
             statistic.zero_()
         return self.obs_tensor
@@ -91,12 +98,19 @@ class IsaacVecEnv(VecEnv):
         if self.action_values is not None:
             actions = self.action_values[actions.reshape(-1)]
         result = self.tensor_env.step(actions)
+        self._check_once("step", result)
         # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
         self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
         self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
         th.logical_or(result.terminated, result.truncated, out=self.dones)
         self.obs_tensor = result.obs
         return result
+
+    def _check_once(self, method: str, result: Any) -> None:
+        """:raises ValueError: what the simulator returned is not what the contract says"""
+        if method not in self._checked:
+            check_result(self.tensor_env, method, result)
+            self._checked.add(method)
 
     def make_infos(self, result: StepResult) -> Infos:
         """SB3's infos for the step just taken. Free until somebody reads them."""
@@ -186,6 +200,9 @@ class IsaacVecEnv(VecEnv):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+        if self._window is not None:
+            self._window.close()
+            self._window = None
 
     def _owner(self, name: str) -> Any:
         """Which of our objects has the attribute: the VecEnv, the simulator or the task."""
@@ -231,17 +248,46 @@ class IsaacVecEnv(VecEnv):
     # -- pictures ----------------------------------------------------------------------------------------------------
 
     def get_images(self) -> Sequence[Optional[np.ndarray]]:
-        """One RGB picture (height, width, 3) uint8 of each of the first environments, at most 16."""
-        return self._make_renderer().images(self.tensor_env.render_state(), self.episode_returns.cpu().numpy())
+        """One RGB picture (height, width, 3) uint8 of each of the first environments, at most 16.
+
+        :raises NotImplementedError: the task draws none
+        """
+        if self._is_cartpole():
+            return self._cartpole_renderer().images(self.tensor_env.render_state(), self.episode_returns.cpu().numpy())
+        return list(self.tensor_env.render(min(self.num_envs, MAX_RENDERED_ENVS)))
 
     def render(self, mode: Optional[str] = None) -> Optional[np.ndarray]:
         """A grid of the first environments: returned ("rgb_array") or shown in a window ("human")."""
-        if (mode or self.render_mode) == "human":
-            self._make_renderer().show(self.tensor_env.render_state(), self.episode_returns.cpu().numpy())
+        if (mode or self.render_mode) != "human":
+            return super().render(mode)
+        if self._is_cartpole():
+            self._cartpole_renderer().show(self.tensor_env.render_state(), self.episode_returns.cpu().numpy())
             return None
-        return super().render(mode)
+        images: Any = self.get_images()
+        if self._window is None:
+            self._window = Window(type(self.tensor_env).__name__)
+        self._window.show(np.asarray(tile_images(images)), self.tensor_env.render_fps)
+        return None
 
-    def _make_renderer(self) -> CartpoleRenderer:
+    def _is_cartpole(self) -> bool:
+        """Whether the pictures are the cartpole's, and not the task's own."""
+        kind = type(self.tensor_env)
+        return kind.render is TensorEnv.render and kind.render_state is not TensorEnv.render_state
+
+    def _cartpole_renderer(self) -> CartpoleRenderer:
         if self._renderer is None:
             self._renderer = CartpoleRenderer(MAX_RENDERED_ENVS)
         return self._renderer
+
+
+def _check_shapes(tensor_env: TensorEnv, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """:raises ValueError: spaces that do not fit the simulator's tensors"""
+    wanted = [("observation", observation_space, tensor_env.obs_dim), ("action", action_space, tensor_env.action_dim)]
+    for what, space, size in wanted:
+        if isinstance(space, spaces.Discrete) and what == "action":
+            continue
+        if not isinstance(space, spaces.Box) or space.shape != (size,):
+            raise ValueError(
+                f"{type(tensor_env).__name__} has {what}s of {size} numbers, and the {what} space is {space}: make it a Box "
+                f"of shape ({size},)" + (", or Discrete if there is one action." if what == "action" else ".")
+            )

@@ -55,6 +55,12 @@ def add_agent_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
 
 
+def import_packages(args: argparse.Namespace) -> None:
+    """Import the modules of ``--gym-packages``, which register environments."""
+    for package in args.gym_packages:
+        importlib.import_module(package)
+
+
 def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str] = None) -> TrainedAgent:
     """Load the model that the flags name, and make the environment it was trained in, statistics of VecNormalize included.
 
@@ -63,8 +69,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     :raises FileNotFoundError: no such model or log folder
     :raises ValueError: a number of environments below 1
     """
-    for package in args.gym_packages:
-        importlib.import_module(package)
+    import_packages(args)
     if args.num_threads > 0:
         threads.ask_for(args.num_threads)
     env_id = args.env.gym_id

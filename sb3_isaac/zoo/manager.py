@@ -14,6 +14,7 @@ import gymnasium as gym
 import rl_zoo3.exp_manager
 import rl_zoo3.utils
 import torch as th
+import yaml
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import get_class_by_name
@@ -25,6 +26,7 @@ from torch import nn
 import sb3_isaac
 from sb3_isaac import backends
 from sb3_isaac.device import threads
+from sb3_isaac.envs.make import task_file, task_hyperparams
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
 from sb3_isaac.zoo import search
@@ -89,8 +91,14 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.verbose > 0 and kwargs.get("vec_env_type") == "subproc":
             print("--vec-env subproc is for an env_wrapper: without one, all environments are one batch in this process")
         self.vec_env_class: Any = functools.partial(batched_vec_env, otherwise=self.vec_env_class)
+        self.task_file = task_file(env_id)
+        """Of a user's own task; None: it is the cartpole, or a task typed into an interpreter."""
+        self.is_own_task = "entry" in gym.spec(env_id).kwargs
         own_file = hyperparams_dir() / f"{algo}.yml"
-        if kwargs.get("config") is None and own_file.is_file():
+        self.config_given = kwargs.get("config") is not None
+        if not self.config_given and self.is_own_task:
+            self.config = str(task_hyperparams(env_id, algo) or self._suggested_file())
+        elif not self.config_given and own_file.is_file():
             self.config = str(own_file)
         self.batched_defaults = self.eval_freq == DEFAULT_EVAL_FREQ and not _on_command_line("--eval-freq")
         if self.n_eval_episodes == DEFAULT_EVAL_EPISODES and not _on_command_line("--eval-episodes"):
@@ -113,11 +121,15 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def read_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         if self.config.endswith((".yml", ".yaml", ".py")) and not Path(self.config).is_file():
+            if self.is_own_task and not self.config_given:
+                raise ValueError(self._no_entry())
             raise FileNotFoundError(f"Hyperparameter file {self.config} does not exist.")
         try:
             hyperparams, saved = super().read_hyperparameters()
-        except ValueError:  # no entry: the wrong algorithm?
+        except ValueError as error:  # no entry: the wrong algorithm?
             _check_action_space(self.algo, self.env_name.gym_id, self.env_kwargs)
+            if self.is_own_task and str(error).startswith("Hyperparameters not found"):
+                raise ValueError(self._no_entry()) from None
             raise
         given = {key: value for key, value in (self.custom_hyperparams or {}).items() if value is not None}
         for other in {other for key in given for other in EXCLUDED.get(key, ())} - set(given):
@@ -134,6 +146,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else "remove it."
+                if self.is_own_task and not self.config_given:
+                    hint += f" Entries for {self.algo} alone belong in {self._suggested_file()}."
                 raise ValueError(f"Unknown hyperparameter {key!r} for {self.algo} in {self.config} or -params: {hint}")
         if "n_timesteps" not in hyperparams and self.n_timesteps <= 0:
             raise ValueError(f"n_timesteps is missing for {self.env_name.gym_id} in {self.config}: add it, or pass -n.")
@@ -143,6 +157,20 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if not hyperparams.get("env_wrapper"):  # which may change the actions
             _check_action_space(self.algo, self.env_name.gym_id, {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs})
         return hyperparams, saved
+
+    def _suggested_file(self) -> Path:
+        """Where hyperparameters of an own task are looked for."""
+        name = f"{self.task_file.stem if self.task_file else 'my_task'}.{self.algo}.yml"
+        return self.task_file.with_name(name) if self.task_file else Path(name)
+
+    def _no_entry(self) -> str:
+        """Hyperparameters of an own task are missing: where they may be, and some to start with."""
+        env_id = self.env_name.gym_id
+        where = self.config if Path(self.config).is_file() else f"{self.config}, or in any file and add -conf FILE"
+        return (
+            f"Hyperparameters not found for {self.algo}-{env_id}: put an entry in {where}. A start: "
+            f"{env_id}: {start(self.algo)}"
+        )
 
     @property
     def algorithm_class(self) -> Type[BaseAlgorithm]:
@@ -315,8 +343,28 @@ def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> N
     needs_discrete = algo in DISCRETE_ALGOS
     if algo in OFF_POLICY_ALGOS and discrete != needs_discrete:
         kind, name = ("discrete", "Discrete-") if needs_discrete else ("continuous", "-")
-        other = env_id.replace("Discrete", "").replace("-", name)
-        raise ValueError(f"{algo} needs {kind} actions, which {env_id} has not: use --env {other}.")
+        if "entry" not in gym.spec(env_id).kwargs:
+            way_out = f"use --env {env_id.replace('Discrete', '').replace('-', name)}"
+        elif needs_discrete:
+            way_out = "if it has one action, add --env-kwargs discrete:True n_bins:5"
+        else:
+            way_out = "register it without discrete and without a Discrete action_space"
+        raise ValueError(f"{algo} needs {kind} actions, which {env_id} has not: {way_out}.")
+
+
+def start(algo: str) -> str:
+    """The entry of the cartpole, which a new task may start with: YAML in one line.
+
+    >>> start("sac")
+    '{policy: MlpPolicy, n_timesteps: 300000}'
+    """
+    path = hyperparams_dir() / f"{algo}.yml"
+    entry: Dict[str, Any] = {"policy": "MlpPolicy"}
+    if path.is_file():
+        entry = next(iter(yaml.safe_load(path.read_text()).values()))
+    return str(
+        yaml.safe_dump({**entry, "n_timesteps": 300_000}, sort_keys=False, default_flow_style=True, width=10**6)
+    ).strip()
 
 
 def hyperparams_dir() -> Path:

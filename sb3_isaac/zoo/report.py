@@ -64,6 +64,8 @@ def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:
     print(f"Wrote {path}.csv, .pkl and .yml" + (f", and {write_yaml}" if write_yaml else ""))
     program = "sb3-isaac" if shutil.which("sb3-isaac") else "python -m sb3_isaac.cli"
     device = "" if manager.device == "auto" else f" --device {manager.device}"
+    packages = [name for name in getattr(manager.args, "gym_packages", None) or [] if name != "sb3_isaac.zoo"]
+    device += f" --gym-packages {' '.join(packages)}" if packages else ""
     flags = f"--algo {manager.algo} --env {manager.env_name.gym_id} -conf {shlex.quote(str(files[-1]))}{device}"
     print(f"Train with the best hyperparameters:\n{program} train {flags}")
 

@@ -36,7 +36,6 @@ from optuna.trial import TrialState
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac import backends
-from sb3_isaac.backends import TorchCartpole
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.zoo.report import new_text, report
 from sb3_isaac.zoo.spaces import Regime, sample
@@ -86,7 +85,7 @@ class Search:
         """In the place of a VecEnv class: environments that an earlier trial gave back, or new ones."""
         free = self._free.setdefault((kind, len(env_fns)), [])
         env: VecEnv = free.pop() if free else self.manager.vec_env_class(env_fns, **kwargs)
-        if self.manager.n_jobs != 1 and not isinstance(env.unwrapped.tensor_env, TorchCartpole):  # type: ignore[attr-defined]
+        if self.manager.n_jobs != 1 and env.unwrapped.tensor_env.one_per_process:  # type: ignore[attr-defined]
             raise RuntimeError("Isaac Gym has one simulator per process: start more workers on the study instead of --n-jobs.")
         return env
 

@@ -13,6 +13,7 @@ import torch as th
 
 from sb3_isaac import backends
 from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.backends.cartpole import default_reward, default_termination
 from tests.conftest import QuietGym, SyncGuard
 
 BACKEND = os.environ.get("SB3_ISAAC_TEST_BACKEND", "torch")
@@ -338,12 +339,58 @@ def test_close_twice():
         ({"n_envs": True}, ValueError, "n_envs"),
         ({"max_effort": -1.0}, ValueError, "max_effort must be greater than 0"),
         ({"max_episode_length": 1}, ValueError, "max_episode_length must be greater than 1"),
-        ({"gravity": 1.6}, TypeError, "Unknown task parameter gravity"),
+        ({"wind": 1.6}, TypeError, "Unknown task parameter wind"),
+        ({"gravity": 0.0}, ValueError, "gravity must be greater than 0, got 0.0"),
+        ({"angular_damping": -0.1}, ValueError, "angular_damping must be at least 0"),
+        ({"pole_inertia": "small"}, ValueError, "pole_inertia must be a number"),
+        ({"reward": 3}, ValueError, "reward must be a function or 'module:function', got 3"),
+        ({"reward": "math:no_such"}, ValueError, "names no function, as 'module:function' does: .*no_such"),
+        ({"termination": "nowhere:f"}, ValueError, "termination='nowhere:f' names no function"),
+        ({"termination": "f"}, ValueError, "termination='f' names no function"),
+        (
+            {"reward": lambda obs, *_: obs[:, :1]},
+            ValueError,
+            r"reward= returned a tensor \(4, 1\) of float32 .* tensor \(4,\) of",
+        ),
+        ({"reward": lambda obs, *_: obs[:, 0].double()}, ValueError, "of float64 on .* must return a tensor .* of float32"),
+        ({"reward": lambda *_: 1.0}, ValueError, "reward= returned float 1.0"),
+        ({"termination": lambda obs, *_: obs[:, 0]}, ValueError, "termination= returned .* of float32 .* of bool"),
+        ({"reward": lambda obs, *_: obs.abs_()[:, 0]}, ValueError, "reward= has changed its arguments in place"),
     ],
 )
 def test_bad_input(kwargs, error, message):
     with pytest.raises(error, match=message):
         make(**{"n_envs": 4, **kwargs})
+
+
+def far_reward(obs, actions, terminated, task):
+    return obs[:, 0] + task.max_effort * actions[:, 0] - 5.0 * terminated
+
+
+def test_own_reward_and_termination():
+    """They see the state before the reset and the clipped action; a termination goes before the time limit, as ever."""
+    env = make(
+        reward=f"{__name__}:far_reward",
+        termination=lambda obs, actions, task: obs[:, 1] > 1.0,
+        max_effort=10.0,
+        max_episode_length=3,
+    )
+    env.reset()
+    states = th.zeros(N, 4)
+    states[: N // 2] = th.tensor([3.5, 2.0, 0.0, 0.0])  # too fast; too far does not count
+    states[N // 2 :, 0] = 3.5
+    for step in (1, 2):
+        put(env, dof_state=states, progress=step - 1)
+        result = env.step(th.full((N, 1), 7.0, device=DEVICE))
+        assert result.terminated.tolist() == [True] * (N // 2) + [False] * (N // 2)
+        assert result.truncated.tolist() == [False] * (N // 2) + [step == 2] * (N // 2)
+        expected = result.final_obs[:, 0] + 10.0 - 5.0 * result.terminated
+        assert th.equal(result.reward, expected) and (result.final_obs[:, 0] > 3.4).all()
+    plain, same = make(seed=3), make(seed=3, reward=default_reward, termination=default_termination)
+    plain.reset(), same.reset()
+    for actions in (th.ones(N, 1, device=DEVICE), -th.ones(N, 1, device=DEVICE)) * 20:
+        for x, y in zip(copied(plain.step(actions)), same.step(actions)):
+            assert th.equal(x, y)
 
 
 def test_task_parameters_take_effect():

@@ -10,7 +10,7 @@ import pytest
 import torch as th
 
 from sb3_isaac.backends import torch_cartpole
-from sb3_isaac.backends.cartpole import CartpoleTask, reward_and_termination
+from sb3_isaac.backends.cartpole import CartpolePhysics, CartpoleTask, reward_and_termination
 from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, integrate
 from tests.conftest import DATA
 
@@ -64,7 +64,7 @@ def test_rolling_between_resets(golden, dtype):
     assert reset.sum() > 70
 
 
-def roll_trace(trace, dtype):
+def roll_trace(trace, dtype, physics=torch_cartpole.DEFAULT_PHYSICS):
     """Errors of the logged run's mean rewards, with the simulator rolling forward by itself between resets."""
     dt, substeps = (json.loads(str(trace["meta"]))[name] for name in ("dt", "substeps"))
     force, reset, state = (
@@ -75,8 +75,9 @@ def roll_trace(trace, dtype):
     assert dt == pytest.approx(1 / 60) and force.shape == (128, 128)
     now, means = state[0], []
     for t in range(128):
-        reached = integrate(now, force[t], dt, substeps)
-        reward, _, _ = reward_and_termination(reached, th.zeros(128, dtype=th.int64), 3.0, 500)
+        reached = integrate(now, force[t], dt, substeps, physics)
+        progress, actions = th.zeros(128, dtype=th.int64), th.zeros(128, 1)
+        reward, _, _ = reward_and_termination(reached, progress, actions, CartpoleTask())
         means.append(float(reward.double().mean()))
         if t < 127:
             now = th.where(reset[t, :, None], state[t + 1], reached)
@@ -94,13 +95,101 @@ def test_real_isaac_gym(trace, dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("POLE_INERTIA", 1 / 12), ("ANGULAR_DAMPING", 0.0), ("MAX_POLE_SPEED", 80.0), ("POLE_COM", 0.5)]
+    "wrong",
+    [
+        {"pole_inertia": 1 / 12},
+        {"angular_damping": 0.0},
+        {"max_pole_speed": 80.0},
+        {"pole_length": 0.5 / 0.47, "pole_inertia": 0.20072},
+        {"gravity": 9.7},
+    ],
 )
-def test_the_log_tells_wrong_physics_from_right(trace, monkeypatch, name, value):
-    monkeypatch.setattr(torch_cartpole, name, value)
-    monkeypatch.setattr(torch_cartpole, "POLE_MOMENT", torch_cartpole.POLE_COM)
-    monkeypatch.setattr(torch_cartpole, "JOINT_INERTIA", torch_cartpole.POLE_INERTIA + torch_cartpole.POLE_COM**2)
-    assert np.nanmax(roll_trace(trace, th.float32)) > 1e-3
+def test_the_log_tells_wrong_physics_from_right(trace, wrong):
+    assert np.nanmax(roll_trace(trace, th.float32, CartpolePhysics(**wrong))) > 1e-3
+
+
+def integrate_with_constants(dof_state, force, dt, substeps):
+    """What integrate() was before its numbers were parameters, operation by operation."""
+    moment, joint = 1.0 * 0.47, 0.20072 + 1.0 * 0.47**2
+    x, v, angle, w = dof_state.unbind(-1)
+    one = dof_state.new_ones(())
+    h = dt / substeps
+    for _ in range(substeps):
+        excess = th.maximum(v.abs() / 100.0, w.abs() / 8.0).clamp(min=1.0)
+        v, w = v / excess, w / excess
+        sin, cos = th.sin(angle), th.cos(angle)
+        f = th.addcmul(force, sin, w * w, value=-moment)
+        torque = th.sub(sin, w, alpha=0.5 * 0.20072 / (moment * 9.81))
+        det = th.addcmul(one, cos, cos, value=-(moment**2) / (2.0 * joint))
+        cart_gain = th.addcmul(f, cos, torque, value=moment**2 * 9.81 / joint)
+        pole_gain = th.add(cos * f, torque, alpha=2.0 * 9.81)
+        new_v = th.addcdiv(v, cart_gain, det, value=h / 2.0)
+        new_w = th.addcdiv(w, pole_gain, det, value=h * moment / (2.0 * joint))
+        free_x = th.add(x, new_v, alpha=h)
+        x = free_x.clamp(-4.0, 4.0)
+        stopped = x != free_x
+        stopped_w = th.add(w, torque, alpha=h * moment * 9.81 / joint)
+        stopped_w = th.addcmul(stopped_w, cos, v, value=-moment / joint)
+        w = th.where(stopped, stopped_w, new_w)
+        v = new_v.masked_fill(stopped, 0.0)
+        angle = th.add(angle, w, alpha=h)
+    return th.stack((x, v, angle, w), dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [th.float64, th.float32], ids=str)
+def test_the_default_parameters_are_the_old_constants_bit_for_bit(dtype):
+    assert (CartpolePhysics().inertia, CartpolePhysics().pole_com) == (0.20072, 0.47)
+    generator = th.Generator().manual_seed(0)
+    state = ((th.rand(5000, 4, generator=generator) - 0.5) * th.tensor([8.2, 220.0, 7.0, 20.0])).to(dtype)
+    force = ((th.rand(5000, generator=generator) - 0.5) * 2000.0).to(dtype)
+    for dt, substeps in ((0.0166, 2), (1 / 60, 3)):
+        expected = integrate_with_constants(state, force, dt, substeps)
+        assert th.equal(integrate(state, force, dt, substeps), expected)
+        assert th.equal(integrate(state, force, dt, substeps, CartpoleTask()), expected)
+    assert (expected[:, 0].abs() == 4.0).any()
+
+
+@pytest.mark.parametrize(
+    "physics",
+    [
+        {},
+        {"cart_mass": 3.0},
+        {"pole_mass": 0.2},
+        {"pole_length": 2.0},
+        {"gravity": 1.62},
+        {"angular_damping": 0.0},
+        {"pole_inertia": 0.05},
+    ],
+    ids=str,
+)
+def test_other_parameters_obey_the_equations_of_motion(physics):
+    """Accelerations of one short step against the 2x2 system solved in float64."""
+    p = CartpolePhysics(**physics)
+    generator = th.Generator().manual_seed(1)
+    state = (th.rand(50, 4, generator=generator, dtype=th.float64) - 0.5) * th.tensor([4.0, 8.0, 6.0, 8.0])
+    force = (th.rand(50, generator=generator, dtype=th.float64) - 0.5) * 100.0
+    _, _, angle, w = state.unbind(-1)
+    length = 0.47 * p.pole_length
+    inertia = 0.2 * p.pole_length * (0.0036 + p.pole_length**2) if p.pole_inertia is None else p.pole_inertia
+    total, joint, coupling = p.cart_mass + p.pole_mass, inertia + p.pole_mass * length**2, p.pole_mass * length * angle.cos()
+    # with these signs: M dv - b dw = f and J dw - b dv = torque
+    matrix = th.stack([th.full_like(angle, total), -coupling, -coupling, th.full_like(angle, joint)], -1).view(-1, 2, 2)
+    f = force - p.pole_mass * length * angle.sin() * w**2
+    torque = p.pole_mass * p.gravity * length * angle.sin() - p.angular_damping * inertia * w
+    h = 1e-6
+    expected = th.linalg.solve(matrix, th.stack([f, torque], -1).unsqueeze(-1)).squeeze(-1)
+    found = (integrate(state, force, h, 1, p) - state)[:, [1, 3]] / h
+    th.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_limits_are_parameters():
+    task = CartpoleTask(track_limit=1.0, max_cart_speed=2.0, max_pole_speed=3.0, reset_dist=0.5, reset_angle=0.2)
+    fast = integrate(th.tensor([[0.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 6.0]]), th.zeros(2), 1e-6, 1, task)
+    assert fast[0, 1] == pytest.approx(2.0, abs=1e-3) and fast[1, 3] == pytest.approx(3.0, abs=1e-3)
+    assert integrate(th.tensor([[0.999, 2.0, 0.0, 0.0]]), th.zeros(1), 0.0166, 2, task)[0, :2].tolist() == [1.0, 0.0]
+    obs = th.tensor([[0.6, 0.0, 0.0, 0.0], [0.0, 0.0, 0.3, 0.0], [0.4, 0.0, 0.1, 0.0]])
+    _, terminated, _ = reward_and_termination(obs, th.zeros(3, dtype=th.int64), th.zeros(3, 1), task)
+    assert terminated.tolist() == [True, True, False]
 
 
 def test_signs():

@@ -31,7 +31,7 @@ ENTRY_POINT, VECTOR_ENTRY_POINT = "sb3_isaac.envs:CartpoleEnv", "sb3_isaac.envs:
         ({"device": "gpu"}, ValueError, "'gpu' cannot be used; devices found here: cpu"),
         ({"device": "cuda:99"}, ValueError, "'cuda:99' cannot be used"),
         ({"device": None}, ValueError, "'None' cannot be used"),
-        ({"gravity": 9.81}, TypeError, "Unknown task parameter gravity: the cartpole has dt"),
+        ({"wind": 9.81}, TypeError, "Unknown task parameter wind: the cartpole has cart_mass, pole_mass"),
         ({"max_effort": -1.0}, ValueError, "max_effort must be greater than 0"),
         ({"max_episode_length": 10.5}, ValueError, "max_episode_length must be an integer"),
         ({"render_mode": "ansi"}, ValueError, "Unknown render_mode 'ansi'"),

@@ -186,7 +186,7 @@ def test_other_settings_need_another_process():
     env, late = make(3), make(3, dt=1 / 60)
     env.reset()
     env.step(th.zeros(3, 1))
-    for kwargs in ({"dt": 0.01}, {"substeps": 4}):
+    for kwargs in ({"dt": 0.01}, {"substeps": 4}, {"gravity": 5.0}, {"pole_length": 2.0}):
         with pytest.raises(RuntimeError, match="one Isaac Gym simulator .* use another process"):
             make(3, **kwargs)
     late.reset()
@@ -194,6 +194,23 @@ def test_other_settings_need_another_process():
         late.step(th.zeros(3, 1))
     with pytest.raises(ValueError, match="max_effort=2000 is more than the cart's joint takes"):
         make(3, max_effort=2000.0)
+
+
+@pytest.mark.parametrize(
+    "physics",
+    [
+        {"cart_mass": 2.0, "pole_mass": 0.3, "pole_length": 0.7, "gravity": 3.7, "angular_damping": 0.1},
+        {"pole_inertia": 0.1, "max_cart_speed": 5.0, "max_pole_speed": 4.0, "track_limit": 0.5, "reset_angle": 3.0},
+    ],
+)
+def test_another_machine_is_what_isaac_gym_gets(physics):
+    """Written into a URDF file, gravity and damping apart: the embedded simulator with the same parameters agrees."""
+    ours, theirs = make(3, **physics), backends.make("torch", 3, "cpu", 0, **physics)
+    ours.reset(), theirs.reset()
+    for k in range(40):
+        actions = th.tensor([[0.1], [-0.05], [1.0]]) * (-1) ** (k // 10)
+        for x, y in zip(ours.step(actions), theirs.step(actions)):
+            assert th.equal(x, y)
 
 
 def test_task_parameters_differ_between_views():

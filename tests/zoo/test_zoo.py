@@ -111,7 +111,7 @@ MISTAKES = {
     "ddpg needs continuous actions": f"--algo ddpg --env {DISCRETE}",
     "not found in gym registry, you maybe meant IsaacGymCartpole-v0?": "--algo ppo --env IsaacGymCartpol-v0",
     "Unknown backend 'mujoco'": f"{WITH_PPO} --env-kwargs backend:mujoco",
-    "Unknown task parameter gravity": f"{WITH_PPO} --env-kwargs gravity:1",
+    "Unknown task parameter wind": f"{WITH_PPO} --env-kwargs wind:1",
     "Device 'cuda:77' cannot be used": f"{WITH_PPO} --device cuda:77",
     "Hyperparameter file nowhere.yml does not exist": f"{WITH_PPO} --conf-file nowhere.yml",
     "Hyperparameters not found for ppo-IsaacGymCartpole-v0": f"{WITH_PPO} --conf-file other.yml",

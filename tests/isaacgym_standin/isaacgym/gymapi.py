@@ -244,7 +244,7 @@ class Gym:
             force = torch.where(sim.effort_driven, force, torch.zeros_like(force))
         self._apply_dof_state(sim)
         sim.pending.clear()
-        sim.state = step(sim.state, force, sim.params.dt, sim.params.substeps)
+        sim.state = step(sim.state, force, sim.params.dt, sim.params.substeps, sim.asset.machine)
         sim.counts["simulate"] += 1
         sim.fetched = sim.params.use_gpu_pipeline
 
