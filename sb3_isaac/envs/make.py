@@ -28,6 +28,9 @@ ENV_KWARGS: Dict[str, Dict[str, Any]] = {
 }
 """The environment ids that this package registers, with what distinguishes them."""
 
+REWARD_THRESHOLD = 475.0
+"""The return from which on the task counts as solved, of at most 499 in as many steps: as Gymnasium has it for CartPole-v1."""
+
 
 OF_SB3 = {
     "start_index": "leave it out",
@@ -49,6 +52,7 @@ def register_envs() -> None:
                 env_id,
                 entry_point="sb3_isaac.envs:CartpoleEnv",
                 vector_entry_point="sb3_isaac.envs:CartpoleVectorEnv",
+                reward_threshold=REWARD_THRESHOLD,
                 kwargs=kwargs,
             )
 
