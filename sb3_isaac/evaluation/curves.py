@@ -200,7 +200,7 @@ def draw_solved(axes: Any, thresholds: Iterable[Optional[float]]) -> None:
         axes.axhline(threshold, label=f"solved: {threshold:g}", color="0.35", linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
 
 
-def style(axes: Any, x_label: str, y_label: str, title: str = "") -> None:
+def style(axes: Any, x_label: str, y_label: str, title: str = "", legend_columns: int = 2) -> None:
     """Labels, 200 k in place of 200000, a light grid, no box around, and above the axes, off the curves, the legend.
 
     Bands and thin lines, which all curves have, are explained once and without a colour.
@@ -219,9 +219,8 @@ def style(axes: Any, x_label: str, y_label: str, title: str = "") -> None:
         handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="95% interval of the mean"))
         handles.append(Line2D([], [], color="0.5", alpha=0.6, linewidth=0.7, label="each seed"))
     # Columns are filled from the top: the curves on the left, what they have in common on the right.
-    axes.legend(
-        handles=handles, title=title or None, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, frameon=False, fontsize=9
-    )
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncol": legend_columns}
+    axes.legend(handles=handles, title=title or None, frameon=False, fontsize=9, **place)
 
 
 def save_figure(figure: Any, path: str, dpi: int = 110) -> None:
