@@ -6,8 +6,8 @@
     python scripts/plot_readme.py --folder logs
 
 Writes into docs/images: trained.png (a trained PPO policy beside an untrained one, and its learning curve),
-learning_curves.png (all three algorithms), isaac_gym_overlay.png (our runs with the settings of public runs on real Isaac Gym, and those runs). A picture
-whose logs are missing is left out, with a message.
+learning_curves.png (all three algorithms), isaac_gym_overlay.png (our runs with the settings of public runs on real Isaac
+Gym, and those runs). A picture whose logs are missing is left out, with a message.
 """
 
 from __future__ import annotations

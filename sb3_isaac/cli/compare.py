@@ -63,7 +63,7 @@ def compare(argv: List[str]) -> int:
             stop.set()  # after Ctrl-C no new training begins
     trained = {pair: runs for pair, runs in zip(pairs, results) if runs}
     if not trained:
-        raise RuntimeError(f"All {len(pairs) * args.seeds} trainings failed: their last lines stand above.")
+        raise RuntimeError("No training succeeded: what each said last stands above.")
     evaluations = {pair: [curves.evaluation_curve(run) for run in runs] for pair, runs in trained.items()}
     thresholds = {pair: curves.solved_return(pair[1], runs) for pair, runs in trained.items()}
     env_ids = {env_id for _, env_id in trained}
