@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, List
 
@@ -110,12 +113,14 @@ def test_jobs_are_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ctrl_c_begins_no_further_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(flags: List[str]) -> int:
-        raise KeyboardInterrupt
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
+        time.sleep(0.3)  # rl_zoo3 saves the model, and its exit status says that all went well
+        return leave_a_run(flags)
 
     calls = stand_in(monkeypatch, interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare.compare(["--seeds", "4"])
-    assert len(calls) <= 2
+    assert len(calls) == 1
 
 
 def test_mistakes_are_said_before_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:

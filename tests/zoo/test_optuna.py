@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -147,7 +148,9 @@ def test_the_history_shows_trials_that_were_not_completed() -> None:
         make(state=states.RUNNING, intermediate_values={1: 60.0}),
     ):
         study.add_trial(trial)
-    axes = report._draw_history(pictures.plot_optimization_history, study)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        axes = report._draw_history(pictures.plot_optimization_history, study)
     shown = {points.get_label(): points.get_offsets().tolist() for points in axes.collections}
     assert shown["Pruned or failed: last evaluation"] == [[1.0, 150.0], [4.0, 70.0]]
     assert [number for number, _ in shown["Pruned or failed before one"]] == [2.0]
