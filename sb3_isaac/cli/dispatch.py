@@ -101,9 +101,8 @@ def _check_extras(command: str, flags: List[str]) -> None:
     ]
     if missing:
         come = "comes" if len(missing) == 1 else "come"
-        raise ImportError(
-            f"{' and '.join(missing)} is needed, which {come} with the extra 'plots': pip install {' '.join(missing)}"
-        )
+        names = " and ".join(missing)
+        raise ImportError(f"This needs {names}, which {come} with the extra 'plots': pip install {' '.join(missing)}")
 
 
 def _names_our_env(flags: List[str]) -> bool:
