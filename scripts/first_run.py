@@ -1,4 +1,4 @@
-"""Train PPO on the cartpole with the console command until the task is solved, evaluate what was saved, and say what to do next."""
+"""Train PPO on the cartpole until the task is solved, evaluate what was saved, and say what to do next."""
 
 from __future__ import annotations
 

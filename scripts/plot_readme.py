@@ -1,13 +1,13 @@
 """Draw the pictures of README.md from log folders.
 
-    for algo in ppo dqn ddpg: for seed in 1 2 3 4 5:
-        sb3-isaac train --algo ALGO --env IsaacGymCartpole[Discrete]-v0 --seed SEED -f logs          (seconds each)
+    sb3-isaac compare --seeds 5 -f logs                                                              (seconds each)
+    for algo in ppo dqn ddpg: for seed in 1 2 3:
         sb3-isaac train --algo ALGO --env IsaacGymCartpoleSeed[Discrete]-v0 --seed SEED -f logs      (long: use a GPU)
     python scripts/plot_readme.py --folder logs
 
-Writes into docs/images: trained.png (a trained PPO policy and its learning curve), learning_curves.png (all three
-algorithms), isaac_gym_overlay.png (our runs with the settings of public runs on real Isaac Gym, and those runs). A picture
-whose logs are missing is left out, with a message.
+Writes into docs/images: trained.png (a trained PPO policy beside an untrained one, and its learning curve),
+learning_curves.png (all three algorithms), isaac_gym_overlay.png (our runs with the settings of public runs on real Isaac
+Gym, and those runs). A picture whose logs are missing is left out, with a message.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import sb3_isaac.zoo  # noqa: F401  # registers what rl_zoo3 needs to know
+from sb3_isaac.envs.make import REWARD_THRESHOLD
 from sb3_isaac.evaluation import curves
 from sb3_isaac.evaluation.callbacks import FILE_NAME
+from sb3_isaac.evaluation.film import CartpoleFilm, Tiles
 from sb3_isaac.evaluation.video import play_frames
 from sb3_isaac.zoo.agents import add_agent_arguments, load_agent
 
 ROOT = Path(__file__).resolve().parents[1]
-SOLVED_RETURN = 475
 COLORS = {"ppo": "tab:blue", "dqn": "tab:orange", "ddpg": "tab:green"}
-FILM_STEPS = (1, 6, 20, 150)
+FILM_STEPS = {10: "start", 128: "after a push", 200: "later"}
+"""Which moments of the film are shown, by step. Poles are pushed at step 120."""
 
 
 def env_of(algo: str, kind: str = "") -> str:
@@ -34,20 +36,33 @@ def env_of(algo: str, kind: str = "") -> str:
 
 
 def draw_trained(pyplot: Any, folder: str) -> Any:
-    """Four moments of one episode under a trained PPO policy, and how it got there."""
+    """Moments of one episode under a trained PPO policy, the same without training, and how it got there."""
     parser = argparse.ArgumentParser()
     add_agent_arguments(parser)
     flags = parser.parse_args(["--algo", "ppo", "--env", env_of("ppo"), "-f", folder, "--device", "cpu", "--load-best"])
-    agent = load_agent(flags, n_envs=1, render_mode="rgb_array")
-    film = [frame for i, frame in enumerate(play_frames(agent.model, agent.env, FILM_STEPS[-1]), 1) if i in FILM_STEPS]
+    agent = load_agent(flags, n_envs=2)
+    film = CartpoleFilm(agent.env, n_untrained=1, push_every=2.0)
+    moments: Dict[int, Tiles] = {}
+    for step, _ in enumerate(play_frames(agent.model, agent.env, max(FILM_STEPS), film=film), 1):
+        if step in FILM_STEPS:
+            moments[step] = film.tiles()
     agent.env.close()
-    figure = pyplot.figure(figsize=(9.6, 2.9), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1.0))
-    for axes, frame in zip(left.subplots(2, 2).flat, film):
-        axes.imshow(frame)
-        axes.axis("off")
+    figure = pyplot.figure(figsize=(11.0, 3.3), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.7, 1.0))
+    grid = left.add_gridspec(3, len(FILM_STEPS), height_ratios=(1.0, 1.0, 0.16))
+    for row, label in enumerate(("trained PPO", "untrained:\nrandom actions")):
+        for column, (step, title) in enumerate(FILM_STEPS.items()):
+            axes = left.add_subplot(grid[row, column])
+            axes.imshow(moments[step][row][0])
+            axes.set(xticks=[], yticks=[], ylabel=label if column == 0 else "", title=title if row == 0 else "")
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+    axes = left.add_subplot(grid[2, :])
+    axes.imshow(film.key(width=760))
+    axes.axis("off")
     axes = right.subplots()
     draw_evaluations(axes, folder, "ppo")
+    curves.draw_solved(axes, [REWARD_THRESHOLD])
     curves.style(axes, "environment steps", "return (evaluation)")
     return figure
 
@@ -59,24 +74,25 @@ def draw_evaluations(axes: Any, folder: str, algo: str) -> None:
 
 def draw_learning_curves(pyplot: Any, folder: str) -> Any:
     """Evaluations of all three algorithms."""
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
-    axes.axhline(SOLVED_RETURN, color="0.6", linewidth=1, linestyle=":")
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
     for algo in COLORS:
         draw_evaluations(axes, folder, algo)
+    curves.draw_solved(axes, [REWARD_THRESHOLD])
     curves.style(axes, "environment steps", "return (evaluation)")
     return figure
 
 
 def draw_overlay(pyplot: Any, folder: str) -> Any:
     """Mean reward per step of our Seed entries, and of the public runs on real Isaac Gym with the same settings."""
-    figure, all_axes = pyplot.subplots(1, 3, figsize=(10.0, 3.4), sharey=True, layout="constrained")
+    figure, all_axes = pyplot.subplots(1, 3, figsize=(10.0, 4.2), sharey=True, layout="constrained")
     for axes, algo in zip(all_axes, COLORS):
         runs = curves.find_runs(folder, algo, env_of(algo, "Seed"))
         ours = [curves.reward_rate_curve(str(Path(run, FILE_NAME))) for run in runs]
         curves.draw(axes, ours, "embedded simulator", COLORS[algo])
         x, y = curves.reward_rate_curve(str(ROOT / "tests" / "data" / f"seed_curve_{algo}.csv"))
         axes.plot(x, y, color="0.2", linestyle="--", linewidth=1.3, label="Isaac Gym, public run")
-        curves.style(axes, "environment steps", "mean reward per step" if algo == "ppo" else "", algo.upper())
+        y_label = "mean reward per step" if algo == "ppo" else ""
+        curves.style(axes, "environment steps", y_label, algo.upper(), legend_columns=1)
     return figure
 
 

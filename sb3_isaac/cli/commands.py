@@ -13,10 +13,13 @@ from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_env import MAX_RENDERED_ENVS
 from sb3_isaac.evaluation import curves, measure
 from sb3_isaac.evaluation.callbacks import FILE_NAME
+from sb3_isaac.evaluation.film import CartpoleFilm, can_be_filmed, n_rows
 from sb3_isaac.evaluation.video import check_video_path, play_frames, write_video
 
 MAX_EVAL_ENVS = 1024
 """Environments that are used at most unless told otherwise."""
+PUSH_EVERY = 2.0
+"""Seconds from one push to the next in a video, unless told otherwise."""
 Y_LABELS = {
     "eval": "return (evaluation)",
     "train": "return (training)",
@@ -62,23 +65,46 @@ def video(argv: List[str]) -> int:
     """Write videos of a trained agent."""
     from sb3_isaac.zoo.agents import add_agent_arguments, import_packages, load_agent
 
-    parser = argparse.ArgumentParser(prog="sb3-isaac video", description="Write a video of a trained agent.")
+    parser = argparse.ArgumentParser(
+        prog="sb3-isaac video",
+        description="Write a video of a trained agent. Cartpoles of this package stand beside some under uniformly random "
+        "actions, and their poles are pushed now and then.",
+    )
     add_agent_arguments(parser)
     parser.add_argument("-n", "--n-timesteps", help="timesteps, a frame each (default: 300)", type=int, default=300)
     parser.add_argument(
         "-o", "--output", nargs="+", help="files ending in .mp4 or .gif (default: one of each in the folder videos of the run)"
     )
+    parser.add_argument(
+        "--push", type=float, metavar="SECONDS", help=f"time from one push to the next (default: {PUSH_EVERY:g}, 0: no pushes)"
+    )
+    parser.add_argument("--no-untrained", action="store_true", help="show the trained agent alone")
     args = parser.parse_args(argv)
     if args.n_timesteps < 1:
         raise ValueError(f"--n-timesteps must be at least 1, got {args.n_timesteps}.")
+    if args.push is not None and not 0.0 <= args.push < float("inf"):
+        raise ValueError(f"--push must be 0 (no pushes) or a number of seconds, got {args.push}.")
     for path in args.output or ["any.mp4"]:
         check_video_path(path)
     import_packages(args)
-    agent = load_agent(args, MAX_RENDERED_ENVS if is_isaac_env_id(args.env.gym_id) else 1, render_mode="rgb_array")
+    ours = is_isaac_env_id(args.env.gym_id)
+    n_untrained = 0
+    if ours and (args.n_envs is None or args.n_envs > 0):  # load_agent says what is wrong with other numbers
+        n_trained = min(args.n_envs or MAX_RENDERED_ENVS, MAX_RENDERED_ENVS)
+        n_untrained = 0 if args.no_untrained else n_rows(n_trained)
+        args.n_envs = n_trained + n_untrained
+    agent = load_agent(args, 1, render_mode="rgb_array")
+    film = None
+    if can_be_filmed(agent.env):
+        policy = f"trained: {args.algo.upper()}" + (", stochastic" if args.stochastic else "")
+        push_every = PUSH_EVERY if args.push is None else args.push
+        film = CartpoleFilm(agent.env, policy, n_untrained, push_every, args.seed)
+    elif ours or args.push:
+        print("Neither pushes nor an untrained policy: these environments are no batch of this package's cartpoles.")
     outputs = args.output or [os.path.join(agent.folder, "videos", agent.name + suffix) for suffix in (".mp4", ".gif")]
     fps = int(agent.env.get_attr("metadata")[0].get("render_fps", 30))
     with contextlib.closing(agent.env):
-        frames = play_frames(agent.model, agent.env, args.n_timesteps, deterministic=not args.stochastic)
+        frames = play_frames(agent.model, agent.env, args.n_timesteps, deterministic=not args.stochastic, film=film)
         # disable=None: no bar where the output is not a terminal
         write_video(outputs, tqdm(frames, total=args.n_timesteps, unit="frame", disable=None), fps)
     for path in outputs:
@@ -89,10 +115,13 @@ def video(argv: List[str]) -> int:
 def plot(argv: List[str]) -> int:
     """Draw learning curves of all seeds in log folders, with confidence bands."""
     parser = argparse.ArgumentParser(
-        prog="sb3-isaac plot", description="Learning curves of all seeds in log folders: mean and 95%% confidence band."
+        prog="sb3-isaac plot",
+        description="Learning curves of all seeds in log folders: mean and 95% confidence band. Name the curves, or "
+        "give -e and -a, which draw every algorithm on every environment.",
     )
-    parser.add_argument("-a", "--algo", "--algos", nargs="+", default=["ppo"], help="algorithms (default: ppo)")
-    parser.add_argument("-e", "--env", nargs="+", required=True, help="environment ids")
+    parser.add_argument("curves", nargs="*", metavar="ALGO:ENV", help="curves, such as ppo:IsaacGymCartpole-v0")
+    parser.add_argument("-a", "--algo", "--algos", nargs="+", default=["ppo"], help="algorithms for -e (default: ppo)")
+    parser.add_argument("-e", "--env", nargs="+", default=[], help="environment ids")
     parser.add_argument("-f", "--folder", "--exp-folders", nargs="+", default=["logs"], help="log folders (default: logs)")
     parser.add_argument("-l", "--labels", nargs="+", help="one label per curve (default: algorithm and environment)")
     parser.add_argument("-x", "--x-axis", choices=["steps", "seconds"], default="steps", help="default: steps")
@@ -106,7 +135,12 @@ def plot(argv: List[str]) -> int:
     parser.add_argument("--reference", nargs="+", default=[], metavar="CSV", help="curves of real Isaac Gym to lay over")
     parser.add_argument("-max", "--max-timesteps", type=float, help="end of the x axis")
     parser.add_argument("-o", "--output", help="file to write (.png, .svg, .pdf); without it, a window is opened")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    args.folder, swallowed = _without_pairs(args.folder)
+    pairs = [curves.parse_pair(text) for text in args.curves + swallowed]
+    pairs += [(algo, env_id) for algo in args.algo for env_id in args.env]
+    if not pairs:
+        parser.error("name at least one curve, ALGO:ENV, or an environment with -e")
 
     kind = args.curve or ("reward-rate" if args.reference else "train" if args.x_axis == "seconds" else "eval")
     if args.x_axis == "seconds" and kind != "train":
@@ -115,8 +149,8 @@ def plot(argv: List[str]) -> int:
         raise ValueError("Reference curves are rewards per step: use --curve reward-rate with --reference.")
     if args.window < 1:
         raise ValueError(f"--window must be at least 1, got {args.window}.")
-    groups = [(folder, algo, env_id) for folder in args.folder for algo in args.algo for env_id in args.env]
-    labels = args.labels or [_label(group, args) for group in groups]
+    groups = [(folder, algo, env_id) for folder in args.folder or ["logs"] for algo, env_id in pairs]
+    labels = args.labels or [_label(group, groups) for group in groups]
     if len(labels) != len(groups):
         raise ValueError(f"{len(groups)} curves need as many --labels, got {len(labels)}.")
 
@@ -126,9 +160,14 @@ def plot(argv: List[str]) -> int:
         "reward-rate": lambda run: curves.reward_rate_curve(os.path.join(run, FILE_NAME)),
     }
     pyplot = curves.import_pyplot(show=args.output is None)
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=curves.FIGURE_SIZE, layout="constrained")
+    thresholds = []
     for group, label in zip(groups, labels):
-        curves.draw(axes, [readers[kind](run) for run in curves.find_runs(*group)], label)
+        runs = curves.find_runs(*group)
+        curves.draw(axes, [readers[kind](run) for run in runs], label)
+        thresholds.append(curves.solved_return(group[2], runs))
+    if kind != "reward-rate":
+        curves.draw_solved(axes, thresholds)
     for path in args.reference:
         x, y = curves.reward_rate_curve(path)
         name = os.path.splitext(os.path.basename(path))[0]
@@ -145,11 +184,19 @@ def plot(argv: List[str]) -> int:
     return 0
 
 
-def _label(group: Tuple[str, str, str], args: argparse.Namespace) -> str:
+def _without_pairs(folders: List[str]) -> Tuple[List[str], List[str]]:
+    """The words after ``-f`` that are folders, and the ALGO:ENV that argparse took for some: ``-f logs ppo:X dqn:Y``."""
+    pairs = [word for word in folders if ":" in word and os.sep not in word and not os.path.isdir(word)]
+    return [word for word in folders if word not in pairs], pairs
+
+
+def _label(group: Tuple[str, str, str], groups: List[Tuple[str, str, str]]) -> str:
+    """Algorithm, and what else tells a curve from the others."""
     folder, algo, env_id = group
+    folders, _, env_ids = (set(column) for column in zip(*groups))
     parts = [algo.upper()]
-    if len(args.env) > 1:
+    if len(env_ids) > 1:
         parts.append(env_id)
-    if len(args.folder) > 1:
+    if len(folders) > 1:
         parts.append(os.path.basename(os.path.normpath(folder)))
     return " ".join(parts)

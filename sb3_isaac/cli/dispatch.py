@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import runpy
 import sys
@@ -11,6 +12,8 @@ from typing import Any, Dict, List, Optional
 
 import sb3_isaac  # noqa: F401  # isort: skip  # first of all: Isaac Gym refuses to be imported after torch
 import gymnasium as gym
+
+from sb3_isaac.envs.make import is_isaac_env_id
 
 COMMANDS: Dict[str, str] = {
     "train": "train an agent: the flags of python -m rl_zoo3.train, --until-solved",
@@ -20,10 +23,22 @@ COMMANDS: Dict[str, str] = {
     "video": "film a trained agent, in a grid of environments",
     "record_video": "the flags of python -m rl_zoo3.record_video, which does not find our environments by itself",
     "plot": "draw learning curves of several runs",
+    "compare": "train algorithms with several seeds and draw their learning curves",
     "check": "show versions, devices and which simulators can run here",
 }
-OWN_COMMANDS = {"evaluate": "commands", "video": "commands", "plot": "commands", "check": "check"}
+OWN_COMMANDS = {"evaluate": "commands", "video": "commands", "plot": "commands", "compare": "compare", "check": "check"}
 """Which module of this folder has the function of that name. The other commands are modules of rl_zoo3."""
+
+EXTRAS: Dict[str, Dict[str, str]] = {
+    "enjoy": {"pygame": "pygame"},
+    "video": {"pygame": "pygame", "imageio_ffmpeg": "imageio-ffmpeg"},
+    "record_video": {"pygame": "pygame", "moviepy": "moviepy"},
+    "plot": {"matplotlib": "matplotlib"},
+    "compare": {"matplotlib": "matplotlib"},
+}
+"""Modules of the extra 'plots' that a command cannot do without, and what pip calls them. pygame is for our environments."""
+WATCHED_ENVS = 16
+"""Environments that ``sb3-isaac enjoy`` shows in its window unless told otherwise."""
 
 USER_ERRORS = (
     ValueError,
@@ -57,11 +72,17 @@ def main(argv: Optional[List[str]] = None) -> int:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, "")  # as python -m has it: --gym-packages my_task finds my_task.py in this folder
     try:
+        _check_extras(command, flags)
         if command in OWN_COMMANDS:
             module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
             return int(getattr(module, command)(flags))
         importlib.import_module("sb3_isaac.zoo")
-        own_flags: Dict[str, Any] = {"train": _train_flags, "optimize": _search_flags, "record_video": _without_packages}
+        own_flags: Dict[str, Any] = {
+            "train": _train_flags,
+            "optimize": _search_flags,
+            "enjoy": _watch_flags,
+            "record_video": _record_flags,
+        }
         sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
         runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
     except USER_ERRORS as error:
@@ -80,7 +101,7 @@ def _train_flags(flags: List[str]) -> List[str]:
         "--until-solved",
         action="store_true",
         default=None,
-        help="stop when two evaluations in a row reach the reward_threshold of the hyperparameter entry, or of the environment",
+        help="stop when two evaluations in a row reach the reward_threshold of the hyperparameter entry or environment",
     )
     return _with_own_flags(parser, flags)
 
@@ -93,6 +114,55 @@ def _without_packages(flags: List[str]) -> List[str]:
     for package in args.gym_packages:
         importlib.import_module(package)
     return rest
+
+
+def _check_extras(command: str, flags: List[str]) -> None:
+    """Whether a command finds what it draws with, asked before anything is loaded.
+
+    :raises ImportError: something is missing; the message has the pip command
+    """
+    if {"-h", "--help"} & set(flags) or _is_given("--no-render", flags):
+        return
+    needed = EXTRAS.get(command, {})
+    missing = [
+        package
+        for module, package in needed.items()
+        if importlib.util.find_spec(module) is None and (module != "pygame" or _names_our_env(flags))
+    ]
+    if missing:
+        come = "comes" if len(missing) == 1 else "come"
+        names = " and ".join(missing)
+        raise ImportError(f"This needs {names}, which {come} with the extra 'plots': pip install {' '.join(missing)}")
+
+
+def _names_our_env(flags: List[str]) -> bool:
+    """Whether an id of this package is among them (``--env ID`` or ``--env=ID``)."""
+    return any(is_isaac_env_id(flag.rpartition("=")[2]) for flag in flags)
+
+
+def _is_given(name: str, flags: List[str]) -> bool:
+    """Whether a flag of rl_zoo3 is given, which argparse takes abbreviated too."""
+    return any(len(flag) > 4 and name.startswith(flag) for flag in flags)
+
+
+def _watch_flags(flags: List[str]) -> List[str]:
+    """rl_zoo3.enjoy's flags, with other defaults for our environments: two episodes of one cartpole show little."""
+    if "-h" in flags or "--help" in flags:
+        print(
+            f"With the environments of sb3_isaac the default folder is logs, and the window shows {WATCHED_ENVS} of them.\n"
+            "With --no-render there is one, whose 1000 timesteps are two whole episodes: -n 10000 for twenty, or sb3-isaac "
+            "evaluate.\n"
+        )
+    if not _names_our_env(flags):
+        return flags
+    # In front: argparse takes the last of what is given twice.
+    return [*([] if _is_given("--no-render", flags) else ["--n-envs", str(WATCHED_ENVS)]), "-f", "logs", *flags]
+
+
+def _record_flags(flags: List[str]) -> List[str]:
+    """rl_zoo3's flags, with the default folder of rl_zoo3.train for our environments: nobody else has agents of them."""
+    flags = _without_packages(flags)
+    return ["-f", "logs", *flags] if _names_our_env(flags) else flags
 
 
 def _search_flags(flags: List[str]) -> List[str]:

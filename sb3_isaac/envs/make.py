@@ -25,10 +25,6 @@ ISAAC_GYM_DT = 1.0 / 60.0
 """Control step of the older public Isaac Gym cartpole repositories, in seconds (IsaacGymEnvs has 0.0166)."""
 
 
-REWARD_THRESHOLD = 475.0
-"""Of the cartpoles, as Gymnasium's CartPole-v1 has it: a mean return that counts as solved. The highest one is 499."""
-
-
 ENV_KWARGS: Dict[str, Dict[str, Any]] = {
     "IsaacGymCartpole-v0": {},
     "IsaacGymCartpoleDiscrete-v0": {"discrete": True},
@@ -38,6 +34,9 @@ ENV_KWARGS: Dict[str, Dict[str, Any]] = {
     "IsaacGymCartpoleRlGames-v0": {},
 }
 """The environment ids that this package registers, with what distinguishes them."""
+
+REWARD_THRESHOLD = 475.0
+"""The return from which on the task counts as solved, of at most 499 in as many steps: as Gymnasium has it for CartPole-v1."""
 
 
 OF_SB3 = {

@@ -71,7 +71,7 @@ class RewardLog(BaseCallback):
 
 
 class StopWhenSolved(BaseCallback):
-    """Ends training when two evaluations in a row reach a mean return, and says so. To be EvalCallback's ``callback_after_eval``.
+    """Ends training when two evaluations in a row reach a mean return, and says so. For EvalCallback's ``callback_after_eval``.
 
     :param reward_threshold: the mean return
     """
@@ -99,8 +99,8 @@ class StopWhenSolved(BaseCallback):
 class BatchedEvalCallback(EvalCallback):
     """SB3's EvalCallback with :func:`evaluate`: the same files and the same logged keys, in a fraction of the time.
 
-    Parameters are SB3's. An evaluation is one line. With an evaluation environment that does not support tensors, or with ``render``, it is SB3's
-    callback, success rates included. Files are replaced only when they are complete.
+    Parameters are SB3's. An evaluation prints one line. With an evaluation environment that does not support tensors, or with
+    ``render``, it is SB3's callback, success rates included. Files are replaced only when they are complete.
     """
 
     def _on_step(self) -> bool:

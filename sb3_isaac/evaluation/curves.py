@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import re
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
@@ -16,6 +17,8 @@ from sb3_isaac.evaluation.measure import bootstrap_interval
 
 N_POINTS = 200
 """Points of a drawn curve."""
+FIGURE_SIZE = (6.4, 4.8)
+"""Inches of a picture of one pair of axes, with its legend above."""
 REFERENCE_ENVS = 128
 """Environments of the public runs on real Isaac Gym whose curves can be laid over ours."""
 
@@ -32,18 +35,66 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
-def find_runs(folder: str, algo: str, env_id: str) -> List[str]:
-    """The run folders of rl_zoo3 for an algorithm and an environment: ``<folder>/<algo>/<env_id>_1``, ``_2``, ...
+def parse_pair(text: str) -> Tuple[str, str]:
+    """``ALGO:ENV`` in its two parts, such as "ppo" and "IsaacGymCartpole-v0".
 
-    :raises FileNotFoundError: there is none
+    :raises ValueError: not of this form
     """
+    algo, _, env_id = text.partition(":")
+    if not (algo and env_id):
+        raise ValueError(f"A curve is named ALGO:ENV, such as ppo:IsaacGymCartpole-v0, not {text!r}.")
+    return algo, env_id
+
+
+def list_runs(folder: str, algo: str, env_id: str) -> List[str]:
+    """The run folders of rl_zoo3 for an algorithm and an environment: ``<folder>/<algo>/<env_id>_1``, ``_2``, ..."""
     parent = os.path.join(folder, algo)
     pattern = re.compile(re.escape(env_id) + r"_(\d+)")
     matches = [pattern.fullmatch(name) for name in (os.listdir(parent) if os.path.isdir(parent) else [])]
     numbers = sorted(int(match.group(1)) for match in matches if match)
-    if not numbers:
-        raise FileNotFoundError(f"No run of {algo} on {env_id} in {parent}: train one first, or name another folder with -f.")
     return [os.path.join(parent, f"{env_id}_{number}") for number in numbers]
+
+
+def find_runs(folder: str, algo: str, env_id: str) -> List[str]:
+    """As :func:`list_runs`, at least one.
+
+    :raises FileNotFoundError: there is none; the message says which runs there are
+    """
+    runs = list_runs(folder, algo, env_id)
+    if not runs:
+        there = set()
+        for name in os.listdir(folder) if os.path.isdir(folder) else []:
+            parent = os.path.join(folder, name)
+            matches = [re.fullmatch(r"(.+)_\d+", run) for run in (os.listdir(parent) if os.path.isdir(parent) else [])]
+            there |= {f"{name}:{match.group(1)}" for match in matches if match}
+        raise FileNotFoundError(
+            f"No run of {algo} on {env_id} in {os.path.join(folder, algo)}: train one first, or name another folder with -f "
+            f"(runs in {folder}: {', '.join(sorted(there)) or 'none'})."
+        )
+    return runs
+
+
+def solved_return(env_id: str, runs: Sequence[str]) -> Optional[float]:
+    """The return from which on an environment counts as solved: ``reward_threshold`` of its id.
+
+    :return: None if the id has none, or runs had episodes of another length, which makes other returns possible
+    """
+    spec = gym.registry.get(env_id)
+    for run in runs:
+        for name in ("args.yml", "config.yml"):
+            path = os.path.join(run, env_id, name)
+            if os.path.isfile(path):
+                with open(path) as file:
+                    if re.search("max_episode_(length|steps)", file.read()):
+                        return None
+    return None if spec is None else spec.reward_threshold
+
+
+def first_solved(curve: Curve, threshold: float) -> Optional[float]:
+    """The first x at which a curve has reached the threshold; None if it has not."""
+    x, y = curve
+    reached = np.flatnonzero(y >= threshold)
+    return float(x[reached[0]]) if len(reached) else None
 
 
 def evaluation_curve(run: str) -> Curve:
@@ -128,7 +179,7 @@ def import_pyplot(show: bool = False) -> Any:
 
 
 def draw(axes: Any, curves: Sequence[Curve], label: str, color: Any = None) -> None:
-    """Draw runs as a mean with its band, and each of them as a thin line."""
+    """Draw runs as a mean with its band, and each of them as a thin line. :func:`style` makes a legend that says so."""
     average = band(curves)
     seeds = f"{len(curves)} seeds" if len(curves) > 1 else "1 seed"
     (line,) = axes.plot(average.x, average.mean, label=f"{label} ({seeds})", color=color, linewidth=2)
@@ -138,16 +189,38 @@ def draw(axes: Any, curves: Sequence[Curve], label: str, color: Any = None) -> N
             axes.plot(x, y, color=line.get_color(), alpha=0.25, linewidth=0.7)
 
 
-def style(axes: Any, x_label: str, y_label: str, title: str = "") -> None:
-    """Labels, 200 k in place of 200000, a light grid, a legend, and no box around."""
+def draw_solved(axes: Any, thresholds: Iterable[Optional[float]]) -> None:
+    """A dashed line, named in the legend, where the curves count as solved, if that is the same return for all of them.
+
+    :param thresholds: of each curve, see :func:`solved_return`
+    """
+    different = set(thresholds)
+    threshold = different.pop() if len(different) == 1 else None
+    if threshold is not None:
+        axes.axhline(threshold, label=f"solved: {threshold:g}", color="0.35", linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+
+
+def style(axes: Any, x_label: str, y_label: str, title: str = "", legend_columns: int = 2) -> None:
+    """Labels, 200 k in place of 200000, a light grid, no box around, and above the axes, off the curves, the legend.
+
+    Bands and thin lines, which all curves have, are explained once and without a colour.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter("{x:g}" if x_label == "seconds" else EngFormatter())
-    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(frameon=False)
+    handles, _ = axes.get_legend_handles_labels()
+    if axes.collections:
+        handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="95% interval of the mean"))
+        handles.append(Line2D([], [], color="0.5", alpha=0.6, linewidth=0.7, label="each seed"))
+    # Columns are filled from the top: the curves on the left, what they have in common on the right.
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncol": legend_columns}
+    axes.legend(handles=handles, title=title or None, frameon=False, fontsize=9, **place)
 
 
 def save_figure(figure: Any, path: str, dpi: int = 110) -> None:

@@ -11,11 +11,11 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.dqn.dqn import DQN  # not stable_baselines3.DQN, into whose place a program may put ours
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from sb3_isaac.device import threads

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from typing import Any, Callable, Dict, Iterable, Iterator, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac._files import replacing
+from sb3_isaac.evaluation.film import CartpoleFilm
 from sb3_isaac.evaluation.measure import check_spaces
 
 GIF_FPS = 30
@@ -117,12 +118,16 @@ def _ffmpeg_errors(path: str, codec: str) -> Iterator[None]:
         ) from error
 
 
-def play_frames(model: Any, env: VecEnv, n_frames: int, deterministic: bool = True) -> Iterator[np.ndarray]:
+def play_frames(
+    model: Any, env: VecEnv, n_frames: int, deterministic: bool = True, film: Optional[CartpoleFilm] = None
+) -> Iterator[np.ndarray]:
     """Reset the environments, let the model act, and yield a picture of them after each step.
 
     :param model: anything with SB3's ``predict``
     :param env: made with ``render_mode="rgb_array"``
     :param n_frames: how many steps, one picture each
+    :param film: of the same environments: an untrained policy beside the model, pushes, captions and a key; the
+        environments need no ``render_mode`` then
     :raises ValueError: the model was trained for other observations or actions
     :raises RuntimeError: the environment does not render to arrays
     """
@@ -131,8 +136,10 @@ def play_frames(model: Any, env: VecEnv, n_frames: int, deterministic: bool = Tr
     state, starts = None, np.ones(env.num_envs, dtype=bool)
     for _ in range(n_frames):
         actions, state = model.predict(obs, state=state, episode_start=starts, deterministic=deterministic)
+        if film is not None:
+            actions = film.before_step(actions)
         obs, _, starts, _ = env.step(actions)
-        frame = env.render()
+        frame = env.render() if film is None else film.frame()
         if not isinstance(frame, np.ndarray):
             raise RuntimeError(
                 f"The environment returns no pictures: make it with render_mode='rgb_array', not {env.render_mode!r}."

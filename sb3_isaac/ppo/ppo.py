@@ -34,6 +34,9 @@ from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
 
+SB3_PPO = stable_baselines3.PPO
+"""Looked up once: a program may put our class into its place."""
+
 
 class _Run:
     """What training in tensors keeps besides SB3's attributes. Never saved."""
@@ -46,7 +49,7 @@ class _Run:
         """During a rollout: the observations (N, *obs_shape) of the last step's actions"""
 
 
-class PPO(stable_baselines3.PPO):
+class PPO(SB3_PPO):
     """SB3's PPO: the same arguments, files, callbacks, logs and results, with everything on one device.
 
     With an :class:`~sb3_isaac.IsaacVecEnv` nothing crosses to the host in a rollout or an update except one read per
@@ -107,7 +110,7 @@ class PPO(stable_baselines3.PPO):
                 "adaptive_lr_factor must be greater than 1 and 0 < adaptive_lr_min <= adaptive_lr_max, got "
                 f"{adaptive_lr_factor!r}, {adaptive_lr_min!r} and {adaptive_lr_max!r}."
             )
-        arguments = inspect.signature(stable_baselines3.PPO).bind(policy, env, *args, **kwargs)
+        arguments = inspect.signature(SB3_PPO).bind(policy, env, *args, **kwargs)
         if n_minibatches is not None:
             # For SB3, which wants to warn of a batch_size that does not divide the rollout
             asked_for = arguments.arguments.get("batch_size")

@@ -21,6 +21,9 @@ from sb3_isaac.device import threads
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.zoo.manager import ALGOS
 
+ALGO_NAMES = sorted(rl_zoo3.utils.ALGOS)
+"""What ``--algo`` may be."""
+
 
 class TrainedAgent(NamedTuple):
     """What :func:`load_agent` found."""
@@ -37,8 +40,7 @@ class TrainedAgent(NamedTuple):
 
 def add_agent_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``rl_zoo3.enjoy`` that say which agent, and where it runs."""
-    algos = sorted(rl_zoo3.utils.ALGOS)
-    parser.add_argument("--algo", help="RL algorithm (default: ppo)", default="ppo", choices=algos, metavar="ALGO")
+    parser.add_argument("--algo", help="RL algorithm (default: ppo)", default="ppo", choices=ALGO_NAMES, metavar="ALGO")
     parser.add_argument("--env", help="environment id", type=EnvironmentName, required=True)
     parser.add_argument("-f", "--folder", help="log folder (default: logs)", default="logs")
     parser.add_argument("--exp-id", help="experiment id (default: 0: latest, -1: no exp folder)", default=0, type=int)

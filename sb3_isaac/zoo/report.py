@@ -84,7 +84,7 @@ def _draw(study: Any, path: Path) -> None:
         # The evaluator that Optuna 5 has as default; the default before it needs scikit-learn.
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         kinds: Dict[str, Callable[[Any], Any]] = {
-            "history": pictures.plot_optimization_history,
+            "history": functools.partial(_draw_history, pictures.plot_optimization_history),
             "importances": functools.partial(pictures.plot_param_importances, evaluator=evaluator),
         }
         for name, draw in kinds.items():
@@ -97,6 +97,30 @@ def _draw(study: Any, path: Path) -> None:
             figure.savefig(f"{path}_{name}.png", dpi=100, bbox_inches="tight")
             plt.close(figure)
             print(f"Wrote {path}_{name}.png")
+
+
+def _draw_history(plot_optimization_history: Callable[[Any], Any], study: Any) -> Any:
+    """Optuna's history, which has completed trials only, with the others: where they stood when they were ended.
+
+    :return: matplotlib's axes
+    """
+    axes = plot_optimization_history(study)
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state in (TrialState.PRUNED, TrialState.FAIL)]
+    last = {
+        trial.number: trial.intermediate_values[max(trial.intermediate_values)] for trial in ended if trial.intermediate_values
+    }
+    without = [trial.number for trial in ended if trial.number not in last]
+    style = {"color": "0.45", "s": 36, "zorder": 2}
+    if last:
+        axes.scatter(list(last), list(last.values()), marker="x", label="Pruned or failed: last evaluation", **style)
+    if without:  # at the bottom, whatever the values of the others
+        bottom = axes.get_xaxis_transform()
+        axes.scatter(
+            without, [0.02] * len(without), marker="|", transform=bottom, label="Pruned or failed before one", **style
+        )
+    axes.set(ylabel="mean return", title="")
+    axes.legend(bbox_to_anchor=(1.02, 1.0), loc="upper left")
+    return axes
 
 
 def compose(text: str, env_id: str, entry: Dict[str, Any], *, comment: str) -> str:

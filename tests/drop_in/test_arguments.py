@@ -9,6 +9,7 @@ import torch as th
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from torch import nn
 
+from tests.conftest import run_python
 from tests.drop_in.side_by_side import ALL, N_STEP, OFF_POLICY, Row, compare, table
 
 
@@ -135,3 +136,33 @@ ROWS = [
 @table(ROWS)
 def test_argument(row: Row, algo: str, tmp_path: Path) -> None:
     compare(row, algo, tmp_path)
+
+
+def test_our_classes_in_the_place_of_sb3s() -> None:
+    """In a process of its own, as a program would do it: before the rest of this package is imported."""
+    code = """
+import stable_baselines3 as sb3
+import sb3_isaac
+
+stock_dqn = sb3.DQN
+env_ids = {"PPO": "IsaacGymCartpole-v0", "DQN": "IsaacGymCartpoleDiscrete-v0", "DDPG": "IsaacGymCartpole-v0"}
+for name in env_ids:
+    setattr(sb3, name, getattr(sb3_isaac, name))
+envs = {name: sb3_isaac.make_vec_env(env_id, 4, backend="torch", device="cpu", seed=0) for name, env_id in env_ids.items()}
+models = [
+    sb3.PPO("MlpPolicy", envs["PPO"], 3e-4, 8, n_minibatches=2, device="cpu"),
+    sb3.PPO("MlpPolicy", envs["PPO"], n_steps=8, batch_size=16, device="cpu"),
+    sb3.DQN("MlpPolicy", envs["DQN"], device="cpu"),
+    sb3.DDPG("MlpPolicy", envs["DDPG"], device="cpu"),
+]
+assert models[0].learning_rate == 3e-4 and models[0].n_steps == 8 and models[0].batch_size == 16
+for model in models:
+    model.learn(32)
+    assert isinstance(model.path, str)
+
+from sb3_isaac.evaluation.measure import tensor_policy
+
+assert tensor_policy(stock_dqn("MlpPolicy", envs["DQN"], device="cpu")) is not None
+"""
+    done = run_python("-W", "ignore", "-c", code)
+    assert done.returncode == 0, done.stdout

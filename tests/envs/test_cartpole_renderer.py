@@ -82,6 +82,37 @@ def test_a_larger_force_has_a_longer_arrow() -> None:
     assert sizes == sorted(set(sizes))
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+def test_the_arrow_of_a_push_points_where_the_tip_goes(side: int) -> None:
+    pushed = integrate(th.tensor([[0.0, 0.0, 0.0, 1.5 * side]]), th.zeros(1))[0, 2].item()
+    before, after = draw(), draw(angle=pushed * 5)
+    tip = columns(before, cartpole_renderer.POLE).mean()
+    moved = columns(after, cartpole_renderer.POLE).mean() - tip
+    (image,) = CartpoleRenderer(1).images({**state(), "push": np.array([1.5 * side])}, returns())
+    arrow = columns(image, cartpole_renderer.PUSH)
+    widest = np.bincount(arrow).argmax()  # where the head begins
+    assert moved * (tip - arrow.mean()) > 0, "it comes from the other side"
+    assert moved * (widest - arrow.mean()) > 0, "its head is in front"
+    assert columns(before, cartpole_renderer.PUSH).size == 0
+    (fresh,) = CartpoleRenderer(1).images({**state(step=0), "push": np.array([1.0])}, returns())
+    assert columns(fresh, cartpole_renderer.PUSH).size == 0, "a push does not outlive its episode"
+
+
+def test_captions_and_key() -> None:
+    renderer = CartpoleRenderer(1)
+    assert renderer.caption(320, "trained").shape == (32, 320, 3)
+    assert (renderer.caption(320, "trained") != renderer.caption(320, "")).any()
+    for width in (560, 640, 1608):
+        alone, with_push = renderer.key(width, 3.0), renderer.key(width, 3.0, pushes=True)
+        assert alone.shape == with_push.shape == (32, width, 3)
+        explained = [cartpole_renderer.ARROW, cartpole_renderer.LIMIT, cartpole_renderer.RAIL]
+        assert all(columns(strip, color).size > 20 for strip in (alone, with_push) for color in explained)
+        assert columns(alone, cartpole_renderer.PUSH).size == 0 and columns(with_push, cartpole_renderer.PUSH).size > 20
+        margin = np.abs(with_push[:, [0, -1]].astype(int) - np.array(cartpole_renderer.BACKGROUND)).max()
+        assert margin == 0, "nothing is cut off"
+    assert (renderer.key(640, 3.0) != renderer.key(640, 2.0)).any()
+
+
 def test_text_shows_step_and_return() -> None:
     renderer = CartpoleRenderer(1)
     strip = [renderer.images(state(step=s), returns(value=r))[0][-50:] for s, r in ((7, 12.5), (8, 12.5), (7, 13.5))]

@@ -11,6 +11,7 @@ import pytest
 import torch as th
 import yaml
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import ResultsWriter
 
 import sb3_isaac
@@ -22,8 +23,11 @@ from matplotlib import pyplot  # noqa: E402
 
 import sb3_isaac.zoo  # noqa: E402
 from sb3_isaac.cli import commands, dispatch  # noqa: E402
+from sb3_isaac.envs.cartpole_renderer import PUSH  # noqa: E402
 from sb3_isaac.evaluation import curves, video  # noqa: E402
+from sb3_isaac.evaluation import film as film_module  # noqa: E402
 from sb3_isaac.evaluation.callbacks import RewardLog  # noqa: E402
+from sb3_isaac.evaluation.film import CartpoleFilm  # noqa: E402
 from sb3_isaac.evaluation.video import play_frames, write_video  # noqa: E402
 from tests.conftest import CONTINUOUS, DATA, DISCRETE, make_env, run_python  # noqa: E402
 from tests.evaluation.conftest import balancing_model  # noqa: E402
@@ -164,12 +168,90 @@ def test_video_writes_both_formats_beside_the_model(tmp_path: Path, capsys: pyte
     assert written == [f"final-model-ppo-{CONTINUOUS}.gif", f"final-model-ppo-{CONTINUOUS}.mp4"]
     assert capsys.readouterr().out.count("Wrote ") == 2
     size, frames = read_video(run / "videos" / written[1])
-    assert size == (480, 960) and len(frames) == 12
+    assert size == (32 + 480 + 32, 960 + 8 + 480) and len(frames) == 12, "two by two, and a column of two without training"
     assert commands.video([*flags, "-n", "4", "-o", str(tmp_path / "own.gif")]) == 0
     assert (tmp_path / "own.gif").is_file()
-    for command in (["-n", "0"], ["-o", "movie.avi"]):
-        with pytest.raises(ValueError, match="at least 1|must end in"):
+    for command in (["-n", "0"], ["-o", "movie.avi"], ["--push", "-1"], ["--push", "nan"]):
+        with pytest.raises(ValueError, match="at least 1|must end in|--push must be 0"):
             commands.video([*flags, *command])
+
+
+def test_what_the_video_command_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_runs(tmp_path, 1)
+    films: List[Any] = []
+    monkeypatch.setattr(commands, "play_frames", lambda *args, film, **kwargs: films.append(film) or iter(()))
+    monkeypatch.setattr(commands, "write_video", lambda *args: 0)
+    flags = ["--env", CONTINUOUS, "-f", str(tmp_path), "--device", "cpu", "-o", "a.mp4"]
+    for more in ([], ["--n-envs", "1", "--push", "0.5"], ["--n-envs", "99", "--push", "0", "--no-untrained", "--stochastic"]):
+        assert commands.video([*flags, *more]) == 0
+    assert [(film.n_trained, film.n_untrained) for film in films] == [(16, 4), (1, 1), (16, 0)]
+    assert [film.push_every for film in films] == [120, 30, 0], "steps of 0.0166 s"
+    assert films[0].caption == "trained: PPO" and films[2].caption == "trained: PPO, stochastic"
+
+
+# -- films -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_film_pushes_the_poles_and_leaves_the_last_to_chance() -> None:
+    env = make_env(n_envs=5)
+    taken, velocities = [], []
+    step = env.tensor_env.step
+
+    def remember(actions: th.Tensor) -> Any:
+        taken.append(actions.clone())
+        velocities.append(env.tensor_env.dof_state[:, 3].clone())
+        return step(actions)
+
+    env.tensor_env.step = remember
+    film = CartpoleFilm(env, "trained", n_untrained=2, push_every=0.083, seed=3)
+    assert film.push_every == 5
+    before, frames = [], []
+    for frame in play_frames(balancing_model(env), env, 11, film=film):
+        before.append(env.tensor_env.dof_state[:, 3].clone())
+        frames.append(frame)
+    actions = th.stack(taken)
+    obs_independent = actions[:, 3:]
+    assert obs_independent.min() < -0.5 and obs_independent.max() > 0.5 and obs_independent.unique().numel() == 22
+    assert actions[:, :3].abs().max() < 0.5, "the controller is gentle, even when it was pushed"
+    changes = th.stack([now - then for now, then in zip(velocities[1:], before)])  # between two steps
+    pushed = changes.abs().max(dim=1).values > 0
+    assert pushed.nonzero().flatten().tolist() == [3, 8], "before the fifth and the tenth step"
+    assert th.allclose(changes[3].abs(), th.full((5,), film_module.PUSH_SPEED)), "every pole, to one of the sides"
+    assert frames[0].shape == (32 + 480 + 32, 960 + 8 + 480, 3) and frames[0].dtype == np.uint8
+    purple = [(np.abs(frame[32:-32].astype(int) - np.array(PUSH)).sum(axis=-1) < 30).sum() for frame in frames]
+    assert purple[3] == 0 and min(purple[4:]) > 300, "the arrow is seen from the push on"
+
+
+def test_without_pushes_a_film_changes_nothing() -> None:
+    observed = []
+    for filmed in (True, False):
+        env = make_env(n_envs=2, render_mode="rgb_array")
+        film = CartpoleFilm(env) if filmed else None
+        frames = list(play_frames(balancing_model(env), env, 5, film=film))
+        observed.append((env.obs_tensor.clone(), frames))
+    assert th.equal(observed[0][0], observed[1][0])
+    with_strips, bare = (frames[-1] for _, frames in observed)
+    assert (with_strips[32:-32] == bare).all(), "the same picture between caption and key"
+
+
+def test_films_of_one_seed_are_alike_and_normalised_observations_do_not_matter() -> None:
+    last = []
+    for _ in range(2):
+        env = sb3_isaac.VecNormalize(make_env(DISCRETE, n_envs=3), training=False)
+        film = CartpoleFilm(env, n_untrained=1, push_every=0.05, seed=7)
+        last = [*last, list(play_frames(PPO("MlpPolicy", env, device="cpu", seed=0), env, 12, film=film))[-1]]
+    assert (last[0] == last[1]).all()
+
+
+def test_film_mistakes() -> None:
+    env = make_env(n_envs=2)
+    for arguments in ({"n_untrained": 2}, {"n_untrained": -1}, {"push_every": -1.0}):
+        with pytest.raises(ValueError, match="must be"):
+            CartpoleFilm(env, **arguments)
+    other = make_vec_env("CartPole-v1", 1)
+    assert film_module.can_be_filmed(env) and not film_module.can_be_filmed(other)
+    with pytest.raises(ValueError, match="Only a batch of this package's cartpoles can be filmed .* not DummyVecEnv"):
+        CartpoleFilm(other)
 
 
 @pytest.mark.parametrize("main", [commands.evaluate, commands.video])
@@ -272,10 +354,73 @@ def test_plot(flags: List[str], logs: Path, tmp_path: Path, monkeypatch: pytest.
     assert commands.plot(["-e", CONTINUOUS, "-f", str(logs), "-o", str(path), *flags]) == 0
     assert path.read_bytes().startswith(b"\x89PNG") and [entry.name for entry in path.parent.iterdir()] == ["curve.png"]
     (axes,) = drawn[0].axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["PPO (3 seeds)"] + (["Isaac Gym: seed_curve_ppo"] if "--reference" in flags else [])
+    assert legend(axes) == [
+        "PPO (3 seeds)",
+        *(["Isaac Gym: seed_curve_ppo"] if "--reference" in flags else []),
+        "95% interval of the mean",
+        "each seed",
+    ], "no line where it is solved: the runs had episodes of 99 steps"
     assert len(axes.lines) == 4 + ("--reference" in flags) and len(axes.collections) == 1
     assert axes.get_xlabel() == ("seconds" if "seconds" in flags else "environment steps")
+
+
+def legend(axes: Any) -> List[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def with_full_episodes(runs: List[Path]) -> None:
+    for run in runs:
+        for arguments in run.glob("*/args.yml"):
+            arguments.write_text("env_kwargs: null\n")
+
+
+def test_pairs_of_different_environments_in_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: List[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    monkeypatch.chdir(tmp_path)
+    with_full_episodes([*make_runs(Path("logs"), 2), *make_runs(Path("logs"), 3, "dqn", DISCRETE)])
+    flags = [f"ppo:{CONTINUOUS}", f"dqn:{DISCRETE}"]
+    for argv in ([*flags, "-o", "a.png"], ["-f", "logs", *flags, "-o", "a.png"], [flags[0], "-o", "a.png", flags[1]]):
+        assert commands.plot(argv) == 0
+        figure = drawn.pop()
+        (axes,) = figure.axes
+        curve_labels = [f"PPO {CONTINUOUS} (2 seeds)", f"DQN {DISCRETE} (3 seeds)"]
+        assert legend(axes) == [*curve_labels, "solved: 475", "95% interval of the mean", "each seed"]
+        (solved,) = [line for line in axes.lines if line.get_label() == "solved: 475"]
+        assert list(solved.get_ydata()) == [475, 475] and solved.is_dashed()
+        figure.canvas.draw()
+        box = axes.get_legend().get_window_extent()
+        assert box.y0 >= axes.get_window_extent().y1 - 1 and box.x0 >= 0 and box.x1 <= figure.bbox.x1, "above the curves"
+    assert commands.plot([flags[0], "--curve", "reward-rate", "-o", "a.png"]) == 0
+    assert "solved: 475" not in legend(drawn.pop().axes[0]), "not a return"
+    for argv, error, message in (
+        (["ppo", "-o", "a.png"], ValueError, "named ALGO:ENV, such as ppo:IsaacGymCartpole-v0, not 'ppo'"),
+        ([":x", "-o", "a.png"], ValueError, "named ALGO:ENV"),
+        ([f"ppp:{CONTINUOUS}", "-o", "a.png"], FileNotFoundError, f"No run of ppp .*logs: dqn:{DISCRETE}, ppo:{CONTINUOUS}"),
+        ([*flags, "-l", "one", "-o", "a.png"], ValueError, "2 curves need as many --labels"),
+    ):
+        with pytest.raises(error, match=message):
+            commands.plot(argv)
+    with pytest.raises(SystemExit) as stop:
+        commands.plot(["-o", "a.png"])
+    assert stop.value.code == 2
+
+
+def test_where_a_curve_counts_as_solved(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, 2)
+    assert curves.solved_return(CONTINUOUS, [str(run) for run in runs]) is None, "at most 99 in their episodes"
+    with_full_episodes(runs)
+    assert curves.solved_return(CONTINUOUS, [str(run) for run in runs]) == 475.0
+    (runs[1] / CONTINUOUS / "config.yml").write_text("env_kwargs: {max_episode_length: 100}\n")
+    assert curves.solved_return(CONTINUOUS, [str(run) for run in runs]) is None
+    assert curves.solved_return("CartPole-v1", []) == 475.0 and curves.solved_return("NoSuchEnv-v0", []) is None
+    x, y = np.array([10.0, 20.0, 30.0, 40.0]), np.array([100.0, 475.0, 300.0, 499.0])
+    assert curves.first_solved((x, y), 475.0) == 20.0 and curves.first_solved((x, y), 499.5) is None
+    figure, axes = pyplot.subplots()
+    curves.draw_solved(axes, [475.0, None])
+    curves.draw_solved(axes, [475.0, 195.0])
+    assert not axes.lines, "one line is for all curves or for none"
+    pyplot.close(figure)
 
 
 def test_plot_mistakes(logs: Path, tmp_path: Path) -> None:

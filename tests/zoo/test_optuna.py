@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from sb3_isaac.envs import CartpoleEnv
-from sb3_isaac.zoo import manager, search, spaces, studies
+from sb3_isaac.zoo import manager, report, search, spaces, studies
 from sb3_isaac.zoo.spaces import Regime
 from tests.conftest import ENV_IDS
 from tests.zoo.conftest import call, make_manager
@@ -88,10 +89,10 @@ def test_search_reports_and_writes_what_trains(algo: str, capsys: Any) -> None:
     assert set(found) == {"Other-v0", ENV_IDS[algo], "Last-v0"}
     entry = found[ENV_IDS[algo]]
     assert entry["n_envs"] in (16, 32) and entry["env_kwargs"] == {"max_episode_length": 40} and "write_yaml" not in entry
-    (report,) = Path("logs", algo).glob("report_*.csv")
+    (table,) = Path("logs", algo).glob("report_*.csv")
     for suffix in (".pkl", ".yml", "_history.png", "_importances.png"):
-        assert report.with_name(report.stem + suffix).stat().st_size > 100, out
-    assert yaml.safe_load(report.with_suffix(".yml").read_text())[ENV_IDS[algo]] == entry
+        assert table.with_name(table.stem + suffix).stat().st_size > 100, out
+    assert yaml.safe_load(table.with_suffix(".yml").read_text())[ENV_IDS[algo]] == entry
     assert (Path("opt") / "trial_0" / "best_model.zip").is_file()
     # The printed command trains with exactly these.
     command = out.strip().splitlines()[-1]
@@ -129,6 +130,34 @@ def test_pruner_ends_trials_early(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED"]
     assert "halving pruner" in trials[1].user_attrs["reason"] and len(trials[1].intermediate_values) == 1
     assert sorted(trials[0].intermediate_values)[-1] == 4 and len(trials[0].intermediate_values) >= 3
+
+
+def test_the_history_shows_trials_that_were_not_completed() -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra 'plots'").use("Agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as pictures
+
+    study = optuna.create_study(direction="maximize")
+    make, states = optuna.trial.create_trial, optuna.trial.TrialState
+    for trial in (
+        make(value=400.0),
+        make(state=states.PRUNED, value=150.0, intermediate_values={1: 90.0, 2: 150.0}),
+        make(state=states.PRUNED),  # out of memory before an evaluation
+        make(value=450.0),
+        make(state=states.FAIL, intermediate_values={1: 70.0}),
+        make(state=states.RUNNING, intermediate_values={1: 60.0}),
+    ):
+        study.add_trial(trial)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        axes = report._draw_history(pictures.plot_optimization_history, study)
+    shown = {points.get_label(): points.get_offsets().tolist() for points in axes.collections}
+    assert shown["Pruned or failed: last evaluation"] == [[1.0, 150.0], [4.0, 70.0]]
+    assert [number for number, _ in shown["Pruned or failed before one"]] == [2.0]
+    assert [0.0, 400.0] in shown["Objective Value"] and [3.0, 450.0] in shown["Objective Value"]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert {"Pruned or failed: last evaluation", "Pruned or failed before one", "Best Value"} <= set(legend)
+    pyplot.close("all")
 
 
 def test_a_search_without_a_completed_trial_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
