@@ -62,8 +62,8 @@ class CartpoleRenderer:
         """One (height, width, 3) uint8 RGB picture per environment.
 
         :param render_state: host copies from :meth:`~sb3_isaac.backends.base.TensorEnv.render_state`: dof_state (N, 4),
-            force (N,) in newtons, progress (N,), max_effort, reset_dist, pole_length; and push (N,) where poles are knocked: the sign of
-            the change of the pole's velocity, else 0
+            force (N,) in newtons, progress (N,), max_effort, reset_dist, pole_length; and push (N,) where poles are knocked:
+            the sign of the change of the pole's velocity, else 0
         :param returns: (N,), of the running episodes
         :param size: width and height of a picture, both even; default: :func:`tile_size`
         """

@@ -71,7 +71,7 @@ class RewardLog(BaseCallback):
 
 
 class StopWhenSolved(BaseCallback):
-    """Ends training when two evaluations in a row reach a mean return, and says so. For EvalCallback's ``callback_after_eval``.
+    """Ends training when two evaluations in a row reach a mean return, and says so: EvalCallback's ``callback_after_eval``.
 
     :param reward_threshold: the mean return
     """
