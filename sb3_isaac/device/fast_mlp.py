@@ -6,71 +6,33 @@ arithmetic. The formulas are those that autograd would use, so results differ fr
 
 from __future__ import annotations
 
-import math
-from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, cast
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, cast
 
 import torch as th
 from torch import nn
 
-_aten = th.ops.aten
-_LOG2_E = math.log2(math.e)
-_MINUS_ONE = th.tensor(-1.0)
+from sb3_isaac.device.flat_adam import views_of
+from sb3_isaac.device.threads import Together, scripted
+
+LANE_ROWS = 4096
+"""On a CPU, batches of more rows are divided among threads."""
+CACHED_ROWS = 1024
+"""On a CPU, so many rows go through all layers before the next do: what they leave stays in the cache of a core."""
+
+IDENTITY, TANH, RELU, ELU, LEAKY_RELU = range(5)
+ACTIVATIONS: Dict[Type[nn.Module], int] = {
+    nn.Identity: IDENTITY,
+    nn.Tanh: TANH,
+    nn.ReLU: RELU,
+    nn.ELU: ELU,
+    nn.LeakyReLU: LEAKY_RELU,
+}
 # exp2 on a CPU is vectorised since 2.1 or so; expm1, which elu is made of, takes four times as long.
 _FAST_EXP2 = int(th.__version__.split(".")[0]) * 100 + int(th.__version__.split(".")[1]) >= 203
 
 
-def _elu_(h: th.Tensor, scratch: th.Tensor) -> None:
-    if h.is_cuda or not _FAST_EXP2 or scratch.shape != h.shape:
-        th.nn.functional.elu_(h)
-        return
-    th.mul(h, _LOG2_E, out=scratch).clamp_(max=0.0)
-    th.maximum(scratch.exp2_().sub_(1.0), h, out=h)
-
-
-def _tanh_(h: th.Tensor, scratch: th.Tensor) -> None:
-    """On a CPU tanh(h / 2): sigmoid takes a fifth of the time of tanh there, and tanh(x) = 2 sigmoid(2 x) - 1."""
-    if h.is_cuda:
-        h.tanh_()
-    else:
-        th.add(_MINUS_ONE, h.sigmoid_(), alpha=2.0, out=h)
-
-
-def _tanh_backward(grad: th.Tensor, out: th.Tensor) -> None:
-    _aten.tanh_backward.grad_input(grad, out, grad_input=grad)
-
-
-def _relu_backward(grad: th.Tensor, out: th.Tensor) -> None:
-    _aten.threshold_backward.grad_input(grad, out, 0.0, grad_input=grad)
-
-
-def _elu_backward(grad: th.Tensor, out: th.Tensor) -> None:
-    _aten.elu_backward.grad_input(grad, 1.0, 1.0, 1.0, True, out, grad_input=grad)
-
-
-def _leaky_relu_backward(grad: th.Tensor, out: th.Tensor) -> None:
-    _aten.leaky_relu_backward.grad_input(grad, out, 0.01, True, grad_input=grad)
-
-
-class _Activation(NamedTuple):
-    forward: Callable[[th.Tensor, th.Tensor], object]
-    """In place on (scale * inputs, a scratch tensor of the same shape)."""
-    backward: Callable[[th.Tensor, th.Tensor], object]
-    """In place on (gradient, outputs)."""
-    scale: float = 1.0
-    """Factor that the matrix product puts on the inputs, at no cost, on a CPU."""
-
-
-ACTIVATIONS: Dict[Type[nn.Module], _Activation] = {
-    nn.Identity: _Activation(lambda h, scratch: None, lambda grad, out: None),
-    nn.Tanh: _Activation(_tanh_, _tanh_backward, scale=2.0),
-    nn.ReLU: _Activation(lambda h, scratch: h.relu_(), _relu_backward),
-    nn.ELU: _Activation(_elu_, _elu_backward),
-    nn.LeakyReLU: _Activation(lambda h, scratch: th.nn.functional.leaky_relu_(h), _leaky_relu_backward),
-}
-
-
 def _is_plain(activation: nn.Module) -> bool:
-    """The activation has the parameters that the formulas above assume."""
+    """The activation has the parameters that the formulas below assume."""
     if type(activation) is nn.ELU:
         return activation.alpha == 1.0
     if type(activation) is nn.LeakyReLU:
@@ -100,64 +62,254 @@ def parse_layers(modules: Iterable[nn.Module]) -> Optional[List[Tuple[nn.Linear,
     return layers or None
 
 
+# -- the passes: TorchScript runs these two without Python, so that several threads can ------------------------------------
+
+
+def forward_pass(
+    x: th.Tensor,
+    weights: List[th.Tensor],
+    biases: List[th.Tensor],
+    kinds: List[int],
+    outputs: List[th.Tensor],
+    scratch: th.Tensor,
+    minus_one: th.Tensor,
+    rows: int,
+    fast_exp2: bool,
+) -> None:
+    """Write the layers' outputs for inputs x (batch, in) into the first rows of ``outputs``.
+
+    :param weights: (out, in) of each layer
+    :param kinds: of activation, see :data:`ACTIVATIONS`
+    :param scratch: (rows or more, the largest width)
+    :param minus_one: -1.0, on the device
+    :param rows: that go through the layers at once
+    """
+    batch = x.shape[0]
+    for start in range(0, batch, rows):
+        stop = min(start + rows, batch)
+        h = x[start:stop]
+        for i in range(len(weights)):
+            out, kind = outputs[i][start:stop], kinds[i]
+            # On a CPU sigmoid takes a fifth of the time of tanh, and tanh(x) = 2 sigmoid(2 x) - 1
+            by_sigmoid = kind == 1 and not out.is_cuda
+            scale = 2.0 if by_sigmoid else 1.0
+            th.addmm(biases[i], h, weights[i].t(), beta=scale, alpha=scale, out=out)
+            if by_sigmoid:
+                th.add(minus_one, out.sigmoid_(), alpha=2.0, out=out)
+            elif kind == 1:
+                out.tanh_()
+            elif kind == 2:
+                out.relu_()
+            elif kind == 3 and fast_exp2:
+                t = scratch[: stop - start, : out.shape[1]]
+                th.mul(out, 1.4426950408889634, out=t).clamp_(max=0.0)
+                th.maximum(t.exp2_().sub_(1.0), out, out=out)
+            elif kind == 3:
+                nn.functional.elu_(out)
+            elif kind == 4:
+                nn.functional.leaky_relu_(out)
+            h = out
+
+
+def backward_pass(
+    grad: th.Tensor,
+    x: th.Tensor,
+    weights: List[th.Tensor],
+    kinds: List[int],
+    outputs: List[th.Tensor],
+    grads: List[th.Tensor],
+    weight_grads: List[th.Tensor],
+    bias_grads: List[th.Tensor],
+    first_grad: th.Tensor,
+    grad_input: th.Tensor,
+    first_column: int,
+    transposed: bool,
+    inputs: bool,
+    accumulate: bool,
+    rows: int,
+) -> None:
+    """Gradients after :func:`forward_pass`, whose ``weights``, ``kinds``, ``outputs`` and ``rows`` these are.
+
+    :param grad: (batch, out) of the loss with respect to the last outputs, overwritten
+    :param x: (batch, in)
+    :param grads: (rows or more, width) for each layer but the last, overwritten
+    :param weight_grads: of each layer, written; none: no gradients of parameters
+    :param first_grad: (in, out) of the first layer, overwritten if ``transposed``
+    :param grad_input: (batch or more, columns), written if ``inputs``
+    :param first_column: of the inputs, whose gradient is wanted
+    :param transposed: compute the first layer's the other way round, which MKL does six times as fast with few inputs
+    :param accumulate: add to the parameters' gradients in place of replacing them
+    """
+    batch, n_layers = x.shape[0], len(weights)
+    for start in range(0, batch, rows):
+        stop = min(start + rows, batch)
+        g = grad[start:stop]
+        add = accumulate or start > 0
+        for k in range(n_layers):
+            i = n_layers - 1 - k
+            out, kind = outputs[i][start:stop], kinds[i]
+            if kind == 1:
+                th.ops.aten.tanh_backward(g, out, grad_input=g)
+            elif kind == 2:
+                th.ops.aten.threshold_backward(g, out, 0.0, grad_input=g)
+            elif kind == 3:
+                th.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, True, out, grad_input=g)
+            elif kind == 4:
+                th.ops.aten.leaky_relu_backward(g, out, 0.01, True, grad_input=g)
+            below = outputs[i - 1][start:stop] if i > 0 else x[start:stop]
+            if len(weight_grads) > 0:
+                if i == 0 and transposed:
+                    th.addmm(first_grad, below.t(), g, beta=1.0 if start > 0 else 0.0, out=first_grad)
+                else:
+                    th.addmm(weight_grads[i], g.t(), below, beta=1.0 if add else 0.0, out=weight_grads[i])
+                if add:
+                    bias_grads[i].add_(g.sum([0]))
+                else:
+                    th.sum(g, [0], out=bias_grads[i])
+            if i > 0 or inputs:
+                weight = weights[i] if i > 0 else weights[i][:, first_column:]
+                g_below = grads[i - 1][: stop - start] if i > 0 else grad_input[start:stop]
+                if weight.shape[0] == 1:
+                    th.mul(g, weight, out=g_below)
+                else:
+                    th.mm(g, weight, out=g_below)
+                g = g_below
+    if transposed and len(weight_grads) > 0:
+        if accumulate:
+            weight_grads[0].add_(first_grad.t())
+        else:
+            weight_grads[0].copy_(first_grad.t())
+
+
+Gradients = Mapping[nn.Parameter, th.Tensor]
+
+
+class _Lane:
+    """:class:`FastMLP` for batches that one thread works on, with buffers of its own.
+
+    :param share: see :class:`FastMLP`
+    :param gradients: where each parameter's gradient goes; None: ``parameter.grad``
+    """
+
+    def __init__(
+        self,
+        layers: List[Tuple[nn.Linear, Type[nn.Module]]],
+        max_batch: int,
+        share: Optional[_Lane],
+        gradients: Optional[Gradients] = None,
+    ) -> None:
+        self._linears = [linear for linear, _ in layers]
+        self._gradients = gradients
+        self._weights: List[th.Tensor] = [linear.weight for linear in self._linears]
+        self._biases: List[th.Tensor] = [linear.bias for linear in self._linears]
+        self._kinds = [ACTIVATIONS[kind] for _, kind in layers]
+        weight, widths = self._weights[0], [linear.out_features for linear in self._linears]
+        self.max_batch, self.widths = max_batch, widths
+        self._rows = max_batch if weight.is_cuda else min(CACHED_ROWS, max_batch)
+        self.outputs = [weight.new_empty(max_batch, width) for width in widths]
+        self.grads = [weight.new_empty(self._rows, width) for width in widths[:-1]]
+        if share is not None and share.max_batch == max_batch and share.widths[:-1] == widths[:-1]:
+            self.outputs[:-1], self.grads = share.outputs[:-1], share.grads
+        self._scratch = weight.new_empty(self._rows, max(widths))
+        self._minus_one = weight.new_tensor(-1.0)
+        self._transposed = not weight.is_cuda and weight.shape[1] < 16
+        self._first_grad = weight.new_empty(weight.shape[1], widths[0])
+        self._input = weight.new_empty(0)
+        self._forward: Any
+        self._backward: Any
+        self._forward, self._backward = (f if weight.is_cuda else scripted(f) or f for f in (forward_pass, backward_pass))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        self._input = x
+        self._forward(
+            x, self._weights, self._biases, self._kinds, self.outputs, self._scratch, self._minus_one, self._rows, _FAST_EXP2
+        )
+        return self.outputs[-1][: x.shape[0]]
+
+    def backward(
+        self, grad: th.Tensor, grad_input: Optional[th.Tensor], first_column: int, accumulate: bool, parameters: bool
+    ) -> None:
+        weight_grads: List[Any] = []
+        bias_grads: List[Any] = []
+        if parameters and self._gradients is None:
+            weight_grads, bias_grads = [x.weight.grad for x in self._linears], [x.bias.grad for x in self._linears]
+        elif parameters and self._gradients is not None:
+            weight_grads, bias_grads = (
+                [self._gradients[cast(nn.Parameter, p)] for p in ps] for ps in (self._weights, self._biases)
+            )
+        self._backward(
+            grad,
+            self._input,
+            self._weights,
+            self._kinds,
+            self.outputs,
+            self.grads,
+            weight_grads,
+            bias_grads,
+            self._first_grad,
+            self._first_grad if grad_input is None else grad_input,
+            first_column,
+            self._transposed,
+            grad_input is not None,
+            accumulate,
+            self._rows,
+        )
+
+
 class FastMLP:
     """Forward and backward passes of Linear layers and activations, on buffers that are allocated once.
 
     The parameters stay those of the modules. Gradients are written into ``parameter.grad``, which must exist (see
     :class:`~sb3_isaac.device.flat_adam.FlatAdam`). Call under ``torch.no_grad()``.
 
+    Large batches on a CPU are divided into lanes of rows, which several threads work on, see ``device/threads.py``. How they
+    are divided depends on the size of the batch alone: results are the same to the last bit, however many threads there are.
+
     :param layers: from :func:`parse_layers`
     :param max_batch: rows of the buffers
     :param share: another network of the same widths whose buffers are used too, to stay in the cache: what it has
         computed is then overwritten
-    :param gradients: where each parameter's gradient goes, in the place of ``parameter.grad``
     """
 
     def __init__(
-        self,
-        layers: Sequence[Tuple[nn.Linear, Type[nn.Module]]],
-        max_batch: int,
-        share: Optional[FastMLP] = None,
-        gradients: Optional[Mapping[nn.Parameter, th.Tensor]] = None,
+        self, layers: Sequence[Tuple[nn.Linear, Type[nn.Module]]], max_batch: int, share: Optional[FastMLP] = None
     ) -> None:
         self.layers = list(layers)
-        self._gradients = gradients
-        self.max_batch = max_batch
-        weight = self.layers[0][0].weight
-        widths = [linear.out_features for linear, _ in self.layers]
-        self._outputs = [weight.new_empty(max_batch, width) for width in widths]
-        self._grads = [weight.new_empty(max_batch, width) for width in widths[:-1]]
-        if share is not None and share.max_batch == max_batch and [x.shape[1] for x in share._grads] == widths[:-1]:
-            self._outputs[:-1], self._grads = share._outputs[:-1], share._grads
+        weight, last = self.layers[0][0].weight, self.layers[-1][0]
+        self._lane_rows = max_batch if weight.is_cuda else min(max_batch, LANE_ROWS)
+        self._alone: _Lane = _Lane(self.layers, self._lane_rows, None if share is None else share._alone)
+        """Does smaller batches"""
+        self._lanes: List[_Lane] = []
         self._grad_input = weight.new_empty(max_batch, self.layers[0][0].in_features)
-        # MKL is six times as fast with the few inputs as rows of the result than as columns
-        self._first_grad = weight.new_empty(self.layers[0][0].in_features, widths[0])
-        self._transposed = not weight.is_cuda and self.layers[0][0].in_features < 16
-        self._input = weight.new_empty(0)
-        self._no_scratch = weight.new_empty(0)
-        self._batch = -1  # for which the views below are
-        self._views: Tuple[List[th.Tensor], List[th.Tensor], th.Tensor] = ([], [], self._input)
+        if max_batch <= self._lane_rows:
+            return
+        n_lanes = -(-max_batch // self._lane_rows)
+        self._parameters = [cast(nn.Parameter, p) for linear, _ in self.layers for p in (linear.weight, linear.bias)]
+        self._grads = weight.new_zeros(n_lanes, sum(p.numel() for p in self._parameters))
+        for i, grads in enumerate(self._grads):
+            gradients = dict(zip(self._parameters, views_of(grads, self._parameters)))
+            lane = share._lanes[i] if share is not None and i < len(share._lanes) else None
+            self._lanes.append(_Lane(self.layers, self._lane_rows, lane, gradients))
+        self._output = weight.new_empty(max_batch, last.out_features)
+        self._forward_together, self._backward_together = Together(), Together()
 
-    def _first_rows(self, batch: int) -> Tuple[List[th.Tensor], List[th.Tensor], th.Tensor]:
-        """The first rows of the outputs', the gradients' and the input gradient's buffers."""
-        if batch != self._batch:
-            self._batch = batch
-            outputs, grads = ([buffer[:batch] for buffer in buffers] for buffers in (self._outputs, self._grads))
-            self._views = outputs, grads, self._grad_input[:batch]
-        return self._views
+    def _rows(self, batch: int) -> List[slice]:
+        """Of the lanes: as even as can be."""
+        size = -(-batch // -(-batch // self._lane_rows))
+        return [slice(start, start + size) for start in range(0, batch, size)]
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Outputs (batch, out) for inputs x (batch, in). They are overwritten by the next call; x must live until backward."""
-        self._input = x
-        outputs, grads, _ = self._first_rows(x.shape[0])
-        for i, (linear, kind) in enumerate(self.layers):
-            activation, h = ACTIVATIONS[kind], outputs[i]
-            scale = 1.0 if h.is_cuda else activation.scale
-            th.addmm(linear.bias, x, linear.weight.t(), beta=scale, alpha=scale, out=h)
-            # The gradients' buffers are free during the forward pass
-            activation.forward(h, grads[i] if i < len(grads) else self._no_scratch)
-            x = h
-        return x
+        batch = x.shape[0]
+        if batch <= self._lane_rows:
+            return self._alone.forward(x)
+        rows, output = self._rows(batch), self._output[:batch]
+
+        def work(i: int) -> None:
+            output[rows[i]].copy_(self._lanes[i].forward(x[rows[i]]))
+
+        self._forward_together.run(work, len(rows))
+        return output
 
     def backward(
         self,
@@ -165,7 +317,7 @@ class FastMLP:
         accumulate: bool = False,
         parameters: bool = True,
         inputs: bool = False,
-        columns: slice = slice(None),
+        first_column: int = 0,
     ) -> Optional[th.Tensor]:
         """Gradients of the last forward pass.
 
@@ -173,39 +325,24 @@ class FastMLP:
         :param accumulate: add to the parameters' gradients in place of replacing them
         :param parameters: compute the parameters' gradients
         :param inputs: compute the gradient with respect to the inputs
-        :param columns: of the inputs, which their gradient is wanted for
-        :return: (batch, in) or these columns of it, if ``inputs``; overwritten by the next call
+        :param first_column: of the inputs, which their gradient is wanted for
+        :return: (batch, in - first_column), if ``inputs``; overwritten by the next call
         """
-        outputs, grads, grad_input = self._first_rows(grad.shape[0])
-        for i in range(len(self.layers) - 1, -1, -1):
-            linear, kind = self.layers[i]
-            ACTIVATIONS[kind].backward(grad, outputs[i])
-            if parameters:
-                self._parameter_gradients(i, grad, accumulate)
-            if i > 0 or inputs:
-                weight = linear.weight if i > 0 else linear.weight[:, columns]
-                grad_below = grads[i - 1] if i > 0 else grad_input[:, columns]
-                if linear.out_features == 1:
-                    th.mul(grad, weight, out=grad_below)
-                else:
-                    th.mm(grad, weight, out=grad_below)
-                grad = grad_below
-        return grad if inputs else None
+        batch = grad.shape[0]
+        grad_input = self._grad_input[:batch, first_column:] if inputs else None
+        if batch <= self._lane_rows:
+            self._alone.backward(grad, grad_input, first_column, accumulate, parameters)
+            return grad_input
+        rows = self._rows(batch)
 
-    def _parameter_gradients(self, i: int, grad: th.Tensor, accumulate: bool) -> None:
-        """Gradients of layer i from ``grad`` (batch, out), the gradient with respect to its product with the weights."""
-        linear = self.layers[i][0]
-        x = self._first_rows(grad.shape[0])[0][i - 1] if i > 0 else self._input
-        weight_grad, bias_grad = linear.weight.grad, linear.bias.grad
-        if self._gradients is not None:
-            weight_grad, bias_grad = (self._gradients[cast(nn.Parameter, p)] for p in (linear.weight, linear.bias))
-        assert weight_grad is not None and bias_grad is not None
-        if i == 0 and self._transposed:
-            th.mm(x.t(), grad, out=self._first_grad)
-            weight_grad.add_(self._first_grad.t()) if accumulate else weight_grad.copy_(self._first_grad.t())
-        else:
-            th.addmm(weight_grad, grad.t(), x, beta=1.0 if accumulate else 0.0, out=weight_grad)
-        if accumulate:
-            bias_grad.add_(grad.sum(0))
-        else:
-            th.sum(grad, 0, out=bias_grad)
+        def work(i: int) -> None:
+            below = None if grad_input is None else grad_input[rows[i]]
+            self._lanes[i].backward(grad[rows[i]], below, first_column, False, parameters)
+
+        self._backward_together.run(work, len(rows))
+        if parameters:
+            total = self._grads[: len(rows)].sum(0)
+            for parameter, summed in zip(self._parameters, views_of(total, self._parameters)):
+                assert parameter.grad is not None
+                parameter.grad.add_(summed) if accumulate else parameter.grad.copy_(summed)
+        return grad_input

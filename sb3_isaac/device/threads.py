@@ -8,25 +8,29 @@ threads, which wait for each other once in a minibatch.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import itertools
 import os
 import statistics
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Generic, Iterator, List, Mapping, Optional, Sequence, TypeVar
+import warnings
+from typing import Any, Callable, Iterator, List, Optional
 
 import torch as th
 from torch import nn
 
-from sb3_isaac.device.flat_adam import views_of
-
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 SMALL_WORK = 1e9
 """Floating point operations of a batch. Below, more threads than one do not pay on a machine that does other things too."""
-MAX_LANES = 8
-"""So many chunks of a minibatch are worked on at the same time, if there are as many threads."""
+MAX_THREADS = 16
+"""The most that work on a minibatch."""
+SPINS = 3000
+"""Looks, of half a microsecond or so, before a thread that waits goes to sleep."""
+TRY_AGAIN = 50
+"""Calls after which the slower way is tried again."""
 
 _default = th.get_num_threads()
 """Torch's own choice for this machine, unless somebody has made another one before this package was imported."""
@@ -101,20 +105,157 @@ def choose(network: nn.Module, n_rows: int, device: th.device) -> int:
     return n_threads if many < 0.8 * one else 1
 
 
+def for_chunks(device: th.device) -> int:
+    """How many threads torch should use around :class:`Together`: its idle ones would get in the way of ours."""
+    return 1 if device.type == "cpu" else th.get_num_threads()
+
+
 def describe() -> str:
     """On how many threads, in words."""
     torch, most = th.get_num_threads(), available()
     words = f"{torch} thread{'s' * (torch > 1)}"
-    return words if most <= torch else f"{words} (large minibatches on {min(most, MAX_LANES)})"
+    return words if most <= torch else f"{words} (large minibatches on {min(most, MAX_THREADS)})"
 
 
-def in_parallel(job: Callable[[int], None], n_jobs: int) -> None:
-    """Call ``job`` with 0 to ``n_jobs - 1``, in any order, without gradients, on as many threads as there are.
+@functools.lru_cache(maxsize=None)
+def scripted(function: Callable[..., Any]) -> Any:
+    """A function in TorchScript, which runs without Python's lock, or None where there is no TorchScript."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated, in favour of compilers that users would have to have
+            return th.jit.script(function)
+    except Exception:  # whatever a future torch or Python says: all works without
+        return None
 
-    Each has one thread of torch. Who is done with one job takes the next: a thread that another program holds up does fewer.
 
-    :raises Exception: what a job raises
+def _wait(counter: th.Tensor, value: int, most: int) -> bool:
+    n = 0
+    while int(counter) != value and n < most:
+        n += 1
+    return int(counter) == value
+
+
+class _Helper(threading.Thread):
+    """A thread that works on what it is given, waits busily for more for a moment, then sleeps.
+
+    A core that has slept is slow for about a millisecond on many machines, as long as our jobs take: hence the busy waiting.
     """
+
+    def __init__(self) -> None:
+        super().__init__(name="sb3_isaac helper", daemon=True)
+        self._given, self._done = th.zeros(2, dtype=th.int64).unbind(0)
+        """Pieces of work so far, which TorchScript can look at"""
+        self._n = 0
+        self._work: Optional[Callable[[], None]] = None
+        self._error: Optional[BaseException] = None
+        self._asleep, self._awake = False, threading.Semaphore(0)
+        self.start()
+
+    def give(self, work: Optional[Callable[[], None]]) -> None:
+        """:param work: None ends the thread"""
+        self._work = work
+        self._n += 1
+        self._given.fill_(self._n)
+        if self._asleep:
+            self._awake.release()
+
+    def wait(self) -> None:
+        """:raises Exception: what the work raised"""
+        wait = scripted(_wait)
+        while wait is None or not wait(self._done, self._n, SPINS):
+            if int(self._done) == self._n:
+                break
+            time.sleep(1e-4)
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def run(self) -> None:
+        th.set_num_threads(1)
+        wait = scripted(_wait)
+        for n in itertools.count(1):
+            while wait is None or not wait(self._given, n, SPINS):
+                self._asleep = True
+                if int(self._given) != n:
+                    self._awake.acquire()
+                self._asleep = False
+                if int(self._given) == n:
+                    break
+            work, self._work = self._work, None
+            if work is None:
+                return
+            try:
+                work()
+            except BaseException as error:
+                self._error = error
+            work = None
+            self._done.fill_(n)
+
+
+_helpers: List[_Helper] = []
+_in_use = threading.Lock()
+"""The helpers work for one caller at a time."""
+
+
+def _end_helpers() -> None:
+    for helper in _helpers:
+        helper.give(None)
+    for helper in _helpers:
+        helper.join(timeout=1.0)
+    _helpers.clear()
+
+
+atexit.register(_end_helpers)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.clear)  # a child has none of its parent's threads
+
+
+class Together:
+    """Does jobs that are the same at each call on several threads, as long as that is faster than on one.
+
+    Each thread has one thread of torch. Who is done with a job takes the next.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: List[Optional[float]] = [None, None]
+        """Of a call alone, and with helpers: running means"""
+        self._n_calls = 0
+
+    def run(self, job: Callable[[int], None], n_jobs: int) -> None:
+        """Call ``job`` with 0 to ``n_jobs - 1``, in any order, without gradients.
+
+        :raises Exception: what a job raises
+        """
+        n_helpers = min(available(), n_jobs, MAX_THREADS) - 1
+        if n_helpers < 1 or not self._choose() or not _in_use.acquire(blocking=False):
+            start = time.perf_counter()
+            for i in range(n_jobs):
+                job(i)
+            self._note(0, time.perf_counter() - start)
+            return
+        try:
+            start = time.perf_counter()
+            with torch_threads(1):
+                _share_out(job, n_jobs, n_helpers)
+            self._note(1, time.perf_counter() - start)
+        finally:
+            _in_use.release()
+
+    def _choose(self) -> bool:
+        """Whether to take helpers. Now and then what was slower is tried again: the machine may be less or more busy."""
+        self._n_calls += 1
+        alone, helped = self._seconds
+        if helped is None or alone is None:
+            return helped is None
+        return (helped < alone) != (self._n_calls % TRY_AGAIN == 0)
+
+    def _note(self, helped: int, seconds: float) -> None:
+        before = self._seconds[helped]
+        # Good news is believed at once: the first call of all is slow
+        self._seconds[helped] = seconds if before is None or seconds < before else 0.7 * before + 0.3 * seconds
+
+
+def _share_out(job: Callable[[int], None], n_jobs: int, n_helpers: int) -> None:
     numbers = itertools.count()  # next() of it is one step for all threads
 
     def work() -> None:
@@ -124,89 +265,12 @@ def in_parallel(job: Callable[[int], None], n_jobs: int) -> None:
                     return
                 job(i)
 
-    n_helpers = min(available(), n_jobs, MAX_LANES) - 1
-    with torch_threads(1):
-        helpers = [_pool().submit(work) for _ in range(n_helpers)]
-        try:
-            work()
-        finally:
-            for helper in helpers:
-                if not helper.cancel():  # one that has not begun would find nothing to do
-                    helper.result()
-
-
-@functools.lru_cache(maxsize=None)
-def _pool() -> ThreadPoolExecutor:
-    # A thread keeps the number of torch's threads that it begins with
-    initializer = functools.partial(th.set_num_threads, 1)
-    return ThreadPoolExecutor(MAX_LANES - 1, thread_name_prefix="sb3_isaac", initializer=initializer)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
-
-
-Networks = TypeVar("Networks")
-Gradients = Mapping[nn.Parameter, th.Tensor]
-
-
-class Lanes(Generic[Networks]):
-    """Shares out the chunks of a minibatch among networks with the same parameters, but buffers and gradients of their own.
-
-    Which rows go to which lane, and the order of all sums, depend on the size of the minibatch alone: the results are the
-    same to the last bit, however many threads there are.
-
-    :param make: makes such networks, whose gradients go where the argument says; None: into the parameters' ``grad``
-    :param parameters: of the networks
-    :param chunk: rows that they can work on at once
-    """
-
-    def __init__(
-        self, make: Callable[[Optional[Gradients]], Networks], parameters: Sequence[nn.Parameter], chunk: int
-    ) -> None:
-        self.chunk = chunk
-        self.main = make(None)
-        """For minibatches of one chunk, and all else"""
-        self._make = make
-        self._parameters = list(parameters)
-        self._lanes: List[Networks] = []
-        self._grads = th.zeros(0)
-
-    def run(
-        self,
-        work: Callable[[Networks, slice, bool], Optional[th.Tensor]],
-        n_rows: int,
-        gradients_of: Sequence[nn.Parameter] = (),
-    ) -> Optional[th.Tensor]:
-        """Work on a minibatch.
-
-        :param work: called with networks, rows, and whether to add to gradients of earlier rows. May return a tensor.
-        :param gradients_of: the parameters whose gradients ``work`` computes
-        :return: the sum of what ``work`` returned
-        """
-        if n_rows <= self.chunk:
-            return work(self.main, slice(0, n_rows), False)
-        n_chunks = -(-n_rows // self.chunk)
-        size, n_lanes = -(-n_rows // n_chunks), min(n_chunks, MAX_LANES)
-        if len(self._lanes) < n_lanes:
-            self._make_lanes(n_lanes)
-        totals: List[Optional[th.Tensor]] = [None] * n_lanes
-
-        def job(lane: int) -> None:
-            for start in range(lane * size, n_rows, n_lanes * size):
-                result = work(self._lanes[lane], slice(start, min(start + size, n_rows)), start > lane * size)
-                total = totals[lane]
-                totals[lane] = result if total is None or result is None else total + result
-
-        in_parallel(job, n_lanes)
-        if gradients_of:
-            summed = dict(zip(self._parameters, views_of(self._grads[:n_lanes].sum(0), self._parameters)))
-            for parameter in gradients_of:
-                assert parameter.grad is not None
-                parameter.grad.copy_(summed[parameter])
-        return None if totals[0] is None else th.stack([total for total in totals if total is not None]).sum(0)
-
-    def _make_lanes(self, n_lanes: int) -> None:
-        like = self._parameters[0]
-        self._grads = like.new_zeros(n_lanes, sum(parameter.numel() for parameter in self._parameters))
-        self._lanes = [self._make(dict(zip(self._parameters, views_of(grads, self._parameters)))) for grads in self._grads]
+    while len(_helpers) < n_helpers:
+        _helpers.append(_Helper())
+    for helper in _helpers[:n_helpers]:
+        helper.give(work)
+    try:
+        work()
+    finally:
+        for helper in _helpers[:n_helpers]:
+            helper.wait()

@@ -14,24 +14,7 @@ from torch.nn import functional as F
 from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
-from sb3_isaac.device.threads import Gradients, Lanes
-from sb3_isaac.off_policy.update import chunk_rows
-
-
-class _Networks:
-    """Q-network and target network on buffers of their own.
-
-    :param max_rows: the most observations of one call
-    :param gradients: where the Q-network's gradients go, in the place of ``parameter.grad``
-    """
-
-    def __init__(self, policy: DQNPolicy, max_rows: int, gradients: Optional[Gradients] = None) -> None:
-        online, target = (parse_layers(net.q_net) for net in (policy.q_net, policy.q_net_target))
-        assert online is not None and target is not None
-        self.online = FastMLP(online, max_rows, gradients=gradients)
-        # The target network is done when the other begins: they use the same buffers, which stay in the cache
-        self.target = FastMLP(target, max_rows, share=self.online)
-        self.grad = online[0][0].weight.new_zeros(max_rows, online[-1][0].out_features)
+from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 
 class FastDQNPolicy:
@@ -48,10 +31,14 @@ class FastDQNPolicy:
         self.adams = [self.adam]
         """What makes the steps, one for each of the algorithm's losses"""
         self._target_flat = share_storage(policy.q_net_target.parameters())
-        self._parameters = list(policy.q_net.parameters())
-        chunk = chunk_rows(batch_size, self._target_flat.device)
-        self._lanes = Lanes(lambda gradients: _Networks(policy, chunk, gradients), self._parameters, chunk)
-        self.acting = FastMLP(self._lanes.main.online.layers, n_envs)
+        self._chunk = chunk_rows(batch_size, self._target_flat.device)
+        online, target = (parse_layers(net.q_net) for net in (policy.q_net, policy.q_net_target))
+        assert online is not None and target is not None
+        self.acting = FastMLP(online, n_envs)
+        self._online = FastMLP(online, self._chunk)
+        # The target network is done when the other begins: they use the same buffers, which stay in the cache
+        self._target = FastMLP(target, self._chunk, self._online)
+        self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)
 
     @staticmethod
     def why_not(policy: Any) -> Optional[str]:
@@ -68,16 +55,13 @@ class FastDQNPolicy:
         :param double_q: best in the eyes of the online network (https://arxiv.org/abs/1509.06461)
         """
         values = next_obs.new_empty(len(next_obs))
-
-        def work(networks: _Networks, rows: slice, accumulate: bool) -> None:
-            q = networks.target.forward(next_obs[rows])
+        for rows in chunks(len(next_obs), self._chunk):
+            q = self._target.forward(next_obs[rows])
             if double_q:
-                best = networks.online.forward(next_obs[rows]).argmax(1, keepdim=True)
+                best = self._online.forward(next_obs[rows]).argmax(1, keepdim=True)
                 values[rows] = q.gather(1, best).squeeze(1)
             else:
                 th.amax(q, 1, out=values[rows])
-
-        self._lanes.run(work, len(next_obs))
         return values
 
     @th.no_grad()
@@ -98,19 +82,14 @@ class FastDQNPolicy:
         :param lr: on the device; None: the optimizer's
         """
         batch = len(obs)
-
-        def work(networks: _Networks, rows: slice, accumulate: bool) -> th.Tensor:
-            action, target = actions[rows], targets[rows]
-            q = networks.online.forward(obs[rows])
+        parts = zip(*(th.split(whole, self._chunk) for whole in (obs, actions, targets)))
+        for i, (x, action, target) in enumerate(parts):
+            q = self._online.forward(x)
             chosen = q.gather(1, action)
-            loss = F.smooth_l1_loss(chosen, target, reduction="sum")
+            loss_sum.add_(F.smooth_l1_loss(chosen, target, reduction="sum"), alpha=1.0 / batch)
             error = chosen.sub_(target).clamp_(-1.0, 1.0).mul_(1.0 / batch)  # the Huber loss's derivative
-            networks.online.backward(networks.grad[: len(q)].zero_().scatter_(1, action, error), accumulate)
-            return loss
-
-        loss = self._lanes.run(work, batch, self._parameters)
-        assert loss is not None
-        loss_sum.add_(loss, alpha=1.0 / batch)
+            grad = self._grad[: len(q)].zero_().scatter_(1, action, error)
+            self._online.backward(grad, accumulate=i > 0)
         self.adam.clip_and_step(max_grad_norm, lr)
 
     def update_target(self, tau: float) -> None:

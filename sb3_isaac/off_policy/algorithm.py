@@ -442,7 +442,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())
         run.updates.graphed_update.enabled = run.updates.captures and run.fast is not None and self._may_capture_updates()
-        run.updates.run(cast(DeviceReplayBuffer, self.replay_buffer), gradient_steps, batch_size, constants)
+        n_threads = th.get_num_threads() if run.fast is None else threads.for_chunks(self.device)
+        with threads.torch_threads(n_threads):
+            run.updates.run(cast(DeviceReplayBuffer, self.replay_buffer), gradient_steps, batch_size, constants)
         self._n_updates = before + gradient_steps  # a captured update does not count
         counts = self._loss_counts(before, self._n_updates)
         run.log.count_losses(counts)

@@ -10,8 +10,8 @@ from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.host import same_device
 
-CHUNK = 2048
-"""Rows of a large batch that a CPU works through at once: their activations stay in its cache."""
+CHUNK = 32_768
+"""Rows of a large batch that a CPU works through at once, to save memory."""
 SAMPLE_ROWS = 4096
 """Small batches are drawn from the replay buffer together, up to so many transitions."""
 
@@ -23,7 +23,8 @@ def chunks(n: int, size: int) -> List[slice]:
 
 def chunk_rows(batch_size: int, device: th.device) -> int:
     """Rows that the networks work through at once."""
-    return max(SAMPLE_ROWS, batch_size) if device.type == "cuda" else CHUNK
+    rows = max(SAMPLE_ROWS, batch_size)
+    return rows if device.type == "cuda" else min(rows, CHUNK)
 
 
 class Updates:

@@ -13,13 +13,12 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Diag
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
-from torch import nn
 
 from sb3_isaac.device.eligibility import is_patched, why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
-from sb3_isaac.device.threads import Gradients, Lanes
 from sb3_isaac.ppo.loss import (
     HALF_LOG_2PI,
+    N_SUMS,
     Batch,
     LossSettings,
     categorical_gradients,
@@ -28,8 +27,8 @@ from sb3_isaac.ppo.loss import (
     value_gradient,
 )
 
-CPU_ROWS = 2048
-"""On a CPU a minibatch is worked on in chunks of at most so many rows, which stay in the cache."""
+CPU_ROWS = 32_768
+"""On a CPU a minibatch is worked on in chunks of at most so many rows, to save memory."""
 
 
 def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
@@ -37,43 +36,20 @@ def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
     return (extractor.policy_net, policy.action_net), (extractor.value_net, policy.value_net)
 
 
-class _Networks:
-    """Actor and critic of a policy on buffers of their own.
-
-    :param max_rows: the most observations of one call
-    :param gradients: where the parameters' gradients go, in the place of their ``grad``
-    """
-
-    def __init__(self, policy: ActorCriticPolicy, max_rows: int, gradients: Optional[Gradients] = None) -> None:
-        actor, critic = (parse_layers(layers) for layers in _layers(policy))
-        assert actor is not None and critic is not None
-        self.critic = FastMLP(critic, max_rows, gradients=gradients)
-        # The critic is through when the actor starts
-        self.actor = FastMLP(actor, max_rows, share=self.critic, gradients=gradients)
-        self._log_std: Optional[nn.Parameter] = getattr(policy, "log_std", None)
-        self._gradients = gradients
-
-    def put_log_std_grad(self, grad: th.Tensor, accumulate: bool) -> None:
-        """:param grad: (action_dim,)"""
-        assert self._log_std is not None
-        target = self._log_std.grad if self._gradients is None else self._gradients[self._log_std]
-        assert target is not None
-        target.add_(grad) if accumulate else target.copy_(grad)
-
-
 class FastActorCriticPolicy:
     """Stands in for an ``ActorCriticPolicy``, whose parameters it uses. Call under ``torch.no_grad()``.
 
     :param policy: one for which :meth:`why_not` has no reason
-    :param max_rows: the most observations of one call of :meth:`act`, and of a minibatch that is not worked on in chunks
+    :param max_rows: the most observations of one call
     """
 
     def __init__(self, policy: ActorCriticPolicy, max_rows: int) -> None:
         self.policy = policy
         self.max_rows = max_rows
-        self._parameters = list(policy.parameters())
-        self._lanes = Lanes(lambda gradients: _Networks(policy, max_rows, gradients), self._parameters, max_rows)
-        self._networks = self._lanes.main
+        actor, critic = (parse_layers(layers) for layers in _layers(policy))
+        assert actor is not None and critic is not None
+        self.critic = FastMLP(critic, max_rows)
+        self.actor = FastMLP(actor, max_rows, share=self.critic)  # the critic is through when the actor starts
         self.log_std: Optional[th.Tensor] = getattr(policy, "log_std", None)
         self._action_dim = 1 if self.log_std is None else self.log_std.numel()
         self._scale: Any = scaled_advantages
@@ -107,7 +83,7 @@ class FastActorCriticPolicy:
     @property
     def distribution_columns(self) -> int:
         """Numbers that tell what an action was drawn from, see :meth:`act`."""
-        return self._networks.actor.layers[-1][0].out_features
+        return self.actor.layers[-1][0].out_features
 
     def compile(self) -> None:
         """Compile the loss, which then takes one pass over its rows, or a few kernels."""
@@ -124,8 +100,8 @@ class FastActorCriticPolicy:
             from (see :attr:`Batch.old_distribution`)
         """
         obs = obs.reshape(obs.shape[0], -1)
-        values = self._networks.critic.forward(obs).squeeze(1)
-        out = self._networks.actor.forward(obs)
+        values = self.critic.forward(obs).squeeze(1)
+        out = self.actor.forward(obs)
         if self.log_std is not None:
             noise = th.empty_like(out).normal_()
             actions = th.addcmul(out, noise, self.log_std.exp())
@@ -143,7 +119,7 @@ class FastActorCriticPolicy:
     def values(self, obs: th.Tensor) -> th.Tensor:
         """V (n,) of observations (n, *obs_shape), any number of them."""
         chunks = th.split(obs.reshape(obs.shape[0], -1), self.max_rows)
-        return th.cat([self._networks.critic.forward(chunk).squeeze(1).clone() for chunk in chunks])
+        return th.cat([self.critic.forward(chunk).squeeze(1).clone() for chunk in chunks])
 
     def gradients(self, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor] = None) -> th.Tensor:
         """Write the gradients of PPO's loss on a minibatch into the parameters' ``grad``.
@@ -153,35 +129,25 @@ class FastActorCriticPolicy:
         :return: (N_SUMS,) statistics
         """
         n_rows = rows.shape[0]
-        batch = Batch.unpack(rows, self._networks.critic.layers[0][0].in_features, self._action_dim)
+        batch = Batch.unpack(rows, self.critic.layers[0][0].in_features, self._action_dim)
         batch = batch._replace(advantages=self._scale(batch.advantages, loss_settings.normalize_advantage))
-
-        def work(networks: _Networks, rows: slice, accumulate: bool) -> th.Tensor:
-            chunk = batch if n_rows <= self.max_rows else batch.take(rows)
-            return self._chunk(networks, chunk, loss_settings, n_rows, old_log_std, accumulate=accumulate)
-
-        sums = self._lanes.run(work, n_rows, self._parameters)
-        assert sums is not None
-        if self.log_std is not None and loss_settings.ent_coef != 0.0:  # the entropy does not depend on the rows
-            assert self.log_std.grad is not None
-            self.log_std.grad.sub_(loss_settings.ent_coef)
-        return sums
+        if n_rows <= self.max_rows:
+            return self._chunk(batch, loss_settings, n_rows, old_log_std, accumulate=False)
+        total = th.zeros(N_SUMS, device=rows.device)
+        for start in range(0, n_rows, self.max_rows):
+            chunk = Batch._make(None if column is None else column[start : start + self.max_rows] for column in batch)
+            total += self._chunk(chunk, loss_settings, n_rows, old_log_std, accumulate=start > 0)
+        return total
 
     def _chunk(
-        self,
-        networks: _Networks,
-        batch: Batch,
-        loss_settings: LossSettings,
-        n_rows: int,
-        old_log_std: Optional[th.Tensor],
-        accumulate: bool,
+        self, batch: Batch, loss_settings: LossSettings, n_rows: int, old_log_std: Optional[th.Tensor], accumulate: bool
     ) -> th.Tensor:
         """:param n_rows: of the whole minibatch"""
         # One network after the other: what one has in the cache, the other one uses
-        values = networks.critic.forward(batch.observations)
+        values = self.critic.forward(batch.observations)
         grad_values, squared_errors = self._value_gradient(values, batch, loss_settings, n_rows)
-        networks.critic.backward(grad_values, accumulate)
-        out = networks.actor.forward(batch.observations)
+        self.critic.backward(grad_values, accumulate)
+        out = self.actor.forward(batch.observations)
         sums: th.Tensor
         if self.log_std is None:
             grad, sums = self._categorical_gradients(out, squared_errors, batch, loss_settings, n_rows)
@@ -189,6 +155,10 @@ class FastActorCriticPolicy:
             grad, grad_log_std, sums = self._gaussian_gradients(
                 out, self.log_std, old_log_std, squared_errors, batch, loss_settings
             )
-            networks.put_log_std_grad(grad_log_std, accumulate)
-        networks.actor.backward(grad, accumulate)
+            assert self.log_std.grad is not None
+            if accumulate:
+                self.log_std.grad.add_(grad_log_std)
+            else:  # the entropy does not depend on the rows
+                th.sub(grad_log_std, loss_settings.ent_coef, out=self.log_std.grad)
+        self.actor.backward(grad, accumulate)
         return sums

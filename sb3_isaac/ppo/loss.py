@@ -55,10 +55,6 @@ class Batch(NamedTuple):
         old = rows[:, first + 4 :] if rows.shape[1] > first + 4 else None
         return cls._make((rows[:, :obs_dim], rows[:, obs_dim:first], *rows[:, first : first + 4].unbind(1), old))
 
-    def take(self, rows: slice) -> Batch:
-        """Some of the rows."""
-        return Batch._make(None if column is None else column[rows] for column in self)
-
 
 def scaled_advantages(advantages: th.Tensor, normalize: bool) -> th.Tensor:
     """What each row's probability ratio adds to the policy loss: -advantage / rows.

@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
+from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
@@ -132,7 +133,8 @@ class PPOUpdate:
         sums: List[th.Tensor] = []
         n_rows: List[int] = []
         epochs, before_last_epoch, stopped_at = 0, 0, None
-        with unchecked_distributions() if self.fast is None else th.no_grad():
+        n_threads = th.get_num_threads() if self.fast is None else threads.for_chunks(self.device)
+        with threads.torch_threads(n_threads), unchecked_distributions() if self.fast is None else th.no_grad():
             while epochs < settings.n_epochs and stopped_at is None:
                 epochs += 1
                 before_last_epoch = len(n_rows)
