@@ -10,11 +10,6 @@ import runpy
 import sys
 from typing import Any, Dict, List, Optional
 
-import sb3_isaac  # noqa: F401  # isort: skip  # first of all: Isaac Gym refuses to be imported after torch
-import gymnasium as gym
-
-from sb3_isaac.envs.make import is_isaac_env_id
-
 COMMANDS: Dict[str, str] = {
     "train": "train an agent: the flags of python -m rl_zoo3.train, --until-solved",
     "enjoy": "watch a trained agent: the flags of python -m rl_zoo3.enjoy",
@@ -49,9 +44,8 @@ USER_ERRORS = (
     ArithmeticError,
     MemoryError,
     ImportError,
-    gym.error.Error,
 )
-"""What bad input raises, here and in SB3, rl_zoo3 and Gymnasium. Anything else is a bug and keeps its traceback."""
+"""What bad input raises, here and in SB3 and rl_zoo3. Anything else is a bug and keeps its traceback."""
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -85,7 +79,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         }
         sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
         runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
-    except USER_ERRORS as error:
+    except Exception as error:
+        import gymnasium as gym  # not for the help above
+
+        if not isinstance(error, (*USER_ERRORS, gym.error.Error)):
+            raise
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
             raise
         sentence = " ".join(str(error).split()) or type(error).__name__
@@ -137,6 +135,8 @@ def _check_extras(command: str, flags: List[str]) -> None:
 
 def _names_our_env(flags: List[str]) -> bool:
     """Whether an id of this package is among them (``--env ID`` or ``--env=ID``)."""
+    from sb3_isaac.envs.make import is_isaac_env_id
+
     return any(is_isaac_env_id(flag.rpartition("=")[2]) for flag in flags)
 
 

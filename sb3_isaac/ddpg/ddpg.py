@@ -90,7 +90,7 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
             warnings.warn(
                 f"action_noise of type {type(noise).__name__} is drawn in numpy, for one environment after the other. Faster: "
                 "SB3's NormalActionNoise or OrnsteinUhlenbeckActionNoise, or the option per_env_noise.",
-                stacklevel=5,
+                stacklevel=6,
             )
             return HostNoise(cast(ActionNoise, noise), self.n_envs, self.device)
         scale = None

@@ -10,7 +10,6 @@ from typing import Any, Callable, Optional
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_isaac._files import replacing
-from sb3_isaac.envs.vec_normalize import VecNormalize
 
 
 def statistics_path(path: Any) -> Path:
@@ -41,26 +40,6 @@ def save_model(model: Any, save: Callable[[Any], None], path: Any) -> None:
             normalize.save(temporary)
     with replacing(name) as temporary:
         save(temporary)
-
-
-def load_statistics(path: Any, env: Any) -> Any:
-    """Wrap an environment in the VecNormalize that belongs to the model saved at ``path``.
-
-    It is set for using the model: the statistics stand still, and rewards stay as they are.
-
-    :param path: of the model
-    :param env: a VecEnv
-    :raises FileNotFoundError: if there are no statistics beside the model
-    """
-    statistics = statistics_path(path)
-    if not statistics.is_file():
-        raise FileNotFoundError(
-            f"{path} was trained on observations normalised by VecNormalize, and its statistics are not at {statistics}: "
-            "copy them there, or wrap the environment yourself with VecNormalize.load(file, env)."
-        )
-    normalize = VecNormalize.load(str(statistics), env)
-    normalize.training = normalize.norm_reward = False
-    return normalize
 
 
 def warn_without_statistics(model: Any, env: Any, path: Optional[Any] = None, stacklevel: int = 3) -> None:

@@ -161,7 +161,7 @@ def check_tensors(env: Any, device: th.device, why_not: Optional[str], options: 
         because = f", but {why_not}" if inside else ": leave it out elsewhere."
         raise ValueError(f"{', '.join(used)} needs an IsaacVecEnv (sb3_isaac.make_vec_env) and training in tensors{because}")
     if inside:
-        warnings.warn(f"Training runs in numpy as in SB3, many times slower than it could: {why_not}", stacklevel=5)
+        warnings.warn(f"Training runs in numpy as in SB3, many times slower than it could: {why_not}", stacklevel=6)
     return False
 
 

@@ -13,8 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_isaac.ddpg import DDPG
 from sb3_isaac.dqn import DQN
-from sb3_isaac.envs.model_files import load_statistics, statistics_path
+from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.envs.portable_pickle import load_pickle
+from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.ppo import PPO
 
 
@@ -40,11 +41,31 @@ def load(path: Any, env: Optional[VecEnv] = None, device: Union[th.device, str] 
     cls = _algorithm(settings, name)
     normalized = bool(settings.get("observations_are_normalized", statistics_path(name).is_file()))
     if env is not None and normalized and unwrap_vec_normalize(env) is None:
-        env = load_statistics(name, env)
+        env = _in_statistics(name, env)
     model: Any = cls.load(name, env=env, device=device, **kwargs)
     if env is None and normalized:
         model.vec_normalize = load_pickle(str(statistics_path(name)))
     return model
+
+
+def _in_statistics(path: str, env: VecEnv) -> VecNormalize:
+    """Wrap an environment in the VecNormalize that belongs to the model saved at ``path``.
+
+    It is set for using the model: the statistics stand still, and rewards stay as they are.
+
+    :param path: of the model
+    :param env: a VecEnv
+    :raises FileNotFoundError: if there are no statistics beside the model
+    """
+    statistics = statistics_path(path)
+    if not statistics.is_file():
+        raise FileNotFoundError(
+            f"{path} was trained on observations normalised by VecNormalize, and its statistics are not at {statistics}: "
+            "copy them there, or wrap the environment yourself with VecNormalize.load(file, env)."
+        )
+    normalize = VecNormalize.load(str(statistics), env)
+    normalize.training = normalize.norm_reward = False
+    return normalize
 
 
 def _settings(name: str) -> Dict[str, Any]:

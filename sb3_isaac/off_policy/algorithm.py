@@ -270,8 +270,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``."""
-        n_rows = self.n_envs if self._why_not_fast() is None else max(self.n_envs, self.batch_size)
-        with threads.torch_threads(threads.choose(self.policy, n_rows, self.device)):
+        with threads.torch_threads(threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)):
             return super().learn(*args, **kwargs)
 
     def _setup_learn(

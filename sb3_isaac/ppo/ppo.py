@@ -204,9 +204,7 @@ class PPO(SB3_PPO):
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``."""
-        plain = FastActorCriticPolicy.why_not(self.policy, trains=True) is None  # its updates see to it themselves
-        n_rows = self.n_envs if plain else max(self.n_envs, self.batch_size)
-        with threads.torch_threads(threads.choose(self.policy, n_rows, self.device)):
+        with threads.torch_threads(threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)):
             return super().learn(*args, **kwargs)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:

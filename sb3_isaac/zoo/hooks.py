@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import keyword
+import sys
 from typing import Any, Callable, List, Optional, Type
 
 import rl_zoo3.exp_manager
 import rl_zoo3.utils
+import torch as th
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
@@ -40,8 +42,22 @@ def _store_dict(original: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def leave_out_dynamo() -> None:
+    """Spare every command the two seconds in which torch loads its compiler, just to mark methods of optimizers for it.
+
+    torch does so when the first optimizer is made. Whoever compiles something loads it then; optimizers are not among it.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        marked = getattr(getattr(th.optim.Optimizer, name), "__wrapped__", None)
+        if marked is not None:
+            setattr(marked, "__dynamo_disable", marked)
+
+
 def install() -> None:
     """Hook rl_zoo3. Done once, when this module is imported."""
+    leave_out_dynamo()
     ExperimentManager.__new__ = staticmethod(_choose_manager)
     rl_zoo3.utils.StoreDict.__call__ = _store_dict(rl_zoo3.utils.StoreDict.__call__)
     # What makes the environments of enjoy and record_video

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
 import inspect
+import io
 import sys
 from pathlib import Path
 from typing import Any, Dict, Optional, Set, Tuple, Type
@@ -125,7 +127,10 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 raise ValueError(self._no_entry())
             raise FileNotFoundError(f"Hyperparameter file {self.config} does not exist.")
         try:
-            hyperparams, saved = super().read_hyperparameters()
+            # rl_zoo3 prints them at every level
+            silent = contextlib.redirect_stdout(io.StringIO()) if self.verbose <= 0 else contextlib.nullcontext()
+            with silent:
+                hyperparams, saved = super().read_hyperparameters()
         except ValueError as error:  # no entry: the wrong algorithm?
             _check_action_space(self.algo, self.env_name.gym_id, self.env_kwargs)
             if self.is_own_task and str(error).startswith("Hyperparameters not found"):

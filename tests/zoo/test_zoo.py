@@ -134,6 +134,39 @@ def test_mistakes_get_one_sentence_and_leave_no_model(
     assert not list(tmp_path.rglob("*.zip"))
 
 
+def test_until_solved_ends_when_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Two evaluations in a row, one line each, and nothing else at --verbose 0 but where things are."""
+    monkeypatch.chdir(tmp_path)
+    train = f"train {WITH_PPO} --seed 0 -n 40960 --verbose 0 --until-solved -params reward_threshold:"
+    assert call([*train.split()[:-1], "reward_threshold:5"]) == 0
+    out = capsys.readouterr().out
+    evaluations = np.load(f"logs/ppo/{CONTINUOUS}_1/evaluations.npz")
+    assert list(evaluations["timesteps"]) == [2048, 4096] and out.count("Evaluation after") == 2
+    first, second = evaluations["results"].mean(axis=1)
+    assert f"Solved after 4,096 steps: mean returns {first:.1f} and {second:.1f} in two evaluations in a row, 5" in out
+    assert PPO.load(f"logs/ppo/{CONTINUOUS}_1/{CONTINUOUS}.zip", device="cpu").num_timesteps == 4096
+    assert len(out.splitlines()) <= 8
+
+    assert call([*train.split()[:-1], "reward_threshold:500", "-n", "4096", "--eval-freq", "2048"]) == 0
+    assert "Not solved in 4,096 steps: no two evaluations in a row reached 500" in capsys.readouterr().out
+    assert call([*train.split()[:-1], "reward_threshold:5", "--eval-freq", "-1"]) == 1
+    assert "--until-solved needs evaluations (leave out --eval-freq -1)" in capsys.readouterr().err
+
+
+def test_commands_do_not_load_torchs_compiler(tmp_path: Path) -> None:
+    """It takes two seconds. With compile=True it is there."""
+    code = (
+        "import sys, sb3_isaac.cli, sb3_isaac.zoo, torch as th\n"
+        f"sb3_isaac.cli.main('train {WITH_PPO} -n 2048 --eval-freq -1 --verbose 0'.split())\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "if hasattr(th, 'compile'):\n"
+        "    f = th.compile(lambda x: x.sin() + 1.0, backend='eager')\n"
+        "    assert th.allclose(f(th.zeros(3)), th.ones(3)) and 'torch._dynamo' in sys.modules\n"
+    )
+    done = run_python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
 def test_log_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("a file, not a folder")
