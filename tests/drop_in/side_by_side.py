@@ -298,11 +298,11 @@ def differences(ours: Any, stock: Any, where: str, exact: bool = True) -> List[s
     return [] if ours == stock else [f"{where}: ours {ours!r}, stock {stock!r}"]
 
 
-EXTRA = ("time/rollout", "time/env", "time/update", "train/replay_ratio")
+EXTRA = ("time/rollout", "time/env", "time/update", "train/replay_ratio", "observations_are_normalized")
 
 
 def is_extra(key: Any) -> bool:
-    """Names that ours logs besides those of SB3."""
+    """Names that ours logs, or keeps in a file, besides those of SB3."""
     return key in EXTRA
 
 

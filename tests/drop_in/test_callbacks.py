@@ -366,7 +366,9 @@ class Watched(CallbackList):
 
 
 def files(model, notes):
-    notes.append(sorted(os.path.relpath(os.path.join(d, f), notes.folder) for d, _, fs in os.walk(notes.folder) for f in fs))
+    """Which there are, without the statistics that ours keeps beside a model."""
+    found = (os.path.relpath(os.path.join(d, f), notes.folder) for d, _, fs in os.walk(notes.folder) for f in fs)
+    notes.append(sorted(name for name in found if not name.endswith("_vecnormalize.pkl")))
 
 
 def plain_function(notes):
