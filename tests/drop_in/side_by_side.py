@@ -35,7 +35,7 @@ N_STEP = OFF_POLICY if SB3_HAS_N_STEPS else ()
 TOLERANCE = 2e-6
 
 DEFAULTS: Dict[str, Dict[str, Any]] = {
-    "ppo": {"n_steps": 4, "batch_size": 8, "n_epochs": 2},
+    "ppo": {"n_steps": 4, "batch_size": 8, "n_epochs": 1},
     "dqn": {
         "buffer_size": 400, "batch_size": 16, "learning_starts": 0, "train_freq": 1, "target_update_interval": 8, "tau": 0.5,
         "exploration_initial_eps": 0.0, "exploration_final_eps": 0.0,

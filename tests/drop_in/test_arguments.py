@@ -53,7 +53,7 @@ ROWS = [
     Row("gamma and gae_lambda are numpy numbers", options={"gamma": np.float64(0.9), "gae_lambda": np.float32(0.8)}),
     Row("learning_rate is a numpy number", ALL, {"learning_rate": np.float64(1e-3)}),
     Row("coefficients are numpy numbers", options={"ent_coef": np.float32(0.1), "vf_coef": np.float64(0.3), "max_grad_norm": np.float32(0.2)}),
-    Row("n_epochs=1", options={"n_epochs": 1}),
+    Row("n_epochs=2", options={"n_epochs": 2}),
     Row("n_epochs=5", options={"n_epochs": 5}),
     Row("gae_lambda=0.5", options={"gae_lambda": 0.5}),
     Row("gae_lambda=1", options={"gae_lambda": 1.0}),
