@@ -83,6 +83,7 @@ def forward_pass(
     :param scratch: (rows or more, the largest width)
     :param minus_one: -1.0, on the device
     :param rows: that go through the layers at once
+    :param fast_exp2: make elu of exp2
     """
     batch = x.shape[0]
     for start in range(0, batch, rows):
@@ -212,6 +213,7 @@ class _Lane:
             self.outputs[:-1], self.grads = share.outputs[:-1], share.grads
         self._scratch = weight.new_empty(self._rows, max(widths))
         self._minus_one = weight.new_tensor(-1.0)
+        self._fast_exp2 = _FAST_EXP2 and not weight.is_cuda
         self._transposed = not weight.is_cuda and weight.shape[1] < 16
         self._first_grad = weight.new_empty(weight.shape[1], widths[0])
         self._input = weight.new_empty(0)
@@ -222,7 +224,15 @@ class _Lane:
     def forward(self, x: th.Tensor) -> th.Tensor:
         self._input = x
         self._forward(
-            x, self._weights, self._biases, self._kinds, self.outputs, self._scratch, self._minus_one, self._rows, _FAST_EXP2
+            x,
+            self._weights,
+            self._biases,
+            self._kinds,
+            self.outputs,
+            self._scratch,
+            self._minus_one,
+            self._rows,
+            self._fast_exp2,
         )
         return self.outputs[-1][: x.shape[0]]
 

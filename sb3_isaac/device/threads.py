@@ -2,8 +2,8 @@
 
 Torch splits every single operation among its threads. With the small networks of this package that gains little, and as soon
 as another program wants a core, each of the operations waits for the slowest thread: training gets many times slower. Here
-torch gets one thread where the operations are small, and large minibatches are worked on in independent chunks by several
-threads, which wait for each other once in a minibatch.
+torch gets one thread where the operations are small, and large minibatches are divided into lanes of rows, which several
+threads take through all layers: they wait for each other twice for each network.
 """
 
 from __future__ import annotations
