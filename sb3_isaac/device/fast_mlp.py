@@ -40,12 +40,16 @@ def _is_plain(activation: nn.Module) -> bool:
     return type(activation) in ACTIVATIONS
 
 
-def parse_layers(modules: Iterable[nn.Module]) -> Optional[List[Tuple[nn.Linear, Type[nn.Module]]]]:
+Layers = List[Tuple[nn.Linear, Type[nn.Module]]]
+"""Each with the activation that follows it"""
+
+
+def parse_layers(modules: Iterable[nn.Module]) -> Optional[Layers]:
     """Pair each Linear with the activation that follows it; None if there is anything else among the modules.
 
     :param modules: modules in the order they are applied; Flatten, Identity and nested Sequential are looked through
     """
-    layers: List[Tuple[nn.Linear, Type[nn.Module]]] = []
+    layers: Layers = []
     stack = list(modules)
     while stack:
         module = stack.pop(0)
@@ -194,7 +198,7 @@ class _Lane:
 
     def __init__(
         self,
-        layers: List[Tuple[nn.Linear, Type[nn.Module]]],
+        layers: Layers,
         max_batch: int,
         share: Optional[_Lane],
         gradients: Optional[Gradients] = None,

@@ -13,14 +13,20 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.dqn.dqn import DQN  # not stable_baselines3.DQN, into whose place a program may put ours
+from stable_baselines3.dqn.policies import DQNPolicy
+from stable_baselines3.td3.policies import TD3Policy
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from sb3_isaac.ddpg.fast_policy import FastTD3Policy
 from sb3_isaac.device import threads
+from sb3_isaac.device.fast_mlp import FastMLP, Layers, parse_layers
+from sb3_isaac.dqn.fast_policy import FastDQNPolicy
 from sb3_isaac.envs.model_files import warn_without_statistics
 from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 
 TensorPolicy = Callable[[th.Tensor], th.Tensor]
 
@@ -176,8 +182,19 @@ def tensor_policy(model: Any, deterministic: bool = True) -> Optional[TensorPoli
     if isinstance(action_space, spaces.Box):
         low, high = th.as_tensor(action_space.low, device=device), th.as_tensor(action_space.high, device=device)
 
+    plain = _plain_network(policy) if deterministic else None
+    fast: Optional[FastMLP] = None
+
+    @th.no_grad()
     def act(obs: th.Tensor) -> th.Tensor:
-        actions = policy._predict(obs.to(device), deterministic=deterministic)
+        nonlocal fast
+        if plain is None:
+            actions = policy._predict(obs.to(device), deterministic=deterministic)
+        else:
+            if fast is None:
+                fast = FastMLP(plain, len(obs))
+            actions = fast.forward(obs.to(device).flatten(1))
+            actions = actions if isinstance(action_space, spaces.Box) else actions.argmax(1)
         if low is not None and high is not None:
             # A squashed action lies in [-1, 1] and is scaled to the space; any other is clipped to it.
             return low + 0.5 * (actions + 1.0) * (high - low) if policy.squash_output else actions.clamp(low, high)
@@ -187,6 +204,18 @@ def tensor_policy(model: Any, deterministic: bool = True) -> Optional[TensorPoli
         return actions
 
     return act
+
+
+def _plain_network(policy: Any) -> Optional[Layers]:
+    """The network that makes deterministic actions, if it is SB3's own of plain layers."""
+    modules: Optional[Tuple[Any, ...]] = None
+    if type(policy) is ActorCriticPolicy and FastActorCriticPolicy.why_not(policy, trains=False) is None:
+        modules = policy.mlp_extractor.policy_net, policy.action_net
+    elif type(policy) is DQNPolicy and FastDQNPolicy.why_not(policy) is None:
+        modules = (policy.q_net.q_net,)
+    elif type(policy) is TD3Policy and FastTD3Policy.why_not(policy) is None:
+        modules = (policy.actor.mu,)
+    return None if modules is None else parse_layers(modules)
 
 
 Episodes = Tuple[np.ndarray, np.ndarray, np.ndarray]
