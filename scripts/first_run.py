@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,8 +29,8 @@ def main() -> None:
     model = sb3_isaac.load(run / ENV_ID, env, device="cpu")
     result = sb3_isaac.evaluate(model, model.get_env(), N_EPISODES)
     print(f"{run}: mean return {result.mean:.1f} of at most 499 over {N_EPISODES} new episodes; training took {seconds:.1f} s")
-    command = Path(sys.executable).with_name("sb3-isaac")
-    command = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    installed = str(Path(sys.executable).with_name("sb3-isaac"))
+    command = min(installed, os.path.relpath(installed), key=len)
     print("Next:")
     print(f"  {command} video --algo ppo --env {ENV_ID}       # needs: pip install -e '.[plots]'")
     print(f"  {command} plot --algo ppo --env {ENV_ID} -o curve.png")
