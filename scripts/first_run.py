@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import time
@@ -32,9 +33,11 @@ def main() -> None:
     installed = str(Path(sys.executable).with_name("sb3-isaac"))
     command = min(installed, os.path.relpath(installed), key=len)
     print("Next:")
-    print(f"  {command} video --algo ppo --env {ENV_ID}       # needs: pip install -e '.[plots]'")
-    print(f"  {command} plot --algo ppo --env {ENV_ID} -o curve.png")
-    print(f"  {command} evaluate --algo ppo --env {ENV_ID}")
+    if not all(map(importlib.util.find_spec, ("matplotlib", "pygame", "imageio_ffmpeg"))):
+        print(f"  {Path(command).with_name('python')} -m pip install -e '.[plots]'    # once, for the first two")
+    for arguments in ("video", "plot -o curve.png", "evaluate"):
+        name, *more = arguments.split()
+        print(" ", command, name, "--algo ppo --env", ENV_ID, *more)
 
 
 if __name__ == "__main__":
