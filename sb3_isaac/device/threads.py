@@ -227,19 +227,19 @@ class Together:
         :raises Exception: what a job raises
         """
         n_helpers = min(available(), n_jobs, MAX_THREADS) - 1
-        if n_helpers < 1 or not self._choose() or not _in_use.acquire(blocking=False):
+        with torch_threads(1):  # with more, torch may add up in another order
+            if n_helpers >= 1 and self._choose() and _in_use.acquire(blocking=False):
+                try:
+                    start = time.perf_counter()
+                    _share_out(job, n_jobs, n_helpers)
+                    self._note(1, time.perf_counter() - start)
+                finally:
+                    _in_use.release()
+                return
             start = time.perf_counter()
             for i in range(n_jobs):
                 job(i)
             self._note(0, time.perf_counter() - start)
-            return
-        try:
-            start = time.perf_counter()
-            with torch_threads(1):
-                _share_out(job, n_jobs, n_helpers)
-            self._note(1, time.perf_counter() - start)
-        finally:
-            _in_use.release()
 
     def _choose(self) -> bool:
         """Whether to take helpers. Now and then what was slower is tried again: the machine may be less or more busy."""
