@@ -164,7 +164,7 @@ def plot(argv: List[str]) -> int:
     thresholds = []
     for group, label in zip(groups, labels):
         runs = curves.find_runs(*group)
-        curves.draw(axes, [readers[kind](run) for run in runs], label)
+        curves.draw(axes, _read_curves(runs, readers[kind]), label)
         thresholds.append(curves.solved_return(group[2], runs))
     if kind != "reward-rate":
         curves.draw_solved(axes, thresholds)
@@ -188,6 +188,24 @@ def _without_pairs(folders: List[str]) -> Tuple[List[str], List[str]]:
     """The words after ``-f`` that are folders, and the ALGO:ENV that argparse took for some: ``-f logs ppo:X dqn:Y``."""
     pairs = [word for word in folders if ":" in word and os.sep not in word and not os.path.isdir(word)]
     return [word for word in folders if word not in pairs], pairs
+
+
+def _read_curves(runs: List[str], reader: Callable[[str], curves.Curve]) -> List[curves.Curve]:
+    """The curves of those runs that have one: a search, or a run that was stopped early, leaves a folder without.
+
+    :raises FileNotFoundError: if none has one
+    """
+    found, missing = [], []
+    for run in runs:
+        try:
+            found.append(reader(run))
+        except FileNotFoundError as error:
+            missing.append((run, error))
+    if not found:
+        raise missing[0][1]
+    if missing:
+        print(f"Left out, as there is no such curve: {', '.join(run for run, _ in missing)}")
+    return found
 
 
 def _label(group: Tuple[str, str, str], groups: List[Tuple[str, str, str]]) -> str:

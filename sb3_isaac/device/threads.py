@@ -107,14 +107,14 @@ def choose(network: nn.Module, n_rows: int, device: th.device) -> int:
 
 def for_chunks(device: th.device) -> int:
     """How many threads torch should use around :class:`Together`: its idle ones would get in the way of ours."""
-    return 1 if device.type == "cpu" else th.get_num_threads()
+    return th.get_num_threads() if device.type != "cpu" or is_asked_for() else 1
 
 
 def describe() -> str:
     """On how many threads, in words."""
     torch, most = th.get_num_threads(), available()
     words = f"{torch} thread{'s' * (torch > 1)}"
-    return words if most <= torch else f"{words} (large minibatches on {min(most, MAX_THREADS)})"
+    return words if most <= torch or is_asked_for() else f"{words} (large minibatches on {min(most, MAX_THREADS)})"
 
 
 @functools.lru_cache(maxsize=None)
@@ -213,7 +213,8 @@ if hasattr(os, "register_at_fork"):
 class Together:
     """Does jobs that are the same at each call on several threads, as long as that is faster than on one.
 
-    Each thread has one thread of torch. Who is done with a job takes the next.
+    Each has one thread of torch, and who is done with a job takes the next. If the user has chosen torch's number of threads,
+    torch uses them within the jobs, which are done one by one.
     """
 
     def __init__(self) -> None:
@@ -226,6 +227,10 @@ class Together:
 
         :raises Exception: what a job raises
         """
+        if is_asked_for():  # so many threads of torch's own
+            for i in range(n_jobs):
+                job(i)
+            return
         n_helpers = min(available(), n_jobs, MAX_THREADS) - 1
         with torch_threads(1):  # with more, torch may add up in another order
             if n_helpers >= 1 and self._choose() and _in_use.acquire(blocking=False):

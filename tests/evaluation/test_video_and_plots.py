@@ -374,7 +374,9 @@ def with_full_episodes(runs: List[Path]) -> None:
             arguments.write_text("env_kwargs: null\n")
 
 
-def test_pairs_of_different_environments_in_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_of_different_environments_in_one_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     drawn: List[Any] = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
     monkeypatch.chdir(tmp_path)
@@ -393,6 +395,10 @@ def test_pairs_of_different_environments_in_one_picture(tmp_path: Path, monkeypa
         assert box.y0 >= axes.get_window_extent().y1 - 1 and box.x0 >= 0 and box.x1 <= figure.bbox.x1, "above the curves"
     assert commands.plot([flags[0], "--curve", "reward-rate", "-o", "a.png"]) == 0
     assert "solved: 475" not in legend(drawn.pop().axes[0]), "not a return"
+    Path("logs", "ppo", f"{CONTINUOUS}_7").mkdir()  # as a search leaves it
+    assert commands.plot([flags[0], "-o", "a.png"]) == 0
+    assert f"Left out, as there is no such curve: {Path('logs', 'ppo', CONTINUOUS)}_7" in capsys.readouterr().out
+    assert "(2 seeds)" in legend(drawn.pop().axes[0])[0]
     for argv, error, message in (
         (["ppo", "-o", "a.png"], ValueError, "named ALGO:ENV, such as ppo:IsaacGymCartpole-v0, not 'ppo'"),
         ([":x", "-o", "a.png"], ValueError, "named ALGO:ENV"),
