@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import shlex
 import subprocess
@@ -50,7 +49,7 @@ def compare(argv: List[str]) -> int:
     if args.n_timesteps != -1 and args.n_timesteps < 1:
         raise ValueError(f"--n-timesteps must be at least 1, got {args.n_timesteps}.")
     pairs = list(dict.fromkeys(curves.parse_pair(text) for text in args.curves or DEFAULT_CURVES))
-    _check(pairs, args.gym_packages)
+    _check(pairs, args)
     pyplot = curves.import_pyplot()
     output = args.output or os.path.join(args.folder, "compare.png")
 
@@ -80,12 +79,11 @@ def compare(argv: List[str]) -> int:
     return 0 if sum(map(len, results)) == len(pairs) * args.seeds else 1
 
 
-def _check(pairs: List[Pair], gym_packages: List[str]) -> None:
+def _check(pairs: List[Pair], args: argparse.Namespace) -> None:
     """What each training would say of a wrong name, said before the first."""
-    from sb3_isaac.zoo.agents import ALGO_NAMES
+    from sb3_isaac.zoo.agents import ALGO_NAMES, import_packages
 
-    for package in gym_packages:
-        importlib.import_module(package)
+    import_packages(args)
     for algo, env_id in pairs:
         if algo not in ALGO_NAMES:
             raise ValueError(f"Unknown algorithm {algo!r} in {algo}:{env_id}: choose one of {', '.join(ALGO_NAMES)}.")

@@ -109,8 +109,9 @@ def _without_packages(flags: List[str]) -> List[str]:
     parser = argparse.ArgumentParser(prog="sb3-isaac record_video", add_help=False, allow_abbrev=False)
     parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
     args, rest = parser.parse_known_args(flags)
-    for package in args.gym_packages:
-        importlib.import_module(package)
+    from sb3_isaac.zoo.agents import import_packages  # which --help does not need
+
+    import_packages(args)
     return rest
 
 

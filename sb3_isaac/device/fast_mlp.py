@@ -12,7 +12,7 @@ import torch as th
 from torch import nn
 
 from sb3_isaac.device.flat_adam import views_of
-from sb3_isaac.device.threads import Together, available, is_asked_for, scripted
+from sb3_isaac.device.threads import Together, scripted, torch_splits
 
 LANE_ROWS = 4096
 """On a CPU, batches of more rows are divided among threads."""
@@ -211,7 +211,7 @@ class _Lane:
         weight, widths = self._weights[0], [linear.out_features for linear in self._linears]
         self.max_batch, self.widths = max_batch, widths
         # The threads of torch's own, if the user wants them, need large operations
-        large = weight.is_cuda or (is_asked_for() and available() > 1)
+        large = weight.is_cuda or torch_splits()
         self._rows = max_batch if large else min(CACHED_ROWS, max_batch)
         self.outputs = [weight.new_empty(max_batch, width) for width in widths]
         self.grads = [weight.new_empty(self._rows, width) for width in widths[:-1]]
@@ -292,8 +292,8 @@ class FastMLP:
     ) -> None:
         self.layers = list(layers)
         weight, last = self.layers[0][0].weight, self.layers[-1][0]
-        own = is_asked_for() and available() > 1
-        self._lane_rows = max_batch if weight.is_cuda else min(max_batch, 2 * LANE_ROWS if own else LANE_ROWS)
+        lane_rows = 2 * LANE_ROWS if torch_splits() else LANE_ROWS
+        self._lane_rows = max_batch if weight.is_cuda else min(max_batch, lane_rows)
         self._alone: _Lane = _Lane(self.layers, self._lane_rows, None if share is None else share._alone)
         """Does smaller batches"""
         self._lanes: List[_Lane] = []

@@ -55,6 +55,11 @@ def is_asked_for() -> bool:
     return _asked_for or available() != _default or _default not in (cores, max(cores // 2, 1))
 
 
+def torch_splits() -> bool:
+    """Whether torch splits operations among its own threads, because the user has chosen several."""
+    return is_asked_for() and available() > 1
+
+
 def available() -> int:
     """The number of threads that may be used: torch's, outside of :func:`torch_threads`."""
     return _lowered[0] if _lowered else th.get_num_threads()
