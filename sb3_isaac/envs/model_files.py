@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_isaac._files import replacing
+from sb3_isaac.files.atomic import replacing
 
 
 def statistics_path(path: Any) -> Path:

@@ -11,10 +11,10 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
-from sb3_isaac._files import replacing
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.evaluation.measure import evaluate
+from sb3_isaac.files.atomic import replacing
 
 FILE_NAME = "reward_rate.csv"
 COLUMNS = ["window_first_step", "window_last_step", "mean_reward", "n_envs"]

@@ -11,9 +11,9 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
-from sb3_isaac._files import replacing
 from sb3_isaac.evaluation.callbacks import COLUMNS
 from sb3_isaac.evaluation.measure import bootstrap_interval
+from sb3_isaac.files.atomic import replacing
 
 N_POINTS = 200
 """Points of a drawn curve."""

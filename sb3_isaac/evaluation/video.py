@@ -10,9 +10,9 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Sequence, 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_isaac._files import replacing
 from sb3_isaac.evaluation.film import CartpoleFilm
 from sb3_isaac.evaluation.measure import check_spaces
+from sb3_isaac.files.atomic import replacing
 
 GIF_FPS = 30
 """Viewers slow down gifs that are faster than this; frames are left out to keep the speed of the motion."""

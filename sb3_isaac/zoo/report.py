@@ -18,7 +18,7 @@ import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from sb3_isaac._files import replacing
+from sb3_isaac.files.atomic import replacing
 
 
 def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:

@@ -1,0 +1,1 @@
+"""Files that nothing is lost by: written whole, read without running what is in them."""
