@@ -6,18 +6,22 @@ arithmetic. The formulas are those that autograd would use, so results differ fr
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, cast
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, cast
 
 import torch as th
 from torch import nn
 
 from sb3_isaac.device.flat_adam import views_of
-from sb3_isaac.device.threads import Together, scripted, torch_splits
+from sb3_isaac.device.threads import Together, as_script, torch_splits
 
-LANE_ROWS = 4096
-"""On a CPU, batches of more rows are divided among threads."""
-CACHED_ROWS = 1024
-"""On a CPU, so many rows go through all layers before the next do: what they leave stays in the cache of a core."""
+LANE_ROWS = 2048
+"""On a CPU, batches of more rows are divided among threads. With fewer, PyTorch's overhead for each operation counts."""
+
+
+def lane_rows() -> int:
+    """The most rows that a thread works on."""
+    return 4 * LANE_ROWS if torch_splits() else LANE_ROWS  # torch's own threads, if the user wants them, need large operations
+
 
 IDENTITY, TANH, RELU, ELU, LEAKY_RELU = range(5)
 ACTIVATIONS: Dict[Type[nn.Module], int] = {
@@ -69,207 +73,165 @@ def parse_layers(modules: Iterable[nn.Module]) -> Optional[Layers]:
 # -- the passes: TorchScript runs these two without Python, so that several threads can ------------------------------------
 
 
-def forward_pass(
-    x: th.Tensor,
-    weights: List[th.Tensor],
-    biases: List[th.Tensor],
-    kinds: List[int],
-    outputs: List[th.Tensor],
-    scratch: th.Tensor,
-    minus_one: th.Tensor,
-    rows: int,
-    fast_exp2: bool,
-) -> None:
-    """Write the layers' outputs for inputs x (batch, in) into the first rows of ``outputs``.
+Passes = NamedTuple(  # noqa: UP014  # TorchScript of torch 1.13 does not read the annotations of a class
+    "Passes",
+    [
+        ("weights", List[th.Tensor]),  # (out, in) of each layer
+        ("biases", List[th.Tensor]),
+        ("kinds", List[int]),  # of activation, see ACTIVATIONS
+        ("outputs", List[th.Tensor]),  # (rows or more, out) of each layer, written by the forward pass
+        ("weight_grads", List[th.Tensor]),  # of each layer, written by the backward pass; none: no gradients of parameters
+        ("bias_grads", List[th.Tensor]),
+        ("scratch", List[th.Tensor]),  # two, (rows or more * largest width,)
+        ("minus_one", th.Tensor),  # on the device
+        ("first_grad", th.Tensor),  # (in, out) of the first layer, overwritten if transposed
+        ("transposed", bool),  # compute that gradient the other way round: MKL is six times as fast with few inputs
+        ("fast_exp2", bool),  # make elu of exp2
+    ],
+)
+"""What the passes need to know about a network."""
 
-    :param weights: (out, in) of each layer
-    :param kinds: of activation, see :data:`ACTIVATIONS`
-    :param scratch: (rows or more, the largest width)
-    :param minus_one: -1.0, on the device
-    :param rows: that go through the layers at once
-    :param fast_exp2: make elu of exp2
-    """
-    batch = x.shape[0]
-    for start in range(0, batch, rows):
-        stop = min(start + rows, batch)
-        h = x[start:stop]
-        for i in range(len(weights)):
-            out, kind = outputs[i][start:stop], kinds[i]
-            # On a CPU sigmoid takes a fifth of the time of tanh, and tanh(x) = 2 sigmoid(2 x) - 1
-            by_sigmoid = kind == 1 and not out.is_cuda
-            scale = 2.0 if by_sigmoid else 1.0
-            th.addmm(biases[i], h, weights[i].t(), beta=scale, alpha=scale, out=out)
-            if by_sigmoid:
-                th.add(minus_one, out.sigmoid_(), alpha=2.0, out=out)
-            elif kind == 1:
-                out.tanh_()
-            elif kind == 2:
-                out.relu_()
-            elif kind == 3 and fast_exp2:
-                t = scratch[: stop - start, : out.shape[1]]
-                th.mul(out, 1.4426950408889634, out=t).clamp_(max=0.0)
-                th.maximum(t.exp2_().sub_(1.0), out, out=out)
-            elif kind == 3:
-                nn.functional.elu_(out)
-            elif kind == 4:
-                nn.functional.leaky_relu_(out)
-            h = out
+
+def forward_pass(x: th.Tensor, net: Passes) -> None:
+    """Write the layers' outputs for inputs x (batch, in) into the first rows of ``net.outputs``."""
+    batch, h = x.shape[0], x
+    for i in range(len(net.weights)):
+        out, kind = net.outputs[i][:batch], net.kinds[i]
+        # On a CPU sigmoid takes a fifth of the time of tanh, and tanh(x) = 2 sigmoid(2 x) - 1
+        by_sigmoid = kind == 1 and not out.is_cuda
+        scale = 2.0 if by_sigmoid else 1.0
+        th.addmm(net.biases[i], h, net.weights[i].t(), beta=scale, alpha=scale, out=out)
+        if by_sigmoid:
+            th.add(net.minus_one, out.sigmoid_(), alpha=2.0, out=out)
+        elif kind == 1:
+            out.tanh_()
+        elif kind == 2:
+            out.relu_()
+        elif kind == 3 and net.fast_exp2:
+            t = net.scratch[0][: out.numel()].view(out.shape)
+            th.mul(out, 1.4426950408889634, out=t).clamp_(max=0.0)
+            th.maximum(t.exp2_().sub_(1.0), out, out=out)
+        elif kind == 3:
+            nn.functional.elu_(out)
+        elif kind == 4:
+            nn.functional.leaky_relu_(out)
+        h = out
 
 
 def backward_pass(
-    grad: th.Tensor,
-    x: th.Tensor,
-    weights: List[th.Tensor],
-    kinds: List[int],
-    outputs: List[th.Tensor],
-    grads: List[th.Tensor],
-    weight_grads: List[th.Tensor],
-    bias_grads: List[th.Tensor],
-    first_grad: th.Tensor,
-    grad_input: th.Tensor,
-    first_column: int,
-    transposed: bool,
-    inputs: bool,
-    accumulate: bool,
-    rows: int,
+    grad: th.Tensor, x: th.Tensor, net: Passes, accumulate: bool, inputs: bool, grad_input: th.Tensor, first_column: int
 ) -> None:
-    """Gradients after :func:`forward_pass`, whose ``weights``, ``kinds``, ``outputs`` and ``rows`` these are.
+    """Gradients after :func:`forward_pass` with the same x and net.
 
     :param grad: (batch, out) of the loss with respect to the last outputs, overwritten
-    :param x: (batch, in)
-    :param grads: (rows or more, width) for each layer but the last, overwritten
-    :param weight_grads: of each layer, written; none: no gradients of parameters
-    :param first_grad: (in, out) of the first layer, overwritten if ``transposed``
-    :param grad_input: (batch or more, columns), written if ``inputs``
-    :param first_column: of the inputs, whose gradient is wanted
-    :param transposed: compute the first layer's the other way round, which MKL does six times as fast with few inputs
     :param accumulate: add to the parameters' gradients in place of replacing them
+    :param grad_input: (batch, columns), written if ``inputs``
+    :param first_column: of the inputs, whose gradient is wanted
     """
-    batch, n_layers = x.shape[0], len(weights)
-    for start in range(0, batch, rows):
-        stop = min(start + rows, batch)
-        g = grad[start:stop]
-        add = accumulate or start > 0
-        for k in range(n_layers):
-            i = n_layers - 1 - k
-            out, kind = outputs[i][start:stop], kinds[i]
-            if kind == 1:
-                th.ops.aten.tanh_backward(g, out, grad_input=g)
-            elif kind == 2:
-                th.ops.aten.threshold_backward(g, out, 0.0, grad_input=g)
-            elif kind == 3:
-                th.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, True, out, grad_input=g)
-            elif kind == 4:
-                th.ops.aten.leaky_relu_backward(g, out, 0.01, True, grad_input=g)
-            below = outputs[i - 1][start:stop] if i > 0 else x[start:stop]
-            if len(weight_grads) > 0:
-                if i == 0 and transposed:
-                    th.addmm(first_grad, below.t(), g, beta=1.0 if start > 0 else 0.0, out=first_grad)
-                else:
-                    th.addmm(weight_grads[i], g.t(), below, beta=1.0 if add else 0.0, out=weight_grads[i])
-                if add:
-                    bias_grads[i].add_(g.sum([0]))
-                else:
-                    th.sum(g, [0], out=bias_grads[i])
-            if i > 0 or inputs:
-                weight = weights[i] if i > 0 else weights[i][:, first_column:]
-                g_below = grads[i - 1][: stop - start] if i > 0 else grad_input[start:stop]
-                if weight.shape[0] == 1:
-                    th.mul(g, weight, out=g_below)
-                else:
-                    th.mm(g, weight, out=g_below)
-                g = g_below
-    if transposed and len(weight_grads) > 0:
+    batch, n_layers, g = x.shape[0], len(net.weights), grad
+    for k in range(n_layers):
+        i = n_layers - 1 - k
+        out, kind = net.outputs[i][:batch], net.kinds[i]
+        if kind == 1:
+            th.ops.aten.tanh_backward(g, out, grad_input=g)
+        elif kind == 2:
+            th.ops.aten.threshold_backward(g, out, 0.0, grad_input=g)
+        elif kind == 3:
+            th.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, True, out, grad_input=g)
+        elif kind == 4:
+            th.ops.aten.leaky_relu_backward(g, out, 0.01, True, grad_input=g)
+        below = net.outputs[i - 1][:batch] if i > 0 else x
+        if len(net.weight_grads) > 0:
+            if i == 0 and net.transposed:
+                th.mm(below.t(), g, out=net.first_grad)
+            else:
+                th.addmm(net.weight_grads[i], g.t(), below, beta=1.0 if accumulate else 0.0, out=net.weight_grads[i])
+            if accumulate:
+                net.bias_grads[i].add_(g.sum([0]))
+            else:
+                th.sum(g, [0], out=net.bias_grads[i])
+        if i > 0 or inputs:
+            weight = net.weights[i] if i > 0 else net.weights[i][:, first_column:]
+            g_below = net.scratch[k % 2][: below.numel()].view(below.shape) if i > 0 else grad_input
+            if weight.shape[0] == 1:
+                th.mul(g, weight, out=g_below)
+            else:
+                th.mm(g, weight, out=g_below)
+            g = g_below
+    if net.transposed and len(net.weight_grads) > 0:
         if accumulate:
-            weight_grads[0].add_(first_grad.t())
+            net.weight_grads[0].add_(net.first_grad.t())
         else:
-            weight_grads[0].copy_(first_grad.t())
+            net.weight_grads[0].copy_(net.first_grad.t())
 
 
 Gradients = Mapping[nn.Parameter, th.Tensor]
 
 
-class _Lane:
-    """:class:`FastMLP` for batches that one thread works on, with buffers of its own.
+class Lane:
+    """A network for batches that one thread works on, with buffers of its own.
 
-    :param share: see :class:`FastMLP`
+    :param layers: from :func:`parse_layers`
+    :param max_batch: rows of the buffers
+    :param share: another network of the same widths whose buffers are used too
     :param gradients: where each parameter's gradient goes; None: ``parameter.grad``
     """
 
+    passes: Passes
+
     def __init__(
-        self,
-        layers: Layers,
-        max_batch: int,
-        share: Optional[_Lane],
-        gradients: Optional[Gradients] = None,
+        self, layers: Layers, max_batch: int, share: Optional[Lane] = None, gradients: Optional[Gradients] = None
     ) -> None:
         self._linears = [linear for linear, _ in layers]
         self._gradients = gradients
-        self._weights: List[th.Tensor] = [linear.weight for linear in self._linears]
-        self._biases: List[th.Tensor] = [linear.bias for linear in self._linears]
-        self._kinds = [ACTIVATIONS[kind] for _, kind in layers]
-        weight, widths = self._weights[0], [linear.out_features for linear in self._linears]
+        weight, widths = layers[0][0].weight, [linear.out_features for linear in self._linears]
         self.max_batch, self.widths = max_batch, widths
-        # The threads of torch's own, if the user wants them, need large operations
-        large = weight.is_cuda or torch_splits()
-        self._rows = max_batch if large else min(CACHED_ROWS, max_batch)
-        self.outputs = [weight.new_empty(max_batch, width) for width in widths]
-        self.grads = [weight.new_empty(self._rows, width) for width in widths[:-1]]
+        outputs = [weight.new_empty(max_batch, width) for width in widths]
+        scratch = [weight.new_empty(max_batch * max(widths)) for _ in range(2)]
         if share is not None and share.max_batch == max_batch and share.widths[:-1] == widths[:-1]:
-            self.outputs[:-1], self.grads = share.outputs[:-1], share.grads
-        self._scratch = weight.new_empty(self._rows, max(widths))
-        self._minus_one = weight.new_tensor(-1.0)
-        self._fast_exp2 = _FAST_EXP2 and not weight.is_cuda
-        self._transposed = not weight.is_cuda and weight.shape[1] < 16
-        self._first_grad = weight.new_empty(weight.shape[1], widths[0])
+            outputs[:-1] = share.passes.outputs[:-1]
+            scratch = share.passes.scratch if max(share.widths) >= max(widths) else scratch
+        self.passes = Passes(
+            weights=[linear.weight for linear in self._linears],
+            biases=[linear.bias for linear in self._linears],
+            kinds=[ACTIVATIONS[kind] for _, kind in layers],
+            outputs=outputs,
+            weight_grads=[],
+            bias_grads=[],
+            scratch=scratch,
+            minus_one=weight.new_tensor(-1.0),
+            first_grad=weight.new_empty(weight.shape[1], widths[0]),
+            transposed=not weight.is_cuda and weight.shape[1] < 16,
+            fast_exp2=_FAST_EXP2 and not weight.is_cuda,
+        )
         self._input = weight.new_empty(0)
-        self._forward: Any
-        self._backward: Any
-        self._forward, self._backward = (f if weight.is_cuda else scripted(f) or f for f in (forward_pass, backward_pass))
+        self._forward, self._backward = (as_script(f, weight.device) for f in (forward_pass, backward_pass))
+
+    def with_gradients(self) -> Passes:
+        """Also where the parameters' gradients go."""
+
+        def grad_of(parameter: Any) -> Any:
+            return parameter.grad if self._gradients is None else self._gradients[parameter]
+
+        return self.passes._replace(
+            weight_grads=[grad_of(linear.weight) for linear in self._linears],
+            bias_grads=[grad_of(linear.bias) for linear in self._linears],
+        )
 
     def forward(self, x: th.Tensor) -> th.Tensor:
+        """See :meth:`FastMLP.forward`."""
         self._input = x
-        self._forward(
-            x,
-            self._weights,
-            self._biases,
-            self._kinds,
-            self.outputs,
-            self._scratch,
-            self._minus_one,
-            self._rows,
-            self._fast_exp2,
-        )
-        return self.outputs[-1][: x.shape[0]]
+        self._forward(x, self.passes)
+        return self.passes.outputs[-1][: x.shape[0]]
 
     def backward(
         self, grad: th.Tensor, grad_input: Optional[th.Tensor], first_column: int, accumulate: bool, parameters: bool
     ) -> None:
-        weight_grads: List[Any] = []
-        bias_grads: List[Any] = []
-        if parameters and self._gradients is None:
-            weight_grads, bias_grads = [x.weight.grad for x in self._linears], [x.bias.grad for x in self._linears]
-        elif parameters and self._gradients is not None:
-            weight_grads, bias_grads = (
-                [self._gradients[cast(nn.Parameter, p)] for p in ps] for ps in (self._weights, self._biases)
-            )
-        self._backward(
-            grad,
-            self._input,
-            self._weights,
-            self._kinds,
-            self.outputs,
-            self.grads,
-            weight_grads,
-            bias_grads,
-            self._first_grad,
-            self._first_grad if grad_input is None else grad_input,
-            first_column,
-            self._transposed,
-            grad_input is not None,
-            accumulate,
-            self._rows,
-        )
+        """See :meth:`FastMLP.backward`."""
+        passes = self.with_gradients() if parameters else self.passes
+        inputs = grad_input is not None
+        below = passes.first_grad if grad_input is None else grad_input  # TorchScript takes no Optional for ``out``
+        self._backward(grad, self._input, passes, accumulate, inputs, below, first_column)
 
 
 class FastMLP:
@@ -292,11 +254,10 @@ class FastMLP:
     ) -> None:
         self.layers = list(layers)
         weight, last = self.layers[0][0].weight, self.layers[-1][0]
-        lane_rows = 2 * LANE_ROWS if torch_splits() else LANE_ROWS
-        self._lane_rows = max_batch if weight.is_cuda else min(max_batch, lane_rows)
-        self._alone: _Lane = _Lane(self.layers, self._lane_rows, None if share is None else share._alone)
+        self._lane_rows = max_batch if weight.is_cuda else min(max_batch, lane_rows())
+        self._alone: Lane = Lane(self.layers, self._lane_rows, None if share is None else share._alone)
         """Does smaller batches"""
-        self._lanes: List[_Lane] = []
+        self._lanes: List[Lane] = []
         self._grad_input = weight.new_empty(max_batch, self.layers[0][0].in_features)
         if max_batch <= self._lane_rows:
             return
@@ -306,7 +267,7 @@ class FastMLP:
         for i, grads in enumerate(self._grads):
             gradients = dict(zip(self._parameters, views_of(grads, self._parameters)))
             lane = share._lanes[i] if share is not None and i < len(share._lanes) else None
-            self._lanes.append(_Lane(self.layers, self._lane_rows, lane, gradients))
+            self._lanes.append(Lane(self.layers, self._lane_rows, lane, gradients))
         self._output = weight.new_empty(max_batch, last.out_features)
         self._forward_together, self._backward_together = Together(), Together()
 

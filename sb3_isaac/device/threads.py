@@ -133,6 +133,11 @@ def scripted(function: Callable[..., Any]) -> Any:
         return None
 
 
+def as_script(function: Callable[..., Any], device: th.device) -> Any:
+    """The function in TorchScript where that pays: on a CPU, if it can be had."""
+    return function if device.type != "cpu" else scripted(function) or function
+
+
 def _wait(counter: th.Tensor, value: int, most: int) -> bool:
     n = 0
     while int(counter) != value and n < most:

@@ -5,7 +5,8 @@ The formulas are those of ``stable_baselines3.PPO.train`` and ``ActorCriticPolic
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+import functools
+from typing import Any, List, Optional, Tuple
 
 import torch as th
 from gymnasium import spaces
@@ -13,9 +14,21 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Diag
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import nn
 
 from sb3_isaac.device.eligibility import is_patched, why_not_fast
-from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
+from sb3_isaac.device.fast_mlp import (
+    FastMLP,
+    Gradients,
+    Lane,
+    Passes,
+    backward_pass,
+    forward_pass,
+    lane_rows,
+    parse_layers,
+)
+from sb3_isaac.device.flat_adam import views_of
+from sb3_isaac.device.threads import Together, as_script
 from sb3_isaac.ppo.loss import (
     HALF_LOG_2PI,
     N_SUMS,
@@ -26,9 +39,6 @@ from sb3_isaac.ppo.loss import (
     scaled_advantages,
     value_gradient,
 )
-
-CPU_ROWS = 32_768
-"""On a CPU a minibatch is worked on in chunks of at most so many rows, to save memory."""
 
 
 def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
@@ -46,12 +56,17 @@ class FastActorCriticPolicy:
     def __init__(self, policy: ActorCriticPolicy, max_rows: int) -> None:
         self.policy = policy
         self.max_rows = max_rows
-        actor, critic = (parse_layers(layers) for layers in _layers(policy))
-        assert actor is not None and critic is not None
-        self.critic = FastMLP(critic, max_rows)
-        self.actor = FastMLP(actor, max_rows, share=self.critic)  # the critic is through when the actor starts
         self.log_std: Optional[th.Tensor] = getattr(policy, "log_std", None)
+        actor, critic = (parse_layers(modules) for modules in _layers(policy))
+        assert actor is not None and critic is not None
+        self._actor_layers, self._critic_layers = actor, critic
+        self._obs_dim = critic[0][0].in_features
         self._action_dim = 1 if self.log_std is None else self.log_std.numel()
+        self._lanes: List[_Lane] = []
+        self._parameters: List[nn.Parameter] = list(policy.parameters())
+        self._grads = th.zeros(0, 0)
+        """(lanes, parameters)"""
+        self._together = Together()
         self._scale: Any = scaled_advantages
         self._value_gradient: Any = value_gradient
         self._categorical_gradients: Any = categorical_gradients
@@ -80,13 +95,23 @@ class FastActorCriticPolicy:
         optimizers = [(policy.optimizer, policy)] if trains else []
         return why_not_fast(policy, own, _layers(policy), more=[] if log_std is None else [log_std], optimizers=optimizers)
 
+    @functools.cached_property
+    def critic(self) -> FastMLP:
+        """For many rows at once"""
+        return FastMLP(self._critic_layers, self.max_rows)
+
+    @functools.cached_property
+    def actor(self) -> FastMLP:
+        """Likewise. The critic is through when it starts"""
+        return FastMLP(self._actor_layers, self.max_rows, share=self.critic)
+
     @property
     def distribution_columns(self) -> int:
         """Numbers that tell what an action was drawn from, see :meth:`act`."""
-        return self.actor.layers[-1][0].out_features
+        return self._actor_layers[-1][0].out_features
 
     def compile(self) -> None:
-        """Compile the loss, which then takes one pass over its rows, or a few kernels."""
+        """Compile the loss, which then takes a few kernels on a GPU. On a CPU it is TorchScript anyway."""
         self._scale = th.compile(scaled_advantages, dynamic=False)
         self._value_gradient = th.compile(value_gradient, dynamic=False)
         self._categorical_gradients = th.compile(categorical_gradients, dynamic=False)
@@ -121,44 +146,161 @@ class FastActorCriticPolicy:
         chunks = th.split(obs.reshape(obs.shape[0], -1), self.max_rows)
         return th.cat([self.critic.forward(chunk).squeeze(1).clone() for chunk in chunks])
 
-    def gradients(self, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor] = None) -> th.Tensor:
+    def gradients(
+        self, table: th.Tensor, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor] = None
+    ) -> th.Tensor:
         """Write the gradients of PPO's loss on a minibatch into the parameters' ``grad``.
 
-        :param rows: packed, see :meth:`Batch.unpack`
+        :param table: packed rows, see :meth:`Batch.unpack`
+        :param rows: (n,) int64, those of the minibatch
         :param old_log_std: (action_dim,) of the Gaussian in the rows, if there is one
-        :return: (N_SUMS,) statistics
+        :return: (N_SUMS,) statistics; overwritten by the next call
         """
-        n_rows = rows.shape[0]
-        batch = Batch.unpack(rows, self.critic.layers[0][0].in_features, self._action_dim)
-        batch = batch._replace(advantages=self._scale(batch.advantages, loss_settings.normalize_advantage))
-        if n_rows <= self.max_rows:
-            return self._chunk(batch, loss_settings, n_rows, old_log_std, accumulate=False)
-        total = th.zeros(N_SUMS, device=rows.device)
-        for start in range(0, n_rows, self.max_rows):
-            chunk = Batch._make(None if column is None else column[start : start + self.max_rows] for column in batch)
-            total += self._chunk(chunk, loss_settings, n_rows, old_log_std, accumulate=start > 0)
-        return total
+        gradients = self._in_lanes if table.device.type == "cpu" else self._at_once
+        return gradients(table, rows, loss_settings, old_log_std)
 
-    def _chunk(
-        self, batch: Batch, loss_settings: LossSettings, n_rows: int, old_log_std: Optional[th.Tensor], accumulate: bool
+    def _at_once(
+        self, table: th.Tensor, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor]
     ) -> th.Tensor:
-        """:param n_rows: of the whole minibatch"""
-        # One network after the other: what one has in the cache, the other one uses
+        """On a GPU: few kernels."""
+        batch = Batch.unpack(table.index_select(0, rows), self._obs_dim, self._action_dim)
+        advantages = self._scale(batch.advantages, loss_settings.normalize_advantage)
+        clip_range, clip_range_vf, ent_coef, vf_coef, _ = loss_settings
         values = self.critic.forward(batch.observations)
-        grad_values, squared_errors = self._value_gradient(values, batch, loss_settings, n_rows)
-        self.critic.backward(grad_values, accumulate)
+        grad_values, squared_errors = self._value_gradient(
+            values, batch.returns, batch.old_values, clip_range_vf, vf_coef, len(rows)
+        )
+        self.critic.backward(grad_values)
         out = self.actor.forward(batch.observations)
+        columns = (squared_errors, batch.actions, batch.old_log_prob, advantages, batch.old_distribution)
         sums: th.Tensor
         if self.log_std is None:
-            grad, sums = self._categorical_gradients(out, squared_errors, batch, loss_settings, n_rows)
+            grad, sums = self._categorical_gradients(out, *columns, clip_range, ent_coef, len(rows))
         else:
-            grad, grad_log_std, sums = self._gaussian_gradients(
-                out, self.log_std, old_log_std, squared_errors, batch, loss_settings
-            )
+            grad, grad_log_std, sums = self._gaussian_gradients(out, self.log_std, old_log_std, *columns, clip_range)
             assert self.log_std.grad is not None
-            if accumulate:
-                self.log_std.grad.add_(grad_log_std)
-            else:  # the entropy does not depend on the rows
-                th.sub(grad_log_std, loss_settings.ent_coef, out=self.log_std.grad)
-        self.actor.backward(grad, accumulate)
+            th.sub(grad_log_std, ent_coef, out=self.log_std.grad)  # the entropy does not depend on the rows
+        self.actor.backward(grad)
         return sums
+
+    def _in_lanes(
+        self, table: th.Tensor, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor]
+    ) -> th.Tensor:
+        """On a CPU: threads share the minibatch out."""
+        n_lanes = -(-len(rows) // lane_rows())
+        if n_lanes > len(self._lanes):
+            # One alone needs no gradients of its own
+            n_grads = 0 if n_lanes == 1 else n_lanes
+            self._grads = table.new_zeros(n_grads, sum(p.numel() for p in self._parameters))
+            views = [dict(zip(self._parameters, views_of(grads, self._parameters))) for grads in self._grads]
+            n_rows = -(-len(rows) // n_lanes)
+            self._lanes = [_Lane(self.policy, n_rows, views[i] if views else None) for i in range(n_lanes)]
+        lanes, parts = self._lanes[:n_lanes], rows.chunk(n_lanes)
+        # The column of the advantages, see Batch
+        advantages = table[:, self._obs_dim + self._action_dim + 2].index_select(0, rows)
+        scaled = scaled_advantages(advantages, loss_settings.normalize_advantage).chunk(n_lanes)
+        dims = (self._obs_dim, self._action_dim)
+
+        def work(i: int) -> None:
+            lanes[i].gradients(table, parts[i], scaled[i], dims, old_log_std, loss_settings, len(rows))
+
+        self._together.run(work, n_lanes)
+        if len(self._grads) > 0:
+            total = self._grads[:n_lanes].sum(0)
+            for parameter, grad in zip(self._parameters, views_of(total, self._parameters)):
+                assert parameter.grad is not None
+                parameter.grad.copy_(grad)
+        if self.log_std is not None and loss_settings.ent_coef != 0.0:
+            assert self.log_std.grad is not None
+            self.log_std.grad.sub_(loss_settings.ent_coef)  # the entropy does not depend on the rows
+        return lanes[0].sums if n_lanes == 1 else th.stack([lane.sums for lane in lanes]).sum(0)
+
+
+class _Lane:
+    """What a thread needs to work on a part of a minibatch.
+
+    :param max_rows: the most of a part
+    :param gradients: where each parameter's gradient goes; None: ``parameter.grad``
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, max_rows: int, gradients: Optional[Gradients]) -> None:
+        actor, critic = (parse_layers(layers) for layers in _layers(policy))
+        assert actor is not None and critic is not None
+        self._critic = Lane(critic, max_rows, None, gradients)
+        self._actor = Lane(actor, max_rows, self._critic, gradients)
+        self._log_std: Optional[nn.Parameter] = getattr(policy, "log_std", None)
+        self._own_gradients = gradients
+        self.sums = self._critic.passes.minus_one.new_zeros(N_SUMS)
+        self._run = as_script(lane_gradients, self.sums.device)
+
+    def gradients(
+        self,
+        table: th.Tensor,
+        rows: th.Tensor,
+        advantages: th.Tensor,
+        dims: Tuple[int, int],
+        old_log_std: Optional[th.Tensor],
+        loss_settings: LossSettings,
+        n_rows: int,
+    ) -> None:
+        """Write the gradients of the lane's rows, and their statistics into ``sums``. See :func:`lane_gradients`."""
+        log_std, own = self._log_std, self._own_gradients
+        grad_log_std = None if log_std is None else log_std.grad if own is None else own[log_std]
+        nets = (self._critic.with_gradients(), self._actor.with_gradients())
+        gaussian = (log_std, old_log_std, grad_log_std)
+        self._run(table, rows, advantages, *dims, *nets, *gaussian, self.sums, *loss_settings[:4], n_rows)
+
+
+def lane_gradients(
+    table: th.Tensor,
+    rows: th.Tensor,
+    advantages: th.Tensor,
+    obs_dim: int,
+    action_dim: int,
+    critic: Passes,
+    actor: Passes,
+    log_std: Optional[th.Tensor],
+    old_log_std: Optional[th.Tensor],
+    grad_log_std: Optional[th.Tensor],
+    sums: th.Tensor,
+    clip_range: float,
+    clip_range_vf: Optional[float],
+    ent_coef: float,
+    vf_coef: float,
+    n_rows: int,
+) -> None:
+    """Gradients of PPO's loss, and statistics, of a part of a minibatch.
+
+    :param table: packed, see :meth:`Batch.unpack`
+    :param rows: (n,) int64, rows of the table
+    :param advantages: (n,) scaled, of these rows
+    :param grad_log_std: (action_dim,), written without the entropy's
+    :param sums: (N_SUMS,), written
+    :param n_rows: of the whole minibatch
+    """
+    packed, first = table.index_select(0, rows), obs_dim + action_dim
+    obs, actions = packed[:, :obs_dim], packed[:, obs_dim:first]
+    columns = packed[:, first : first + 4].t().contiguous()
+    old_values, old_log_prob, returns = columns[0], columns[1], columns[3]
+    old: Optional[th.Tensor] = None
+    if packed.shape[1] > first + 4:
+        old = packed[:, first + 4 :]
+    # One network after the other: what one has in the cache, the other one uses
+    forward_pass(obs, critic)
+    values = critic.outputs[-1][: rows.shape[0]]
+    grad_values, squared_errors = value_gradient(values, returns, old_values, clip_range_vf, vf_coef, n_rows)
+    backward_pass(grad_values, obs, critic, False, False, critic.first_grad, 0)
+    forward_pass(obs, actor)
+    out = actor.outputs[-1][: rows.shape[0]]
+    if log_std is None:
+        grad, lane_sums = categorical_gradients(
+            out, squared_errors, actions, old_log_prob, advantages, old, clip_range, ent_coef, n_rows
+        )
+    else:
+        grad, grad_std, lane_sums = gaussian_gradients(
+            out, log_std, old_log_std, squared_errors, actions, old_log_prob, advantages, old, clip_range
+        )
+        if grad_log_std is not None:
+            grad_log_std.copy_(grad_std)
+    backward_pass(grad, obs, actor, False, False, actor.first_grad, 0)
+    sums.copy_(lane_sums)

@@ -70,34 +70,46 @@ def scaled_advantages(advantages: th.Tensor, normalize: bool) -> th.Tensor:
     return centered.mul_((-1.0 / n_rows) / (std + 1e-8))
 
 
-def policy_gradient(log_ratio: th.Tensor, batch: Batch, clip_range: Any) -> Tuple[th.Tensor, Tuple[th.Tensor, ...]]:
+def policy_gradient(
+    log_ratio: th.Tensor, advantages: th.Tensor, clip_range: float
+) -> Tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
     """The clipped surrogate.
 
     :param log_ratio: (rows,), new minus old log-probability
-    :return: the loss's gradient with respect to ``log_ratio``, and (loss, approximate KL, clipped) of each row
+    :param advantages: (rows,) from :func:`scaled_advantages`
+    :return: the loss's gradient with respect to ``log_ratio``, and loss, approximate KL, clipped of each row
     """
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
-    loss, clipped_loss = batch.advantages * ratio, batch.advantages * clipped_ratio
+    loss, clipped_loss = advantages * ratio, advantages * clipped_ratio
     # Where the clipped one is larger the gradient is zero; d ratio / d log_ratio = ratio
     grad = loss * (loss >= clipped_loss)
-    return grad, (th.maximum(loss, clipped_loss), ratio - 1.0 - log_ratio, (ratio != clipped_ratio).to(ratio.dtype))
+    return grad, th.maximum(loss, clipped_loss), ratio - 1.0 - log_ratio, (ratio != clipped_ratio).to(ratio.dtype)
 
 
-def value_gradient(values: th.Tensor, batch: Batch, loss_settings: LossSettings, n_rows: int) -> Tuple[th.Tensor, th.Tensor]:
+def value_gradient(
+    values: th.Tensor,
+    returns: th.Tensor,
+    old_values: th.Tensor,
+    clip_range_vf: Optional[float],
+    vf_coef: float,
+    n_rows: int,
+) -> Tuple[th.Tensor, th.Tensor]:
     """The value loss of rows that are part of a minibatch of ``n_rows``.
 
     :param values: (rows, 1)
+    :param returns: (rows,), likewise ``old_values``
     :return: the loss's gradient with respect to ``values`` (rows, 1), and the squared errors (rows,)
     """
-    values, clip = values.squeeze(1), loss_settings.clip_range_vf
-    if clip is None:
-        error = grad = values - batch.returns
+    values = values.squeeze(1)
+    if clip_range_vf is None:
+        error = values - returns
+        grad = error
     else:
-        change = values - batch.old_values
-        error = batch.old_values + change.clamp(-clip, clip) - batch.returns
-        grad = error * (change.abs() <= clip)
-    return (grad * (2.0 * loss_settings.vf_coef / n_rows)).unsqueeze(1), error.square()
+        change = values - old_values
+        error = old_values + change.clamp(-clip_range_vf, clip_range_vf) - returns
+        grad = error * (change.abs() <= clip_range_vf)
+    return (grad * (2.0 * vf_coef / n_rows)).unsqueeze(1), error.square()
 
 
 def gaussian_gradients(
@@ -105,35 +117,48 @@ def gaussian_gradients(
     log_std: th.Tensor,
     old_log_std: Optional[th.Tensor],
     squared_errors: th.Tensor,
-    batch: Batch,
-    loss_settings: LossSettings,
+    actions: th.Tensor,
+    old_log_prob: th.Tensor,
+    advantages: th.Tensor,
+    old_mean: Optional[th.Tensor],
+    clip_range: float,
 ) -> Tuple[th.Tensor, th.Tensor, th.Tensor]:
     """Gradients of the policy loss for a diagonal Gaussian.
 
     :param mean: (rows, action_dim)
     :param log_std: (action_dim,)
-    :param old_log_std: (action_dim,) that goes with ``batch.old_distribution``
+    :param old_log_std: (action_dim,) that goes with ``old_mean``
     :param squared_errors: (rows,) of the values, to be summed with the other statistics
+    :param old_mean: (rows, action_dim) :attr:`Batch.old_distribution`, and so the other columns of :class:`Batch`
     :return: gradients with respect to mean and log_std (the latter without the entropy's), and the statistics (N_SUMS,)
     """
+    half_log_2pi = 0.5 * math.log(2.0 * math.pi)  # TorchScript does not see HALF_LOG_2PI
     inv_std, total_log_std, dim = (-log_std).exp(), log_std.sum(), log_std.numel()
-    z = (batch.actions - mean) * inv_std
+    z = (actions - mean) * inv_std
     z_square = z.square()
     distance = z_square.sum(1) if dim > 1 else z_square.squeeze(1)
-    log_ratio = distance * -0.5 - (batch.old_log_prob + (total_log_std + dim * HALF_LOG_2PI))
-    grad, (loss, approx_kl, clipped) = policy_gradient(log_ratio, batch, loss_settings.clip_range)
-    entropy = (total_log_std + dim * (0.5 + HALF_LOG_2PI)).expand_as(loss)
-    if batch.old_distribution is None or old_log_std is None:
+    log_ratio = distance * -0.5 - (old_log_prob + (total_log_std + dim * half_log_2pi))
+    grad, loss, approx_kl, clipped = policy_gradient(log_ratio, advantages, clip_range)
+    entropy = (total_log_std + dim * (0.5 + half_log_2pi)).expand_as(loss)
+    if old_mean is None or old_log_std is None:
         kl = approx_kl
     else:
-        moved = ((batch.old_distribution - mean) * inv_std).square().sum(1) * 0.5
+        moved = ((old_mean - mean) * inv_std).square().sum(1) * 0.5
         kl = moved + (log_std - old_log_std + 0.5 * (2.0 * (old_log_std - log_std)).exp() - 0.5).sum()
-    sums = th.stack((loss, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)
+    sums = th.stack([loss, squared_errors, approx_kl, clipped, entropy, kl]).sum(1)
     return grad.unsqueeze(1) * z * inv_std, grad @ (z_square - 1.0), sums
 
 
 def categorical_gradients(
-    logits: th.Tensor, squared_errors: th.Tensor, batch: Batch, loss_settings: LossSettings, n_rows: int
+    logits: th.Tensor,
+    squared_errors: th.Tensor,
+    actions: th.Tensor,
+    old_log_prob: th.Tensor,
+    advantages: th.Tensor,
+    old_log_p: Optional[th.Tensor],
+    clip_range: float,
+    ent_coef: float,
+    n_rows: int,
 ) -> Tuple[th.Tensor, th.Tensor]:
     """As :func:`gaussian_gradients`, for (rows, n_actions) logits: the gradient with respect to them, and the statistics.
 
@@ -141,17 +166,13 @@ def categorical_gradients(
     """
     log_p = th.log_softmax(logits, 1)
     p = log_p.exp()
-    actions = batch.actions.long()
-    log_ratio = log_p.gather(1, actions).squeeze(1) - batch.old_log_prob
-    grad, (loss, approx_kl, clipped) = policy_gradient(log_ratio, batch, loss_settings.clip_range)
+    chosen_actions = actions.long()
+    log_ratio = log_p.gather(1, chosen_actions).squeeze(1) - old_log_prob
+    grad, loss, approx_kl, clipped = policy_gradient(log_ratio, advantages, clip_range)
     entropy = -(p * log_p).sum(1)
-    chosen = actions == th.arange(logits.shape[1], device=logits.device)
+    chosen = chosen_actions == th.arange(logits.shape[1], device=logits.device)
     grad_logits = (chosen.to(p.dtype) - p) * grad.unsqueeze(1)
-    if loss_settings.ent_coef != 0.0:
-        grad_logits = grad_logits + p * (log_p + entropy.unsqueeze(1)) * (loss_settings.ent_coef / n_rows)
-    kl = (
-        approx_kl
-        if batch.old_distribution is None
-        else (batch.old_distribution.exp() * (batch.old_distribution - log_p)).sum(1)
-    )
-    return grad_logits, th.stack((loss, squared_errors, approx_kl, clipped, entropy, kl)).sum(1)
+    if ent_coef != 0.0:
+        grad_logits = grad_logits + p * (log_p + entropy.unsqueeze(1)) * (ent_coef / n_rows)
+    kl = approx_kl if old_log_p is None else (old_log_p.exp() * (old_log_p - log_p)).sum(1)
+    return grad_logits, th.stack([loss, squared_errors, approx_kl, clipped, entropy, kl]).sum(1)

@@ -18,7 +18,7 @@ from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.tensor_path import patched_buffer
-from sb3_isaac.ppo.fast_policy import CPU_ROWS, FastActorCriticPolicy
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, LossSettings
 
 
@@ -90,7 +90,7 @@ class PPOUpdate:
 
     :param policy: an ActorCriticPolicy
     :param buffer: the rollouts
-    :param compiled: compile the loss; on a GPU also the optimizer, and capture the work on a minibatch in CUDA graphs
+    :param compiled: on a GPU compile the loss and the optimizer, and capture the work on a minibatch in CUDA graphs
     """
 
     def __init__(self, policy: Any, buffer: RolloutBuffer, compiled: bool = False) -> None:
@@ -177,15 +177,15 @@ class PPOUpdate:
         if self.adam is None:
             self.adam = FlatAdam(self.optimizer, self.compiled)
         self.adam.refresh()
-        n_rows = buffer.buffer_size * buffer.n_envs
-        chunk = min(settings.batch_size, n_rows, n_rows if self.device.type == "cuda" else CPU_ROWS)
-        if self.fast is None or self.fast.max_rows != chunk:
-            self.fast = FastActorCriticPolicy(self.policy, chunk)
-            if self.compiled:
+        n_rows = min(settings.batch_size, buffer.buffer_size * buffer.n_envs)
+        compiles = self.compiled and self.device.type == "cuda"
+        if self.fast is None or self.fast.max_rows != n_rows:
+            self.fast = FastActorCriticPolicy(self.policy, n_rows)
+            if compiles:
                 self.fast.compile()
         clip_range: Any = settings.clip_range
         clip_range_vf: Any = settings.clip_range_vf
-        if self.compiled:  # read from where they lie, because schedules change them
+        if compiles:  # read from where they lie, because schedules change them
             self._clip[0].fill_(clip_range)
             clip_range = self._clip[0]
             if clip_range_vf is not None:
@@ -224,8 +224,7 @@ class PPOUpdate:
     def _fast_gradients(self, rows: th.Tensor) -> None:
         """Write the gradients of a minibatch, whose rows of the buffer are given, and its statistics."""
         assert self.fast is not None and isinstance(self.buffer, DeviceRolloutBuffer)
-        minibatch = self.buffer.rows.index_select(0, rows)
-        self._sums.copy_(self.fast.gradients(minibatch, self._loss_settings, self._old_log_std))
+        self._sums.copy_(self.fast.gradients(self.buffer.rows, rows, self._loss_settings, self._old_log_std))
 
     def _autograd_gradients(self, samples: Any) -> None:
         """The same for any policy: SB3's loss, line by line."""

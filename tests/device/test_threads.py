@@ -152,7 +152,6 @@ def test_what_is_slower_with_helpers_is_done_alone_and_tried_again(monkeypatch: 
 @pytest.mark.parametrize("batch", [64, 100, 300])
 def test_lanes_give_the_same_on_any_number_of_threads_and_as_autograd(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_mlp, "LANE_ROWS", 64)
-    monkeypatch.setattr(fast_mlp, "CACHED_ROWS", 24)
     net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8), nn.ELU(), nn.Linear(8, 2))
     x, weight = th.rand(batch, 4, requires_grad=True), th.rand(batch, 2)
     (net(x) * weight).sum().backward()

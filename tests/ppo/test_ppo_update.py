@@ -101,9 +101,9 @@ def test_pieces_of_minibatches_add_up(env_id: str, monkeypatch: pytest.MonkeyPat
     options = {"clip_range_vf": 0.05, "ent_coef": 0.01, "adaptive_lr_kl": 0.01}
     whole, pieces = make(PPO, env_id, **options), make(PPO, env_id, **options)
     learn(whole, 1)
-    monkeypatch.setattr("sb3_isaac.ppo.update.CPU_ROWS", 24)
+    monkeypatch.setattr("sb3_isaac.device.fast_mlp.LANE_ROWS", 24)
     learn(pieces, 1)
-    assert pieces._run.update.fast.max_rows == 24
+    assert len(pieces._run.update.fast._lanes) > 1
     assert difference(whole, pieces) < 2e-6
     assert whole.logger.name_to_value["train/loss"] == pytest.approx(pieces.logger.name_to_value["train/loss"], rel=1e-4)
 
@@ -117,18 +117,44 @@ def test_exact_kl_divergence(env_id: str) -> None:
     policy, loss_settings = model.policy, loss.LossSettings(0.2, None, 0.0, 0.5, True)
     rows = model.rollout_buffer.rows[:50]
     old_log_std = policy.log_std.detach().clone() if env_id == CONTINUOUS else None
-    obs, fast = rows[:, :4], FastActorCriticPolicy(policy, 20)
+    obs, fast, everything = rows[:, :4], FastActorCriticPolicy(policy, 20), th.arange(50)
     with th.no_grad():
         old = policy.get_distribution(obs).distribution
         old = type(old)(**_parameters(old))
-        assert float(fast.gradients(rows, loss_settings, old_log_std)[KL]) == pytest.approx(0.0, abs=1e-5)
+        assert float(fast.gradients(rows, everything, loss_settings, old_log_std)[KL]) == pytest.approx(0.0, abs=1e-5)
         for p in policy.parameters():
             p.add_(0.05 * th.randn_like(p))
         expected = float(th.distributions.kl_divergence(old, policy.get_distribution(obs).distribution).sum())
         assert expected > 0.1
-        assert float(fast.gradients(rows, loss_settings, old_log_std)[KL]) == pytest.approx(expected, rel=1e-3)
-        without = fast.gradients(rows[:, :9], loss_settings)
+        assert float(fast.gradients(rows, everything, loss_settings, old_log_std)[KL]) == pytest.approx(expected, rel=1e-3)
+        without = fast.gradients(rows[:, :9].contiguous(), everything, loss_settings)
         assert float(without[KL]) == float(without[APPROX_KL])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
+def test_all_rows_at_once_give_the_same_as_lanes(env_id: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled and not hasattr(th, "compile"):
+        pytest.skip("needs torch 2")
+    monkeypatch.setattr("sb3_isaac.device.fast_mlp.LANE_ROWS", 24)
+    model = make(PPO, env_id, adaptive_lr_kl=0.01)
+    model.train = lambda: None  # the ratios stay near one
+    FlatAdam(model.policy.optimizer)  # gives the parameters gradients
+    model.learn(N_ENVS * N_STEPS)
+    rows, table, found = th.randperm(60), model.rollout_buffer.rows, []
+    table[:, 5:] += 0.02 * th.randn_like(table[:, 5:])
+    old_log_std = model.policy.log_std.detach() - 0.1 if env_id == CONTINUOUS else None
+    settings = loss.LossSettings(0.02, 0.05, 0.01, 0.5, True)
+    for at_once in (False, True):
+        fast = FastActorCriticPolicy(model.policy, 60)
+        if compiled:
+            fast.compile()
+        with th.no_grad():
+            sums = (fast._at_once if at_once else fast._in_lanes)(table, rows, settings, old_log_std)
+        found.append([sums.clone(), *(p.grad.clone() for p in model.policy.parameters())])
+    for lanes, once in zip(*found):
+        assert float(lanes.abs().max()) > 0.0
+        assert th.allclose(lanes, once, rtol=1e-4, atol=1e-6)
 
 
 def _parameters(distribution: Any) -> Dict[str, th.Tensor]:
@@ -220,7 +246,6 @@ def test_compiled_update_equals_eager() -> None:
     compile_simulator, simulators[1].compile = simulators[1].compile, lambda: None
     for model in (eager, compiled):
         learn(model, 3)
-    assert compiled._run.update.fast._gaussian_gradients is not loss.gaussian_gradients
     assert difference(eager, compiled) < 2e-6
     # The simulator, too, rounds in its own way when it is compiled: each step starts from the same state, and what is
     # compared is the physics, since rounding may decide whether a pole counts as fallen
