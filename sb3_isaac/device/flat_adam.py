@@ -80,14 +80,14 @@ class FlatAdam:
 
     def __init__(self, optimizer: th.optim.Optimizer, compiled: bool = False) -> None:
         self.optimizer = optimizer
-        parameters: List[nn.Parameter] = list(optimizer.param_groups[0]["params"])
-        self.flat = share_storage(parameters)
+        self.parameters: List[nn.Parameter] = list(optimizer.param_groups[0]["params"])
+        self.flat = share_storage(self.parameters)
         self.grad, self.exp_avg, self.exp_avg_sq = (th.zeros_like(self.flat) for _ in range(3))
         # The step count is a tensor on a GPU, so that a captured CUDA graph counts on; a number is faster elsewhere.
         self.steps: Union[float, th.Tensor] = th.zeros((), device=self.flat.device) if self.flat.is_cuda else 0.0
         self._steps_at_sync, self._version = 0.0, 0
         tensors = (self.flat, self.grad, self.exp_avg, self.exp_avg_sq)
-        self._views = list(zip(parameters, *(views_of(tensor, parameters) for tensor in tensors)))
+        self._views = list(zip(self.parameters, *(views_of(tensor, self.parameters) for tensor in tensors)))
         compiled = compiled and self.flat.is_cuda
         self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if compiled else clip_and_step_
         self._bind()

@@ -27,7 +27,7 @@ from sb3_isaac.device.fast_mlp import (
     lane_rows,
     parse_layers,
 )
-from sb3_isaac.device.flat_adam import views_of
+from sb3_isaac.device.flat_adam import FlatAdam, views_of
 from sb3_isaac.device.threads import Together, as_script
 from sb3_isaac.ppo.loss import (
     HALF_LOG_2PI,
@@ -51,9 +51,10 @@ class FastActorCriticPolicy:
 
     :param policy: one for which :meth:`why_not` has no reason
     :param max_rows: the most observations of one call
+    :param adam: of the policy's optimizer, into which gradients are written; None: only to act
     """
 
-    def __init__(self, policy: ActorCriticPolicy, max_rows: int) -> None:
+    def __init__(self, policy: ActorCriticPolicy, max_rows: int, adam: Optional[FlatAdam] = None) -> None:
         self.policy = policy
         self.max_rows = max_rows
         self.log_std: Optional[th.Tensor] = getattr(policy, "log_std", None)
@@ -63,7 +64,7 @@ class FastActorCriticPolicy:
         self._obs_dim = critic[0][0].in_features
         self._action_dim = 1 if self.log_std is None else self.log_std.numel()
         self._lanes: List[_Lane] = []
-        self._parameters: List[nn.Parameter] = list(policy.parameters())
+        self._adam = adam
         self._grads = th.zeros(0, 0)
         """(lanes, parameters)"""
         self._together = Together()
@@ -187,12 +188,14 @@ class FastActorCriticPolicy:
         self, table: th.Tensor, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor]
     ) -> th.Tensor:
         """On a CPU: threads share the minibatch out."""
+        assert self._adam is not None
         n_lanes = -(-len(rows) // lane_rows())
         if n_lanes > len(self._lanes):
             # One alone needs no gradients of its own
             n_grads = 0 if n_lanes == 1 else n_lanes
-            self._grads = table.new_zeros(n_grads, sum(p.numel() for p in self._parameters))
-            views = [dict(zip(self._parameters, views_of(grads, self._parameters))) for grads in self._grads]
+            self._grads = self._adam.grad.new_zeros(n_grads, self._adam.grad.numel())
+            parameters = self._adam.parameters
+            views = [dict(zip(parameters, views_of(grads, parameters))) for grads in self._grads]
             n_rows = -(-len(rows) // n_lanes)
             self._lanes = [_Lane(self.policy, n_rows, views[i] if views else None) for i in range(n_lanes)]
         lanes, parts = self._lanes[:n_lanes], rows.chunk(n_lanes)
@@ -206,10 +209,7 @@ class FastActorCriticPolicy:
 
         self._together.run(work, n_lanes)
         if len(self._grads) > 0:
-            total = self._grads[:n_lanes].sum(0)
-            for parameter, grad in zip(self._parameters, views_of(total, self._parameters)):
-                assert parameter.grad is not None
-                parameter.grad.copy_(grad)
+            th.sum(self._grads[:n_lanes], 0, out=self._adam.grad)
         if self.log_std is not None and loss_settings.ent_coef != 0.0:
             assert self.log_std.grad is not None
             self.log_std.grad.sub_(loss_settings.ent_coef)  # the entropy does not depend on the rows

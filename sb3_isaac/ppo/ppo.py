@@ -70,8 +70,8 @@ class PPO(SB3_PPO):
     :param adaptive_lr_min: lowest learning rate
     :param adaptive_lr_max: highest learning rate
     :param spread_time_limits: give the first episodes random ages, so that time-outs do not come all at once
-    :param compile: on a GPU, capture a step of the rollout and a minibatch of the update in CUDA graphs; on a CPU, compile
-        the loss with torch.compile. Needs torch 2; for MLP policies. The results are the same.
+    :param compile: on a GPU, capture a step of the rollout and a minibatch of the update in CUDA graphs; everywhere,
+        compile the simulator's step with torch.compile. Needs torch 2; for MLP policies. The results are the same.
     :raises ValueError: if an option is out of range
     """
 

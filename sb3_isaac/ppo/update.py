@@ -180,7 +180,7 @@ class PPOUpdate:
         n_rows = min(settings.batch_size, buffer.buffer_size * buffer.n_envs)
         compiles = self.compiled and self.device.type == "cuda"
         if self.fast is None or self.fast.max_rows != n_rows:
-            self.fast = FastActorCriticPolicy(self.policy, n_rows)
+            self.fast = FastActorCriticPolicy(self.policy, n_rows, self.adam)
             if compiles:
                 self.fast.compile()
         clip_range: Any = settings.clip_range

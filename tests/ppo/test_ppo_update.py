@@ -112,12 +112,12 @@ def test_pieces_of_minibatches_add_up(env_id: str, monkeypatch: pytest.MonkeyPat
 def test_exact_kl_divergence(env_id: str) -> None:
     model = make(PPO, env_id, adaptive_lr_kl=0.01)
     model.train = lambda: None  # the policy stays the one that acted
-    FlatAdam(model.policy.optimizer)  # gives the parameters gradients
+    adam = FlatAdam(model.policy.optimizer)
     model.learn(N_ENVS * N_STEPS)
     policy, loss_settings = model.policy, loss.LossSettings(0.2, None, 0.0, 0.5, True)
     rows = model.rollout_buffer.rows[:50]
     old_log_std = policy.log_std.detach().clone() if env_id == CONTINUOUS else None
-    obs, fast, everything = rows[:, :4], FastActorCriticPolicy(policy, 20), th.arange(50)
+    obs, fast, everything = rows[:, :4], FastActorCriticPolicy(policy, 20, adam), th.arange(50)
     with th.no_grad():
         old = policy.get_distribution(obs).distribution
         old = type(old)(**_parameters(old))
@@ -139,14 +139,14 @@ def test_all_rows_at_once_give_the_same_as_lanes(env_id: str, compiled: bool, mo
     monkeypatch.setattr("sb3_isaac.device.fast_mlp.LANE_ROWS", 24)
     model = make(PPO, env_id, adaptive_lr_kl=0.01)
     model.train = lambda: None  # the ratios stay near one
-    FlatAdam(model.policy.optimizer)  # gives the parameters gradients
+    adam = FlatAdam(model.policy.optimizer)
     model.learn(N_ENVS * N_STEPS)
     rows, table, found = th.randperm(60), model.rollout_buffer.rows, []
     table[:, 5:] += 0.02 * th.randn_like(table[:, 5:])
     old_log_std = model.policy.log_std.detach() - 0.1 if env_id == CONTINUOUS else None
     settings = loss.LossSettings(0.02, 0.05, 0.01, 0.5, True)
     for at_once in (False, True):
-        fast = FastActorCriticPolicy(model.policy, 60)
+        fast = FastActorCriticPolicy(model.policy, 60, adam)
         if compiled:
             fast.compile()
         with th.no_grad():
