@@ -198,7 +198,9 @@ class FastActorCriticPolicy:
             views = [dict(zip(parameters, views_of(grads, parameters))) for grads in self._grads]
             n_rows = -(-len(rows) // n_lanes)
             self._lanes = [_Lane(self.policy, n_rows, views[i] if views else None) for i in range(n_lanes)]
-        lanes, parts = self._lanes[:n_lanes], rows.chunk(n_lanes)
+        parts = rows.chunk(n_lanes)
+        n_lanes = len(parts)  # a few rows may make fewer
+        lanes = self._lanes[:n_lanes]
         # The column of the advantages, see Batch
         advantages = table[:, self._obs_dim + self._action_dim + 2].index_select(0, rows)
         scaled = scaled_advantages(advantages, loss_settings.normalize_advantage).chunk(n_lanes)
