@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_isaac.files.atomic import replacing, replacing_all
+from sb3_isaac.files.atomic import replacing, replacing_all, write
 
 
 def statistics_path(path: Any) -> Path:
@@ -39,10 +39,9 @@ def save_model(model: Any, save: Callable[[Any], None], path: Any) -> None:
     file = io.BytesIO()
     save(file)
     with replacing_all([name] if normalize is None else [name, statistics_path(name)]) as temporaries:
+        write(temporaries[0], file.getbuffer())
         if normalize is not None:
             normalize.save(temporaries[1])
-        with open(temporaries[0], "wb") as opened:
-            opened.write(file.getbuffer())
 
 
 def save_whole(save: Callable[[Any], None], path: Any, suffix: str) -> None:

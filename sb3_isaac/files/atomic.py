@@ -42,7 +42,9 @@ def replacing_all(paths: Sequence[Any]) -> Iterator[List[str]]:
     try:
         for file in files:
             _prepare(file.path)
-        with _errors_of(files[0].given, *names):
+        with contextlib.ExitStack() as stack:
+            for file in files:
+                stack.enter_context(_errors_of(file.given, file.temporary))
             yield names
         for step in (_sync, _move):
             for file in moved:
@@ -62,7 +64,7 @@ def write(path: Any, content: Union[bytes, bytearray, memoryview, str]) -> None:
     :raises OSError: see :func:`replacing`
     """
     data = content.encode() if isinstance(content, str) else content
-    with replacing(path) as name, _errors_of(os.fspath(path), name, n_bytes=len(data)), open(name, "wb") as file:
+    with replacing(path) as name, _errors_of(os.fspath(path), name, len(data)), open(name, "wb") as file:
         file.write(data)
 
 
@@ -139,19 +141,19 @@ def _sync_folder(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _errors_of(path: str, *names: str, n_bytes: Optional[int] = None) -> Iterator[None]:
-    """Give errors of temporary files the name of the file that was to be written, and on a full disk its size.
+def _errors_of(path: str, temporary: str, n_bytes: Optional[int] = None) -> Iterator[None]:
+    """Give errors of a temporary file the name of the file that was to be written, and on a full disk its size.
 
     :param n_bytes: that were to be written, if they are known
     """
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (error.filename is None or error.filename in names):
-            if error.errno in FULL:
-                written = sum(os.path.getsize(name) for name in names if os.path.exists(name))
+        if error.errno is not None and error.filename in (None, temporary):
+            error.filename = path
+            if error.errno in FULL and " free" not in str(error.strerror):
+                written = os.path.getsize(temporary) if os.path.exists(temporary) else 0
                 needed = f"more than {size_text(written)}" if n_bytes is None else size_text(n_bytes)
                 free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
                 error.strerror = f"{error.strerror}: {needed} to write, {size_text(free)} free"
-            error.filename = path
         raise

@@ -6,8 +6,9 @@ import contextlib
 import errno
 import functools
 import os
+import sys
 import warnings
-from typing import Any, Callable, Dict, Iterator, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Set, TextIO, Tuple, cast
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback, EventCallback
 from stable_baselines3.common.logger import HumanOutputFormat, TensorBoardOutputFormat
@@ -35,17 +36,48 @@ def training_goes_on(kind: str, path: Optional[Any] = None) -> Iterator[None]:
     except OSError as error:
         if error.errno not in OF_THE_DISK:
             raise
-        name = os.fspath(error.filename if path is None or error.filename is not None else path)
+        name = error.filename if error.filename is not None else "" if path is None else os.fspath(path)
         key = kind, os.path.dirname(os.path.abspath(name))
         if key in _reported:
             return
         _reported.add(key)
+        name = f" {name}" if name else ""
         advice = "make room on that disk" if error.errno in FULL else "see to that disk"
         warnings.warn(
-            f"Cannot write the {kind} {name}: {error.strerror}. Training goes on without it, and what was written before is "
+            f"Cannot write the {kind}{name}: {error.strerror}. Training goes on without it, and what was written before is "
             f"as it was; {advice}. Further ones that fail are not reported.",
             stacklevel=4,
         )
+
+
+class _Output:
+    """A stream whose disk may be full."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with training_goes_on("output"):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with training_goes_on("output"):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def output_goes_on() -> Iterator[None]:
+    """For a block whose ``print`` may go to a file on a full disk: what cannot be written is left out."""
+    before = sys.stdout
+    sys.stdout = cast(TextIO, _Output(before))
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 def save_parts(parts: Dict[str, Callable[[], Any]]) -> None:

@@ -32,7 +32,7 @@ from sb3_isaac.envs.make import task_file, task_hyperparams
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
 from sb3_isaac.files.atomic import staging
-from sb3_isaac.files.full_disk import save_parts
+from sb3_isaac.files.full_disk import output_goes_on, save_parts
 from sb3_isaac.zoo import search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
@@ -284,7 +284,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         n_threads = th.get_num_threads()
         if self.algo not in self.algorithms:  # which see to their threads themselves
             n_threads = threads.choose(model.policy, getattr(model, "batch_size", 0) or self.n_envs, model.device)
-        with threads.torch_threads(n_threads):
+        with threads.torch_threads(n_threads), output_goes_on():
             super().learn(model)
         stop = self.stop_when_solved
         if stop is not None and not stop.solved:
@@ -307,7 +307,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
         :raises OSError: something was not saved; the message says what
         """
-        print(f"Saving to {self.save_path}")
+        with output_goes_on():
+            print(f"Saving to {self.save_path}", flush=True)
         folder, statistics = Path(self.save_path), model.get_vec_normalize_env() if self.normalize else None
         parts: Dict[str, Callable[[], Any]] = {"model": lambda: model.save(folder / str(self.env_name))}
         if statistics is not None:
