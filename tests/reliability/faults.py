@@ -28,7 +28,6 @@ class FaultyFiles:
         self.fails_at, self.error, self.lasting = fails_at, error, lasting
         self.done: List[str] = []
         """Operations so far, with the names of the files."""
-        self._names: dict = {}
 
     def step(self, what: str, path: str, half: Callable[[], Any] = lambda: None) -> None:
         number, failed = len(self.done), False
@@ -43,7 +42,7 @@ class FaultyFiles:
         raise OSError(self.error, os.strerror(self.error))
 
     def inside(self, path: Any) -> bool:
-        return not isinstance(path, int) and os.path.realpath(os.fspath(path)).startswith(self.folder + os.sep)
+        return not isinstance(path, int) and os.path.realpath(os.fsdecode(path)).startswith(self.folder + os.sep)
 
 
 @contextlib.contextmanager
@@ -63,8 +62,8 @@ def faulty_files(
     def opened(path: Any, mode: str = "r", buffering: int = -1, *args: Any, **kwargs: Any) -> Any:
         if not layer.inside(path) or not set(mode) & set("wax+"):
             return plain_open(path, mode, buffering, *args, **kwargs)
-        layer.step("open", os.fspath(path))
-        raw = Raw(os.fspath(path), mode.replace("b", "").replace("t", ""))
+        layer.step("open", os.fsdecode(path))
+        raw = Raw(os.fsdecode(path), mode.replace("b", "").replace("t", ""))
         binary: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         return binary if "b" in mode else io.TextIOWrapper(binary, *args, **kwargs)
 
