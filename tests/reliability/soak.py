@@ -2,8 +2,8 @@
 
     python -m tests.reliability.soak [--kills 200] [--minutes 30] [--folder DIR]
 
-Ends with status 1 if a file under a final name cannot be read, if more than one checkpoint interval or a finished trial is lost,
-or if memory or open files grow.
+Ends with status 1 if a file under a final name cannot be read, if more than one checkpoint interval or a finished trial is
+lost, or if memory or open files grow.
 """
 
 from __future__ import annotations
@@ -101,22 +101,10 @@ def killed_searches(folder: Path, n_kills: int, rng: random.Random) -> List[str]
         storage = storages[number % 2]
 
         def run(storage: str = storage) -> int:
-            argv = [
-                "optimize",
-                "--algo",
-                "ppo",
-                "--env",
-                IDS["ppo"],
-                "--study-name",
-                "s",
-                "--storage",
-                storage,
-                "--device",
-                "cpu",
-            ]
-            return sb3_isaac_command(
-                [*argv, "-n", "2000", "--n-trials", "100", "-f", str(folder / "search"), "--no-optim-plots"]
+            flags = (
+                f"--algo ppo --env {IDS['ppo']} --device cpu -n 2000 --n-trials 100 --no-optim-plots --study-name s".split()
             )
+            return sb3_isaac_command(["optimize", *flags, "--storage", storage, "-f", str(folder / "search")])
 
         def count(storage: str = storage) -> int:
             trials = load_study(storage, "s").get_trials(deepcopy=False)
@@ -171,9 +159,8 @@ def watch(folder: Path, minutes: float) -> List[str]:
         return [f"the long training ended by itself, see {folder}/long.txt"]
     kill_after(pid, 0.0)
     third = len(samples) // 3
-    (before, files_before), (after, files_after) = (
-        np.median(part, 0) for part in (samples[third : 2 * third], samples[-third:])
-    )
+    before, files_before = np.median(samples[third : 2 * third], axis=0).tolist()
+    after, files_after = np.median(samples[-third:], axis=0).tolist()
     print(f"long training: memory {before:.0f} then {after:.0f} MB, open files {files_before:.0f} then {files_after:.0f}")
     grown = after > GROWTH * before or files_after > files_before
     return ["memory or open files grow"] * grown + damaged(_newest_run(folder / "long" / "ppo"))
