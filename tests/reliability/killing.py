@@ -7,6 +7,7 @@ runs this, and soak.py uses the parts.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
 import random
@@ -28,6 +29,7 @@ def fork(function: Callable[[], Any], output: Optional[Path] = None) -> int:
     if pid:
         return pid
     status = 1
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no fork outlives whoever would kill it
     try:
         if output is not None:
             file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

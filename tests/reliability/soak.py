@@ -101,10 +101,8 @@ def killed_searches(folder: Path, n_kills: int, rng: random.Random) -> List[str]
         storage = storages[number % 2]
 
         def run(storage: str = storage) -> int:
-            flags = (
-                f"--algo ppo --env {IDS['ppo']} --device cpu -n 2000 --n-trials 100 --no-optim-plots --study-name s".split()
-            )
-            return sb3_isaac_command(["optimize", *flags, "--storage", storage, "-f", str(folder / "search")])
+            flags = f"--algo ppo --env {IDS['ppo']} --device cpu -n 2000 --n-trials 100 --no-optim-plots --study-name s"
+            return sb3_isaac_command(["optimize", *flags.split(), "--storage", storage, "-f", str(folder / "search")])
 
         def count(storage: str = storage) -> int:
             trials = load_study(storage, "s").get_trials(deepcopy=False)
