@@ -59,13 +59,13 @@ def faulty_files(
             layer.step("write", str(self.name), lambda: super(Raw, self).write(memoryview(data)[: len(data) // 2]))
             return super().write(data)
 
-    def opened(path: Any, mode: str = "r", buffering: int = -1, *args: Any, **kwargs: Any) -> Any:
+    def opened(path: Any, mode: str = "r", buffering: int = -1, *text: Any, opener: Any = None, **kwargs: Any) -> Any:
         if not layer.inside(path) or not set(mode) & set("wax+"):
-            return plain_open(path, mode, buffering, *args, **kwargs)
+            return plain_open(path, mode, buffering, *text, opener=opener, **kwargs)
         layer.step("open", os.fsdecode(path))
         raw = Raw(os.fsdecode(path), mode.replace("b", "").replace("t", ""))
         binary: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-        return binary if "b" in mode else io.TextIOWrapper(binary, *args, **kwargs)
+        return binary if "b" in mode else io.TextIOWrapper(binary, *text, **kwargs)
 
     def fsync(descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
