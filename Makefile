@@ -7,8 +7,9 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 
-.PHONY: train test lint type format commit-checks benchmark clean
+.PHONY: train test soak lint type format commit-checks benchmark clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,10 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# About an hour: processes that are killed while they train, save and search, and a long training. SOAK_ARGS="--minutes 5"
+soak: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.soak $(SOAK_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import torch as th
 
 from sb3_isaac import _isaacgym_first, backends
 from sb3_isaac.backends import physx_reference, probe
+from sb3_isaac.files.atomic import write
 
 PACKAGES = ("torch", "stable-baselines3", "rl_zoo3", "gymnasium", "numpy", "optuna", "isaacgym")
 
@@ -111,7 +113,9 @@ def compare(backend: str, device: str, record: Optional[str]) -> int:
     if record is not None:
         name = th.cuda.get_device_name(resolved) if resolved.type == "cuda" else f"cpu ({platform.machine()})"
         about = {**versions(), "backend": backend, "device": name, "difference": str(difference)}
-        np.savez_compressed(record, reached=reached, about=json.dumps(about), **recorded._asdict())
+        file = io.BytesIO()
+        np.savez_compressed(file, reached=reached, about=json.dumps(about), **recorded._asdict())
+        write(record, file.getbuffer())
         print(f"written to {record}")
     single, rolling = error[:, ~recorded.rolls].max(), error[:, recorded.rolls].max()
     print(

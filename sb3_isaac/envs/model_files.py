@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Callable, Optional
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_isaac.files.atomic import replacing
+from sb3_isaac.files.atomic import replacing, replacing_all, write
 
 
 def statistics_path(path: Any) -> Path:
@@ -30,16 +31,41 @@ def save_model(model: Any, save: Callable[[Any], None], path: Any) -> None:
     normalize = None if model.env is None else unwrap_vec_normalize(model.env)
     if model.env is not None:
         model.observations_are_normalized = normalize is not None and normalize.norm_obs
-    if not isinstance(path, (str, os.PathLike)):
+    name = _file_name(path, ".zip")
+    if name is None:
         save(path)
         return
-    name = os.fspath(path)
-    name = name if os.path.splitext(name)[1] else f"{name}.zip"
-    if normalize is not None:
-        with replacing(str(statistics_path(name))) as temporary:
-            normalize.save(temporary)
+    # In memory first: torch hides what a disk says, and many small writes take longer.
+    file = io.BytesIO()
+    save(file)
+    with replacing_all([name] if normalize is None else [name, statistics_path(name)]) as temporaries:
+        write(temporaries[0], file.getbuffer())
+        if normalize is not None:
+            normalize.save(temporaries[1])
+
+
+def save_whole(save: Callable[[Any], None], path: Any, suffix: str) -> None:
+    """Have SB3 save something so that it takes the place of an older file only when it is complete.
+
+    :param save: writes to a path or an open file
+    :param path: as SB3 takes it: a path, or an open file, which is written as it is
+    :param suffix: what SB3 adds to a path without one
+    """
+    name = _file_name(path, suffix)
+    if name is None:
+        save(path)
+        return
     with replacing(name) as temporary:
         save(temporary)
+
+
+def _file_name(path: Any, suffix: str) -> Optional[str]:
+    """What SB3 calls the file; None for an open file, and for a folder, where SB3 warns and chooses another name."""
+    if not isinstance(path, (str, os.PathLike)):
+        return None
+    name = os.fspath(path)
+    name = name if os.path.splitext(name)[1] else name + suffix
+    return None if os.path.isdir(name) else name
 
 
 def warn_without_statistics(model: Any, env: Any, path: Optional[Any] = None, stacklevel: int = 3) -> None:

@@ -17,6 +17,7 @@ from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
 from sb3_isaac.envs.window import Window
+from sb3_isaac.files.full_disk import training_goes_on
 
 MAX_RENDERED_ENVS = 16
 """A picture shows at most this many environments: more would be too small to see."""
@@ -121,8 +122,9 @@ class IsaacVecEnv(VecEnv):
         if self.results_writer is not None:
             t = round(time.time() - self.t_start, 6)
             rows = ({"r": round(float(r), 6), "l": int(n), "t": t} for r, n in zip(returns, lengths))
-            self.results_writer.logger.writerows(rows)
-            self.results_writer.file_handler.flush()
+            with training_goes_on("episode log", self.results_writer.file_handler.name):
+                self.results_writer.logger.writerows(rows)
+                self.results_writer.file_handler.flush()
 
     def spread_time_limits(self, generator: Optional[th.Generator] = None) -> None:
         """Give every episode a random age, so that the time-outs of the first episodes do not come all at once.
@@ -195,7 +197,8 @@ class IsaacVecEnv(VecEnv):
     def close(self) -> None:
         self.tensor_env.close()
         if self.results_writer is not None:
-            self.results_writer.close()
+            with training_goes_on("episode log", self.results_writer.file_handler.name):
+                self.results_writer.close()
             self.results_writer = None
         if self._renderer is not None:
             self._renderer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from typing import Any, Dict, List, Optional, Union
 
@@ -18,6 +19,7 @@ from sb3_isaac.backends.base import StepResult
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, forward_tensor_path, supports_tensors
+from sb3_isaac.files.atomic import write
 
 
 class _TensorState:
@@ -290,9 +292,13 @@ class VecNormalize(SB3VecNormalize):
         self._start_tensor_path()
 
     def save(self, save_path: str) -> None:
-        """Write a file that stock SB3 loads too, with numpy 1 and numpy 2, on any machine."""
-        with open(save_path, "wb") as file:
-            PortablePickler(file).dump(self)
+        """Write a file that stock SB3 loads too, with numpy 1 and numpy 2, on any machine.
+
+        An older file stays until the new one is complete.
+        """
+        file = io.BytesIO()
+        PortablePickler(file).dump(self)
+        write(save_path, file.getbuffer())
 
     @staticmethod
     def load(load_path: str, venv: VecEnv) -> VecNormalize:

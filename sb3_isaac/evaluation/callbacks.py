@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from typing import Any, List, Optional
 
@@ -14,7 +15,8 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.evaluation.measure import evaluate
-from sb3_isaac.files.atomic import replacing
+from sb3_isaac.files.atomic import staging, write
+from sb3_isaac.files.full_disk import training_goes_on
 
 FILE_NAME = "reward_rate.csv"
 COLUMNS = ["window_first_step", "window_last_step", "mean_reward", "n_envs"]
@@ -66,7 +68,7 @@ class RewardLog(BaseCallback):
         return self._env.episode_returns.masked_fill(self._env.dones, 0.0).sum(dtype=th.float64)
 
     def _write(self, row: List[Any], mode: str) -> None:
-        with open(str(self.path), mode, newline="") as file:
+        with training_goes_on("reward log"), open(str(self.path), mode, newline="") as file:
             csv.writer(file).writerow(row)
 
 
@@ -104,10 +106,10 @@ class BatchedEvalCallback(EvalCallback):
     """
 
     def _on_step(self) -> bool:
-        if self.render or not supports_tensors(self.eval_env):
-            return super()._on_step()
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
             return True
+        if self.render or not supports_tensors(self.eval_env):
+            return self._evaluate_as_sb3()
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
         result = evaluate(self.model, self.eval_env, self.n_eval_episodes, deterministic=self.deterministic)
@@ -117,8 +119,10 @@ class BatchedEvalCallback(EvalCallback):
             self.evaluations_results.append(result.returns.tolist())
             self.evaluations_length.append(result.lengths.tolist())
             results, lengths = self.evaluations_results, self.evaluations_length
-            with replacing(f"{self.log_path}.npz") as path:
-                np.savez(path, timesteps=self.evaluations_timesteps, results=results, ep_lengths=lengths)
+            file = io.BytesIO()
+            np.savez(file, timesteps=self.evaluations_timesteps, results=results, ep_lengths=lengths)
+            with training_goes_on("evaluations"):
+                write(f"{self.log_path}.npz", file.getbuffer())
         if self.verbose >= 1:
             best = ", best so far" if result.mean > self.best_mean_reward else ""
             print(
@@ -135,9 +139,22 @@ class BatchedEvalCallback(EvalCallback):
         if result.mean > self.best_mean_reward:
             self.best_mean_reward = result.mean
             if self.best_model_save_path is not None:
-                self.model.save(os.path.join(self.best_model_save_path, "best_model"))
+                with training_goes_on("best model"):
+                    self.model.save(os.path.join(self.best_model_save_path, "best_model"))
             if self.callback_on_new_best is not None:
                 continue_training = self.callback_on_new_best.on_step()
         if self.callback is not None:
             continue_training = continue_training and self._on_event()
+        return continue_training
+
+    def _evaluate_as_sb3(self) -> bool:
+        if self.log_path is None:
+            return super()._on_step()
+        log_path, (folder, name) = self.log_path, os.path.split(self.log_path)
+        with training_goes_on("evaluations"), staging(folder) as inside:
+            self.log_path = os.path.join(inside, name)
+            try:
+                continue_training = super()._on_step()
+            finally:
+                self.log_path = log_path
         return continue_training

@@ -20,13 +20,14 @@ GIF_FPS = 30
 # yuv420p is what every player understands. A gif has 256 colours: they are chosen from the first frames only, so that ffmpeg
 # need not hold the whole film in memory.
 FFMPEG_OPTIONS: Dict[str, Dict[str, Any]] = {
-    ".mp4": {"codec": "libx264", "pix_fmt_out": "yuv420p", "output_params": ["-preset", "veryfast"]},
+    ".mp4": {"codec": "libx264", "pix_fmt_out": "yuv420p", "output_params": ["-preset", "veryfast", "-f", "mp4"]},
     ".gif": {
         "codec": "gif",
         "pix_fmt_out": "pal8",
         "output_params": [
             "-filter_complex",
             f"fps={GIF_FPS},split[a][b];[a]trim=end_frame=20,palettegen[p];[b][p]paletteuse=dither=none",
+            *("-f", "gif"),
         ],
     },
 }

@@ -28,7 +28,7 @@ from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
-from sb3_isaac.envs.model_files import save_model, warn_without_statistics
+from sb3_isaac.envs.model_files import save_model, save_whole, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
     check_tensors,
@@ -40,6 +40,7 @@ from sb3_isaac.envs.tensor_path import (
     supports_tensors,
     why_not_tensors,
 )
+from sb3_isaac.files.full_disk import outlive_a_full_disk
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import TrainingLog
 from sb3_isaac.off_policy.update import Updates
@@ -326,7 +327,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return run
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
-        made: BaseCallback = super()._init_callback(callback, progress_bar)
+        made = outlive_a_full_disk(self, super()._init_callback(callback, progress_bar))
         return root_callback(made) if supports_tensors(self.env) else made
 
     # -- the rollout -------------------------------------------------------------------------------------------------
@@ -509,12 +510,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_run", "vec_normalize"]
 
     def save_replay_buffer(self, path: Any) -> None:
-        """Save the replay buffer as SB3's own, which stock SB3 loads too."""
+        """Save the replay buffer as SB3's own, which stock SB3 loads too. An older file is replaced by a complete one only.
+
+        :param path: a path, to which ".pkl" is added if it has no suffix, or an open file
+        """
         buffer = self.replay_buffer
         if isinstance(buffer, DeviceReplayBuffer):
             self.replay_buffer = as_stock_buffer(buffer)
         try:
-            super().save_replay_buffer(path)
+            save_whole(super().save_replay_buffer, path, ".pkl")
         finally:
             self.replay_buffer = buffer
 

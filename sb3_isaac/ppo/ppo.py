@@ -30,6 +30,7 @@ from sb3_isaac.envs.tensor_path import (
     supports_tensors,
     why_not_tensors,
 )
+from sb3_isaac.files.full_disk import outlive_a_full_disk
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
@@ -218,7 +219,7 @@ class PPO(SB3_PPO):
         return result
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
-        made: BaseCallback = super()._init_callback(callback, progress_bar)
+        made = outlive_a_full_disk(self, super()._init_callback(callback, progress_bar))
         return root_callback(made) if supports_tensors(self.env) else made
 
     def collect_rollouts(

@@ -10,7 +10,7 @@ import inspect
 import io
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Set, Tuple, Type
+from typing import Any, Callable, Dict, Optional, Set, Tuple, Type
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
@@ -31,9 +31,12 @@ from sb3_isaac.device import threads
 from sb3_isaac.envs.make import task_file, task_hyperparams
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
+from sb3_isaac.files.atomic import staging
+from sb3_isaac.files.full_disk import output_goes_on, save_parts
 from sb3_isaac.zoo import search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
+from sb3_isaac.zoo.stock_algorithms import saving_whole
 from sb3_isaac.zoo.studies import explained, load_study
 
 ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.DQN, "ddpg": sb3_isaac.DDPG}
@@ -83,6 +86,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     log_interval: int
     n_eval_episodes: int
     n_eval_envs: int
+    params_path: str
     trial_id: Any
 
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
@@ -267,7 +271,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def setup_experiment(self) -> Any:
         zoo_algos = rl_zoo3.exp_manager.ALGOS
-        rl_zoo3.exp_manager.ALGOS = {**zoo_algos, **self.algorithms}  # for a while: runs on other environments keep rl_zoo3's
+        stock = {name: saving_whole(algorithm) for name, algorithm in zoo_algos.items()}
+        rl_zoo3.exp_manager.ALGOS = {**stock, **self.algorithms}  # for a while: runs on other environments keep rl_zoo3's
         try:
             return super().setup_experiment()
         finally:
@@ -279,7 +284,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         n_threads = th.get_num_threads()
         if self.algo not in self.algorithms:  # which see to their threads themselves
             n_threads = threads.choose(model.policy, getattr(model, "batch_size", 0) or self.n_envs, model.device)
-        with threads.torch_threads(n_threads):
+        with threads.torch_threads(n_threads), output_goes_on():
             super().learn(model)
         stop = self.stop_when_solved
         if stop is not None and not stop.solved:
@@ -287,6 +292,30 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 f"Not solved in {model.num_timesteps:,} steps: no two evaluations in a row reached {stop.reward_threshold:g}. "
                 "Train longer with -n, or try another --seed"
             )
+
+    def _save_config(self, saved_hyperparams: Dict[str, Any]) -> None:
+        folder = self.params_path
+        with staging(folder) as inside:
+            self.params_path = inside
+            try:
+                super()._save_config(saved_hyperparams)
+            finally:
+                self.params_path = folder
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """As rl_zoo3's, but what is small comes first, and what cannot be saved does not keep the rest from it.
+
+        :raises OSError: something was not saved; the message says what
+        """
+        with output_goes_on():
+            print(f"Saving to {self.save_path}", flush=True)
+        folder, statistics = Path(self.save_path), model.get_vec_normalize_env() if self.normalize else None
+        parts: Dict[str, Callable[[], Any]] = {"model": lambda: model.save(folder / str(self.env_name))}
+        if statistics is not None:
+            parts["statistics of VecNormalize"] = lambda: statistics.save(str(Path(self.params_path, "vecnormalize.pkl")))
+        if self.save_replay_buffer and hasattr(model, "save_replay_buffer"):
+            parts["replay buffer"] = lambda: model.save_replay_buffer(folder / "replay_buffer.pkl")
+        save_parts(parts)
 
     # -- hyperparameter search: see search ---------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import yaml
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
-from sb3_isaac.files.atomic import replacing
+from sb3_isaac.files.atomic import replacing, write
 
 
 def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:
@@ -37,9 +37,8 @@ def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:
     )
     path = Path(manager.log_folder, manager.algo, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    study.trials_dataframe().to_csv(f"{path}.csv")
-    Path(f"{path}.pkl").write_bytes(pickle.dumps(study))
     if not complete:
+        _write_tables(study, path)
         reasons = [trial.user_attrs["reason"] for trial in trials if "reason" in trial.user_attrs]
         last = f"; the last one: {reasons[-1]}" if reasons else ""
         raise ValueError(f"None of {len(trials)} trials was completed, see {path}.csv{last}")
@@ -56,9 +55,8 @@ def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:
         entry["env_kwargs"] = dict(manager.env_kwargs)
     files = [Path(f"{path}.yml")] + ([Path(write_yaml)] if write_yaml else [])
     for file in files:
-        text = new_text(file, manager.env_name.gym_id, entry, comment=comment)
-        with replacing(str(file)) as temporary:
-            Path(temporary).write_text(text)
+        write(file, new_text(file, manager.env_name.gym_id, entry, comment=comment))
+    _write_tables(study, path)
     if not manager.no_optim_plots:
         _draw(study, path)
     print(f"Wrote {path}.csv, .pkl and .yml" + (f", and {write_yaml}" if write_yaml else ""))
@@ -68,6 +66,11 @@ def report(manager: Any, study: Any, write_yaml: Optional[str]) -> None:
     device += f" --gym-packages {' '.join(packages)}" if packages else ""
     flags = f"--algo {manager.algo} --env {manager.env_name.gym_id} -conf {shlex.quote(str(files[-1]))}{device}"
     print(f"Train with the best hyperparameters:\n{program} train {flags}")
+
+
+def _write_tables(study: Any, path: Path) -> None:
+    write(f"{path}.csv", study.trials_dataframe().to_csv())
+    write(f"{path}.pkl", pickle.dumps(study))
 
 
 def _draw(study: Any, path: Path) -> None:
@@ -94,7 +97,8 @@ def _draw(study: Any, path: Path) -> None:
                 print(f"No picture of the {name}: {' '.join(str(error).split())}")
                 continue
             figure.set_size_inches(9, 5)
-            figure.savefig(f"{path}_{name}.png", dpi=100, bbox_inches="tight")
+            with replacing(f"{path}_{name}.png") as temporary:
+                figure.savefig(temporary, dpi=100, format="png", bbox_inches="tight")
             plt.close(figure)
             print(f"Wrote {path}_{name}.png")
 
