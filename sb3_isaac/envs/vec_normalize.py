@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_isaac.backends.base import StepResult
+from sb3_isaac.envs.last_finite import check_statistics
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, forward_tensor_path, supports_tensors
@@ -290,7 +291,11 @@ class VecNormalize(SB3VecNormalize):
         self._start_tensor_path()
 
     def save(self, save_path: str) -> None:
-        """Write a file that stock SB3 loads too, with numpy 1 and numpy 2, on any machine."""
+        """Write a file that stock SB3 loads too, with numpy 1 and numpy 2, on any machine.
+
+        :raises NotFiniteError: the statistics are not finite; a file that is there stays as it is
+        """
+        check_statistics(self)
         with open(save_path, "wb") as file:
             PortablePickler(file).dump(self)
 
