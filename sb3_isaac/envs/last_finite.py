@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch as th
@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_isaac.device.finite import NotFiniteError, Origin, advice, first_not_finite, is_finite
 from sb3_isaac.device.flat_adam import flatten_tensors, views_of
+from sb3_isaac.device.host import to_host
 
 LOSS = f"the loss, or its gradient, was not, {advice('loss')}"
 """How parameters become so in training"""
@@ -52,9 +53,16 @@ def check_statistics(normalize: Any) -> None:
 
 def check_parameters(model: Any, problem: str) -> None:
     """:raises NotFiniteError: parameters are not finite; for ``problem`` see :func:`check_model`"""
-    for name, tensor in parameters_of(model):
-        if not bool(th.isfinite(tensor).all()):
-            raise NotFiniteError(f"{name} of the model is not finite: {problem}")
+    _check_tensors(parameters_of(model), "the model", problem)
+
+
+def _check_tensors(named: Iterable[Named], owner: str, problem: str) -> None:
+    named = list(named)
+    # One read of the device, and a closer look only where that is not finite
+    if named and not is_finite(to_host(th.stack([tensor.detach().sum().to(named[0][1]) for _, tensor in named]))):
+        for name, tensor in named:
+            if not bool(th.isfinite(tensor).all()):
+                raise NotFiniteError(f"{name} of {owner} is not finite: {problem}")
 
 
 def check_model(model: Any, problem: str) -> None:
@@ -65,10 +73,9 @@ def check_model(model: Any, problem: str) -> None:
     """
     check_parameters(model, problem)
     for optimizer in optimizers_of(model):
-        for state in optimizer.state.values():
-            for name, value in state.items():
-                if isinstance(value, th.Tensor) and not bool(th.isfinite(value).all()):
-                    raise NotFiniteError(f"{name} of the model's optimizer is not finite: {problem}")
+        states = (state.items() for state in optimizer.state.values())
+        named = (item for item in itertools.chain(*states) if isinstance(item[1], th.Tensor) and item[0] != "step")
+        _check_tensors(named, "the model's optimizer", problem)
     normalize = None if model.env is None else unwrap_vec_normalize(model.env)
     if normalize is not None:
         check_statistics(normalize)
@@ -83,9 +90,8 @@ class LastFinite:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        check_model(model, "training does not begin with it, load another model.")
         self._now: Any = None
-        self.check()
+        self.check("training does not begin with it, load another model.")
 
     def look(self) -> th.Tensor:
         """Copy the present state. Returns () on the device: finite if all of it is, or a false alarm (huge numbers)."""
@@ -103,21 +109,21 @@ class LastFinite:
                 health = health + copy.sum()
         return health if all(map(is_finite, arrays.values())) else health + np.nan
 
-    def check(self) -> None:
-        """Keep the present state. Waits for the device.
+    def check(self, problem: str = LOSS) -> None:
+        """Keep the present state. Waits for the device. For ``problem`` see :func:`check_model`.
 
         :raises NotFiniteError: it is not finite
         """
-        self.accept(float(self.look()))
+        self.accept(float(to_host(self.look())), problem)
 
-    def accept(self, health: float) -> None:
+    def accept(self, health: float, problem: str = LOSS) -> None:
         """Keep what :meth:`look` has copied.
 
         :param health: what it returned, read by the host
         :raises NotFiniteError: it is not finite
         """
         if not np.isfinite(health):
-            check_model(self._model, LOSS)
+            check_model(self._model, problem)
         self._kept = self._now
 
     def restore(self) -> None:

@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from sb3_isaac.envs.last_finite import LOSS, check_model
 from sb3_isaac.files.atomic import replacing
 
-
 NOT_SAVED = "it is not saved. To keep it for a look at what went wrong: torch.save(model.policy.state_dict(), path)."
 
 
