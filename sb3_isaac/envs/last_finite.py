@@ -102,9 +102,9 @@ class LastFinite:
         normalize = unwrap_vec_normalize(self._model.env)
         arrays = {} if normalize is None or _in_tensors(normalize) else _arrays(normalize)
         self._now = copies, arrays
-        # Adam's step counts, which alone may be elsewhere, are finite
-        health = th.zeros((), device=self._model.device)
-        for _, copy in copies:
+        # Adam's step counts, which alone may be elsewhere than the parameters, are finite
+        health = copies[0][1].sum()
+        for _, copy in copies[1:]:
             if copy.device == health.device:
                 health = health + copy.sum()
         return health if all(map(is_finite, arrays.values())) else health + np.nan

@@ -274,7 +274,7 @@ def test_nan_is_an_error(algo):
     model.learn(160)
     with th.no_grad():
         next(model.policy.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="diverged|NaN"):
+    with pytest.raises(FloatingPointError, match="not finite: training does not begin"):
         model.learn(160)
 
 
