@@ -13,7 +13,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_isaac.device.finite import NotFiniteError, Origin, advice, first_not_finite, is_finite
-from sb3_isaac.device.flat_adam import flatten_tensors, views_of
+from sb3_isaac.device.flat_adam import views_of
 from sb3_isaac.device.host import to_host
 
 LOSS = f"the loss, or its gradient, was not, {advice('loss')}"
@@ -81,6 +81,24 @@ def check_model(model: Any, problem: str) -> None:
         check_statistics(normalize)
 
 
+def merged(tensors: Iterable[th.Tensor]) -> List[th.Tensor]:
+    """The tensors as flat ones, in the same order; those that follow one another in memory (as FlatAdam has them) as one."""
+    parts: List[th.Tensor] = []
+    for flat in (tensor.reshape(-1) for tensor in tensors):
+        last = parts[-1] if parts else flat[:0]
+        follows = last.data_ptr() + last.numel() * last.element_size() == flat.data_ptr()
+        if follows and _storage(last) == _storage(flat):
+            parts[-1] = last.as_strided((last.numel() + flat.numel(),), (1,))
+        else:
+            parts.append(flat)
+    return parts
+
+
+def _storage(tensor: th.Tensor) -> int:
+    """Where the memory begins that a tensor is a view of."""
+    return int(getattr(tensor, "untyped_storage", tensor.storage)().data_ptr())  # torch 1 has the latter only
+
+
 class LastFinite:
     """A copy of what training changes, from when it was finite: parameters, optimizers, statistics of VecNormalize.
 
@@ -91,14 +109,22 @@ class LastFinite:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._now: Any = None
+        self._groups: Any = None
+        self._addresses: List[int] = []
         self.check("training does not begin with it, load another model.")
 
     def look(self) -> th.Tensor:
         """Copy the present state. Returns () on the device: finite if all of it is, or a false alarm (huge numbers)."""
-        groups: Dict[Any, List[Tuple[Any, th.Tensor]]] = {}
-        for key, tensor in self._tensors():
-            groups.setdefault((tensor.dtype, tensor.device), []).append((key, tensor))
-        copies = [(group, flatten_tensors(tensor for _, tensor in group)) for group in groups.values()]
+        named = list(self._tensors())
+        addresses = [tensor.data_ptr() for _, tensor in named]
+        if addresses != self._addresses:
+            # What is not contiguous is copied by merged(), so that must be done anew each time
+            self._addresses = addresses if all(tensor.is_contiguous() for _, tensor in named) else []
+            groups: Dict[Any, List[Tuple[Any, th.Tensor]]] = {}
+            for item in named:
+                groups.setdefault((item[1].dtype, item[1].device), []).append(item)
+            self._groups = [(group, merged(tensor.detach() for _, tensor in group)) for group in groups.values()]
+        copies = [(group, th.cat(parts)) for group, parts in self._groups]
         normalize = unwrap_vec_normalize(self._model.env)
         arrays = {} if normalize is None or _in_tensors(normalize) else _arrays(normalize)
         self._now = copies, arrays
