@@ -321,6 +321,23 @@ class DeviceReplayBuffer(ReplayBuffer):
             newest = self.dones[self.newest]
             newest.masked_fill_(newest == RUNNING, TRUNCATED if self.optimize_memory_usage else CUT)
 
+    def newest_rows(self, n: int) -> list[th.Tensor]:
+        """Views (steps, n_envs, width) of the ``n`` newest steps, those at the end of the storage first."""
+        n = min(n, self.buffer_size if self.full else self.pos)
+        return [self._storage[self.buffer_size - max(n - self.pos, 0) :], self._storage[max(self.pos - n, 0) : self.pos]]
+
+    def drop_newest(self, n: int) -> None:
+        """Forget the ``n`` newest steps. What they have overwritten is gone: a full buffer is no longer full."""
+        n = min(n, self.buffer_size if self.full else self.pos)
+        if self.full and n > 0:
+            order = th.arange(self.pos, self.pos + self.buffer_size, device=self.storage_device) % self.buffer_size
+            for column in self._storage.unbind(2):  # one by one, to save memory
+                column.copy_(column[order])
+            self.full, self.pos = False, self.buffer_size
+        self.pos -= n
+        self._storage[self.pos : self.pos + n].zero_()
+        self.end_trajectories()
+
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """Draw transitions with replacement, as SB3's tuple.
 

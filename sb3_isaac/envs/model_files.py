@@ -10,7 +10,10 @@ from typing import Any, Callable, Optional
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
+from sb3_isaac.envs.last_finite import LOSS, check_model
 from sb3_isaac.files.atomic import replacing, replacing_all, write
+
+NOT_SAVED = "it is not saved. To keep it for a look at what went wrong: torch.save(model.policy.state_dict(), path)."
 
 
 def statistics_path(path: Any) -> Path:
@@ -27,10 +30,12 @@ def save_model(model: Any, save: Callable[[Any], None], path: Any) -> None:
     :param save: writes the model to a path or an open file
     :param path: as for SB3's ``save``: a path, to which ".zip" is added if it has no suffix, or an open file, which gets no
         statistics
+    :raises NotFiniteError: the model is not finite; files that are there stay as they are
     """
     normalize = None if model.env is None else unwrap_vec_normalize(model.env)
     if model.env is not None:
         model.observations_are_normalized = normalize is not None and normalize.norm_obs
+    check_model(model, LOSS if getattr(model, "_last_finite", None) is not None else NOT_SAVED)
     name = _file_name(path, ".zip")
     if name is None:
         save(path)

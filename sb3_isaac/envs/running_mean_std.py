@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Tuple
 
 import numpy as np
@@ -43,7 +44,7 @@ class RunningMoments:
         return some
 
     def update(self, batch: th.Tensor) -> None:
-        """Take in a batch.
+        """Take in a batch. Columns that are not finite change nothing but the count.
 
         Source: Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances" (1979), as in
         SB3's ``RunningMeanStd.update_from_moments``.
@@ -54,6 +55,9 @@ class RunningMoments:
         # Two passes: th.var_mean (Welford) is five times slower on a CPU, sums of squares are less exact.
         batch_mean = batch.mean(1)
         batch_var = (batch - batch_mean.unsqueeze(1)).square_().mean(1)
+        # A column with NaN or infinity leaves its statistics as they are
+        finite = batch_var < math.inf
+        batch_mean, batch_var = th.where(finite, batch_mean, self.mean), th.where(finite, batch_var, self.var)
         weight = self.count.add_(n).reciprocal().mul_(n)
         delta = batch_mean - self.mean
         self.mean.addcmul_(delta, weight)

@@ -14,8 +14,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
+from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
+from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
+from sb3_isaac.envs.last_finite import check_obs
 from sb3_isaac.envs.window import Window
 from sb3_isaac.files.full_disk import training_goes_on
 
@@ -76,15 +79,20 @@ class IsaacVecEnv(VecEnv):
         self._actions: Optional[th.Tensor] = None
         self._renderer: Optional[CartpoleRenderer] = None
         self._window: Optional[Window] = None
+        self._looks_at_steps = self.device.type == "cpu"
         self._checked: Set[str] = set()
         """What has been held against the contract: the first reset and the first step."""
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
     def reset_tensor(self) -> th.Tensor:
-        """Reset all environments. Returns obs (N, obs_dim) float32 on :attr:`device`."""
+        """Reset all environments. Returns obs (N, obs_dim) float32 on :attr:`device`.
+
+        :raises NotFiniteError: an observation is NaN or infinite
+        """
         obs = self.tensor_env.reset()
         self._check_once("reset", obs)
+        check_obs(to_host(obs), "after the reset")
         self.obs_tensor = obs
         for statistic in (self.dones, self.episode_returns, self.episode_lengths):
             statistic.zero_()
@@ -95,11 +103,16 @@ class IsaacVecEnv(VecEnv):
 
         Afterwards :attr:`obs_tensor` is the observation to act on, :attr:`dones` tells which episodes ended and
         :attr:`episode_returns` / :attr:`episode_lengths` hold their returns and lengths, until the next step.
+
+        :raises NotFiniteError: on a CPU, an observation or reward is NaN or infinite. On a GPU looking would have to wait for
+            the device: there the algorithms look when they read it.
         """
         if self.action_values is not None:
             actions = self.action_values[actions.reshape(-1)]
         result = self.tensor_env.step(actions)
         self._check_once("step", result)
+        if self._looks_at_steps:
+            self._check_finite(actions, result)
         # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
         self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
         self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
@@ -112,6 +125,22 @@ class IsaacVecEnv(VecEnv):
         if method not in self._checked:
             check_result(self.tensor_env, method, result)
             self._checked.add(method)
+
+    def _check_finite(self, actions: th.Tensor, result: StepResult) -> None:
+        """:raises NotFiniteError: an observation or reward is NaN or infinite"""
+        # In numpy, which takes a microsecond where torch takes five
+        obs, reward, final_obs = result.obs.numpy(), result.reward.numpy(), result.final_obs.numpy()
+        if is_finite(reward) and is_finite(final_obs) and is_finite(obs):
+            return
+        columns = [("action", actions), ("final observation", final_obs), ("reward", reward), ("observation", obs)]
+        origin = first_not_finite([(name, th.as_tensor(values).reshape(1, self.num_envs, -1)) for name, values in columns])
+        if origin is not None:
+            name, length = origin.name, int(self.episode_lengths.masked_fill(self.dones, 0)[origin.env]) + 1
+            if name == "final observation" and not result.terminated[origin.env] and not result.truncated[origin.env]:
+                name = "observation"
+            raise NotFiniteError(
+                f"The {name} of environment {origin.env} was {origin.value} in step {length} of its episode: {advice(name)}"
+            )
 
     def make_infos(self, result: StepResult) -> Infos:
         """SB3's infos for the step just taken. Free until somebody reads them."""

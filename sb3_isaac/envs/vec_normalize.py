@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_isaac.backends.base import StepResult
+from sb3_isaac.envs.last_finite import check_statistics
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, forward_tensor_path, supports_tensors
@@ -295,7 +296,10 @@ class VecNormalize(SB3VecNormalize):
         """Write a file that stock SB3 loads too, with numpy 1 and numpy 2, on any machine.
 
         An older file stays until the new one is complete.
+
+        :raises NotFiniteError: the statistics are not finite; a file that is there stays as it is
         """
+        check_statistics(self)
         file = io.BytesIO()
         PortablePickler(file).dump(self)
         write(save_path, file.getbuffer())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
+from sb3_isaac.device.finite import NotFiniteError, advice, is_finite
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.evaluation.measure import evaluate
@@ -105,6 +106,12 @@ class BatchedEvalCallback(EvalCallback):
     ``render``, it is SB3's callback, success rates included. Files are replaced only when they are complete.
     """
 
+    def _log_success_callback(self, locals_: Dict[str, Any], globals_: Dict[str, Any]) -> None:
+        """SB3 calls it at each step of an evaluation in numpy."""
+        if not np.isfinite(locals_["reward"]):
+            raise NotFiniteError(f"A reward of the evaluation is {locals_['reward']}: {advice('reward')}")
+        super()._log_success_callback(locals_, globals_)
+
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
             return True
@@ -113,6 +120,8 @@ class BatchedEvalCallback(EvalCallback):
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
         result = evaluate(self.model, self.eval_env, self.n_eval_episodes, deterministic=self.deterministic)
+        if not is_finite(result.returns):
+            raise NotFiniteError(f"An evaluation's return is not finite: {advice('reward')}")
         self.last_mean_reward = result.mean
         if self.log_path is not None:
             self.evaluations_timesteps.append(self.num_timesteps)

@@ -24,9 +24,12 @@ from sb3_isaac.ddpg.fast_policy import FastTD3Policy
 from sb3_isaac.device import threads
 from sb3_isaac.device.fast_mlp import FastMLP, Layers, parse_layers
 from sb3_isaac.dqn.fast_policy import FastDQNPolicy
+from sb3_isaac.envs.last_finite import check_parameters
 from sb3_isaac.envs.model_files import warn_without_statistics
 from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
+from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.ppo.ppo import PPO
 
 TensorPolicy = Callable[[th.Tensor], th.Tensor]
 
@@ -126,6 +129,7 @@ def evaluate(
     :param deterministic: whether the policy's most likely action is taken; otherwise it acts as in training (DQN: with its
         present exploration rate, tossed per environment)
     :param progress_bar: show the episodes played, with rate and time left
+    :raises NotFiniteError: the model's parameters are not finite, or (on a CPU) what the environment returns
     :raises ValueError: n_episodes below 1, or the model was trained for other observations or actions
     """
     if n_episodes < 1:
@@ -136,6 +140,8 @@ def evaluate(
     check_spaces(model, env)
     warn_without_statistics(model, env)
     start = time.perf_counter()
+    if isinstance(model, BaseAlgorithm):
+        check_parameters(model, "there is nothing to evaluate, load another model.")
     policy = tensor_policy(model, deterministic)
     bar = tqdm(total=n_episodes, unit="episode", disable=not progress_bar, leave=False)
     n_threads = th.get_num_threads()
@@ -174,7 +180,8 @@ def tensor_policy(model: Any, deterministic: bool = True) -> Optional[TensorPoli
     """
     if not isinstance(model, BaseAlgorithm) or type(model.policy).predict is not BasePolicy.predict:
         return None
-    if type(model).predict is not BaseAlgorithm.predict and not isinstance(model, DQN):
+    known = (BaseAlgorithm.predict, PPO.predict, TensorOffPolicyAlgorithm.predict)
+    if type(model).predict not in known and not isinstance(model, DQN):
         return None
     policy, action_space, device = model.policy, model.action_space, model.device
     epsilon = float(model.exploration_rate) if isinstance(model, DQN) and not deterministic else 0.0

@@ -26,8 +26,18 @@ from sb3_isaac.buffers.storage import existing_device
 from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch, is_patched
+from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
+from sb3_isaac.envs.last_finite import (
+    LastFinite,
+    check_buffer,
+    check_given,
+    check_obs,
+    finite_training,
+    look_first,
+    said,
+)
 from sb3_isaac.envs.model_files import save_model, save_whole, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
@@ -42,10 +52,10 @@ from sb3_isaac.envs.tensor_path import (
 )
 from sb3_isaac.files.full_disk import outlive_a_full_disk
 from sb3_isaac.off_policy.rollout import Rollout
-from sb3_isaac.off_policy.training_log import TrainingLog
+from sb3_isaac.off_policy.training_log import STEPS_PER_READ, TrainingLog
 from sb3_isaac.off_policy.update import Updates
 
-BYPASSED = ("_sample_action", "_store_transition", "_update_info_buffer", "predict")
+BYPASSED = ("_sample_action", "_store_transition", "_update_info_buffer")
 """Methods that SB3 calls at each step and the tensor path does not: where they are overridden, SB3's way is taken."""
 MAX_REPLAY_RATIO = 1000.0
 MAX_UPDATES_PER_STEP = 100.0
@@ -86,6 +96,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     loss_names: Tuple[str, ...] = ()
     """Logged as ``train/<name>``; :meth:`_update` adds to ``TrainingLog.loss_sums`` in this order."""
 
+    _trained = 0
+    """Calls of :meth:`train` in numpy"""
+
     def __init__(
         self,
         policy: Any,
@@ -106,6 +119,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.vec_normalize: Any = None
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run: Optional[TensorRun] = None  # not None: training runs in tensors
+        self._last_finite: Optional[LastFinite] = None
         if SB3_HAS_N_STEPS:
             kwargs["n_steps"] = n_steps
         super().__init__(policy, env, *args, **kwargs)
@@ -191,6 +205,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         parents = type(self).__mro__
         sb3_class = parents[parents.index(TensorOffPolicyAlgorithm) + 1]
         why_not = why_not_tensors(self.env, self.device) or overridden(self, sb3_class, BYPASSED)
+        why_not = why_not or overridden(self, TensorOffPolicyAlgorithm, ("predict",))
         if why_not is None:
             policy = getattr(self, "policy", None)
             why_not = overridden(policy, BasePolicy, ("predict", "obs_to_tensor"), self.policy_class)
@@ -270,8 +285,13 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         )
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:
-        """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``."""
-        with threads.torch_threads(threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)):
+        """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``.
+
+        :raises NotFiniteError: an observation, reward, action or loss was NaN or infinite. The model is then as it was when it
+            was last seen to be finite: at most 100 steps of all environments ago.
+        """
+        n_threads = threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
+        with threads.torch_threads(n_threads), finite_training(self):
             return super().learn(*args, **kwargs)
 
     def _setup_learn(
@@ -285,7 +305,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         went_before, self._run = self._run, None
         args = (total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if not self._trains_in_tensors():
-            return super()._setup_learn(*args)
+            result = super()._setup_learn(*args)
+            check_obs(self._last_obs, "after the reset")
+            return result
         self._use_device_buffer()
         env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
         if self.compile:
@@ -328,6 +350,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
         made = outlive_a_full_disk(self, super()._init_callback(callback, progress_bar))
+        if self._why_not_tensors() is not None:
+            made = look_first(made)
         return root_callback(made) if supports_tensors(self.env) else made
 
     # -- the rollout -------------------------------------------------------------------------------------------------
@@ -400,9 +424,16 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Read the device, which training waits for nowhere else, and tell SB3's logger.
 
         :param log_interval: as SB3, in episodes, but at most one log for each read; None: never
-        :raises FloatingPointError: if a loss or a return is not finite
+        :raises NotFiniteError: if anything since the last time was not finite
         """
-        losses, returns, lengths = log.read()
+        run, last_finite = cast(TensorRun, self._run), self._last_finite
+        health = [run.rollout.health()] + ([] if last_finite is None else [last_finite.look()])
+        losses, returns, lengths, healthy = log.read(th.stack([x.float() for x in health]))
+        if not np.isfinite(healthy[0]) and run.rollout.first_not_finite() is not None:
+            raise NotFiniteError("There is NaN or infinity in the replay buffer.")
+        if last_finite is not None:
+            last_finite.accept(healthy[1])
+        run.rollout.stored = 0
         for name, loss in losses.items():
             self.logger.record(f"train/{name}", loss)
         if losses:
@@ -425,6 +456,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         run = self._run
         if run is None:
             super().train(gradient_steps, batch_size)
+            self._trained += 1
+            if self._last_finite is not None and self._trained % STEPS_PER_READ == 0:
+                self._last_finite.check()
             return
         start = time.perf_counter()
         optimizers = self._optimizers()
@@ -455,6 +489,24 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._note_replay_ratio(run, gradient_steps, batch_size)
         if self.num_timesteps >= self._total_timesteps:  # no rollout follows that would read them
             self._read_log(run.log, None)
+
+    def _not_finite_input(self) -> Optional[str]:
+        """Where NaN or infinity began in the steps since the last look, which are dropped from there on, if there is any."""
+        run = self._run
+        if run is None:
+            return None
+        n, origin = run.rollout.stored, run.rollout.first_not_finite()
+        if origin is not None:
+            cast(DeviceReplayBuffer, self.replay_buffer).drop_newest(n - origin.step)
+        return said(origin, self.num_timesteps - n * self.n_envs, self.n_envs)
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As SB3's.
+
+        :raises ValueError: an observation is NaN or infinite
+        """
+        check_given(observation)
+        return super().predict(observation, *args, **kwargs)
 
     def _note_replay_ratio(self, run: TensorRun, gradient_steps: int, batch_size: int) -> None:
         """Keep the replay ratio: gradient samples for each transition collected. Warns once where it makes no sense."""
@@ -490,7 +542,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 swapped["n_steps"] = 1  # SB3 warns that its class ignores it
         run = self._run
         if run is not None and self._last_obs is not None and run.rollout.env is self.tensor_vec_env:
-            swapped["_last_obs"], swapped["_last_original_obs"] = run.rollout.last_obs(run.acting)
+            last_obs = run.rollout.last_obs(run.acting)
+            # On a GPU nobody has looked yet. Without any, training goes on with a reset
+            finite = all(obs is None or is_finite(obs) for obs in last_obs)
+            swapped["_last_obs"], swapped["_last_original_obs"] = last_obs if finite else (None, None)
         before = {name: getattr(self, name) for name in swapped}
         self.__dict__.update(swapped)
         try:
@@ -507,14 +562,16 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return model
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "vec_normalize"]
+        return [*super()._excluded_save_params(), "_run", "_last_finite", "_trained", "vec_normalize"]
 
     def save_replay_buffer(self, path: Any) -> None:
         """Save the replay buffer as SB3's own, which stock SB3 loads too. An older file is replaced by a complete one only.
 
         :param path: a path, to which ".pkl" is added if it has no suffix, or an open file
+        :raises NotFiniteError: it holds NaN or infinity; a file that is there stays as it is
         """
         buffer = self.replay_buffer
+        check_buffer(buffer)
         if isinstance(buffer, DeviceReplayBuffer):
             self.replay_buffer = as_stock_buffer(buffer)
         try:

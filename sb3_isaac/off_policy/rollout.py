@@ -12,6 +12,7 @@ from gymnasium import spaces
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
 from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.finite import Origin, first_not_finite
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.tensor_path import TensorVecEnv, generators, layers
 
@@ -56,6 +57,8 @@ class Rollout:
         """Time spent in the env (on a GPU: until all kernels were queued)"""
         self._vec_normalize, self._buffer = vec_normalize, buffer
         self._act, self._after_step = act, after_step
+        self.stored = 0
+        """Steps stored since the log was read"""
         self._obs = env.obs_tensor.clone()
         """(N, *obs_shape), what the agent acts on"""
         # The buffer keeps what VecNormalize saw, the policy acts on what it made of it: its statistics change
@@ -108,6 +111,23 @@ class Rollout:
         if rewards is not None and self._vec_normalize is None:
             self._buffer.rewards_of(step.row).copy_(th.from_numpy(rewards))
         self._buffer.add_row(step.row)
+        self.stored += 1
+
+    def health(self) -> th.Tensor:
+        """() on the env's device: finite if what was stored since the log was read is, or a false alarm (huge numbers)."""
+        older, newer = self._buffer.newest_rows(self.stored)
+        return (older.sum() + newer.sum()).to(self.env.device)
+
+    def first_not_finite(self) -> Optional[Origin]:
+        """Where NaN or infinity began in what was stored since the log was read. Waits for the device."""
+        buffer = self._buffer
+        n = min(self.stored, buffer.size())
+        steps = th.arange(buffer.pos - n, buffer.pos, device=buffer.storage_device) % buffer.buffer_size
+        columns = [("observation", buffer.observations), ("action", buffer.actions)]
+        if not buffer.optimize_memory_usage:
+            columns.append(("next observation", buffer.next_observations))
+        columns.append(("reward", buffer.rewards))
+        return first_not_finite([(name, column[steps]) for name, column in columns] if n > 0 else [])
 
     def act_on(self, obs: np.ndarray, original_obs: Optional[np.ndarray]) -> None:
         """Act next on other observations (N, *obs_shape) than the env's.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Sequence
+from typing import Dict, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch as th
 
+from sb3_isaac.device.finite import NotFiniteError, advice
 from sb3_isaac.device.host import to_host
 
 STEPS_PER_READ = 100
@@ -22,6 +23,8 @@ class Reading(NamedTuple):
     """(episodes,) float32, of the episodes that ended"""
     lengths: np.ndarray
     """(episodes,) int64"""
+    health: np.ndarray
+    """(n,) float32, what was given to :meth:`TrainingLog.read`"""
 
 
 class TrainingLog:
@@ -62,26 +65,25 @@ class TrainingLog:
         """So often has each of the losses been added to ``loss_sums``."""
         self._loss_counts = [before + count for before, count in zip(self._loss_counts, counts)]
 
-    def read(self) -> Reading:
+    def read(self, health: Optional[th.Tensor] = None) -> Reading:
         """Read everything in one transfer, and begin anew.
 
-        :raises FloatingPointError: if a loss or a return is not finite
+        :param health: (n,) what else the host is to read, see :attr:`Reading.health`
+        :raises NotFiniteError: if a loss or a return is not finite
         """
-        host = to_host(th.cat((self.loss_sums, self._steps[: self._n_steps].reshape(-1))))
-        sums, steps = np.split(host, [len(self._loss_names)])
+        health = self.loss_sums[:0] if health is None else health
+        host = to_host(th.cat((self.loss_sums, health, self._steps[: self._n_steps].reshape(-1))))
+        sums, health_, steps = np.split(host, [len(self._loss_names), len(self._loss_names) + len(health)])
         for name, total in zip(self._loss_names, sums):
             if not np.isfinite(total):
-                raise FloatingPointError(
-                    f"The {name.replace('_', ' ')} is {total}: training has diverged, lower the learning rate or the "
-                    "scale of the rewards."
-                )
+                raise NotFiniteError(f"The {name.replace('_', ' ')} is {total}: {advice('loss')}")
         returns, lengths = steps.reshape(self._n_steps, 2, self._n_envs).swapaxes(0, 1).reshape(2, -1)
         ended = lengths > 0
         if not np.isfinite(returns[ended]).all():
-            raise FloatingPointError("An episode's return is not finite: the actions or the simulation's state became NaN.")
+            raise NotFiniteError(f"An episode's return is not finite: {advice('reward')}")
         counts = self._loss_counts
         losses = {name: float(total) / n for name, total, n in zip(self._loss_names, sums, counts) if n > 0}
         self.loss_sums.zero_()
         self._loss_counts = [0] * len(self._loss_names)
         self._n_steps = 0
-        return Reading(losses, returns[ended], lengths[ended].astype(np.int64))
+        return Reading(losses, returns[ended], lengths[ended].astype(np.int64), health_)

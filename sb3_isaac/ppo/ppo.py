@@ -19,6 +19,7 @@ from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.last_finite import LastFinite, check_given, check_obs, finite_training, look_first, said
 from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
@@ -104,6 +105,7 @@ class PPO(SB3_PPO):
         self.vec_normalize: Any = None
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run = _Run()
+        self._last_finite: Optional[LastFinite] = None
         if adaptive_lr_kl is not None and not adaptive_lr_kl > 0.0:
             raise ValueError(f"adaptive_lr_kl must be greater than 0, or None for a fixed rate, got {adaptive_lr_kl!r}.")
         if not (adaptive_lr_factor > 1.0 and 0.0 < adaptive_lr_min <= adaptive_lr_max):
@@ -204,14 +206,20 @@ class PPO(SB3_PPO):
         return tensors
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:
-        """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``."""
-        with threads.torch_threads(threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)):
+        """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``.
+
+        :raises NotFiniteError: an observation, reward, action or loss was NaN or infinite. The model is then as it was when it
+            was last seen to be finite: after an update.
+        """
+        n_threads = threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
+        with threads.torch_threads(n_threads), finite_training(self):
             return super().learn(*args, **kwargs)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
         tensors = self._trains_in_tensors()
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
+        check_obs(self._last_obs, "after the reset")
         if tensors and self.verbose >= 1:
             print(f"Training runs {self.path}, on {threads.describe()}")
         if tensors and self.spread_time_limits and self._last_obs is not before:  # SB3 has reset the environments
@@ -220,6 +228,8 @@ class PPO(SB3_PPO):
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
         made = outlive_a_full_disk(self, super()._init_callback(callback, progress_bar))
+        if self._why_not_tensors() is not None:
+            made = look_first(made)
         return root_callback(made) if supports_tensors(self.env) else made
 
     def collect_rollouts(
@@ -284,10 +294,27 @@ class PPO(SB3_PPO):
         note_episodes(rollout.env, self.ep_info_buffer, end.returns, end.lengths)
         return end.values
 
+    def _not_finite_input(self) -> Optional[str]:
+        """Where NaN or infinity began in the present rollout, if it is in tensors."""
+        rollout = self._run.rollout
+        if rollout is None or rollout.buffer is not self.rollout_buffer or self.n_envs != rollout.env.num_envs:
+            return None
+        return said(rollout.first_not_finite(), self.num_timesteps - rollout.n_steps * self.n_envs, self.n_envs)
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As SB3's.
+
+        :raises ValueError: an observation is NaN or infinite
+        """
+        check_given(observation)
+        return super().predict(observation, *args, **kwargs)
+
     def train(self) -> None:
         """As SB3's, on the device."""
         if not isinstance(self.rollout_buffer, DeviceRolloutBuffer) and self.adaptive_lr_kl is None:
             super().train()
+            if self._last_finite is not None:
+                self._last_finite.check()
             return
         start = time.perf_counter()
         policy: Any = self.policy
@@ -322,7 +349,7 @@ class PPO(SB3_PPO):
             target_kl=self.target_kl,
             adaptive_lr=adaptive_lr,
         )
-        log = update.run(settings, lr)
+        log = update.run(settings, lr, self._last_finite)
         self._n_updates += log.epochs
         if log.stopped_at is not None and self.verbose >= 1:
             print(f"Early stopping at step {log.epochs - 1} due to reaching max kl: {log.stopped_at:.2f}")
@@ -339,7 +366,7 @@ class PPO(SB3_PPO):
         self.logger.record("time/update", time.perf_counter() - start)
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "vec_normalize"]
+        return [*super()._excluded_save_params(), "_run", "_last_finite", "vec_normalize"]
 
 
 def _batch_size(n_minibatches: int, n_steps: int, n_envs: int) -> int:

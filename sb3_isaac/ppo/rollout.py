@@ -14,6 +14,7 @@ from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer, StepColumn
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
+from sb3_isaac.device.finite import NotFiniteError, Origin, first_not_finite, is_finite
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.tensor_path import TensorVecEnv, generators, layers
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
@@ -67,10 +68,12 @@ class Rollout:
         n_steps, n, device = buffer.buffer_size, buffer.n_envs, buffer.device
         self.obs = th.zeros((n, *buffer.obs_shape), device=device)
         """(N, *obs_shape), what the agent acts on next"""
-        # All that the host is to read in one tensor: three numbers for each step and env, and the last observations
-        self._log = th.zeros(3 * n_steps * n + self.obs.numel(), device=device)
+        # All that the host is to read in one tensor: three numbers for each step and env, the last observations, the health
+        self._log = th.zeros(3 * n_steps * n + self.obs.numel() + 1, device=device)
         truncated, returns, lengths = self._log[: 3 * n_steps * n].view(3, n_steps, n).unbind(0)
-        self._log_obs = self._log[3 * n_steps * n :].view(self.obs.shape)
+        self._log_obs = self._log[3 * n_steps * n : -1].view(self.obs.shape)
+        self._log_health = self._log[-1]
+        """() finite if all of the rollout is, or a false alarm (huge numbers)"""
         self._truncated, self._returns = StepColumn(truncated), StepColumn(returns)
         self._lengths = StepColumn(lengths)  # 0 where no episode ended
         self._final_obs = StepColumn(th.zeros((n_steps, n, *buffer.obs_shape), device=device))
@@ -82,7 +85,8 @@ class Rollout:
         self._fast: Optional[FastActorCriticPolicy] = None
         self._host_obs: Optional[np.ndarray] = None
         self._host_dones: Optional[np.ndarray] = None
-        self._next_step = 0
+        self.n_steps = 0
+        """Steps taken since :meth:`begin`"""
         self._step_on_device = th.zeros(1, dtype=th.int64, device=device)
         self._may_capture = compiled and device.type == "cuda" and env.tensor_env.capturable
         self.graphed_step = Graphed(self._step_for_graphs, False, layers(env), generators(env))
@@ -99,7 +103,7 @@ class Rollout:
         :param keep_distributions: fill the buffer's ``distributions`` too, where the policy allows it
         """
         self.buffer.reset()
-        self._next_step, self.env_seconds = 0, 0.0
+        self.n_steps, self.env_seconds = 0, 0.0
         self._step_on_device.zero_()
         if self._watch.changed(more=[self.policy.action_dist]):
             plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
@@ -118,8 +122,8 @@ class Rollout:
 
     def step(self) -> PolicyStep:
         """One step of all environments."""
-        step: PolicyStep = self.graphed_step() if self.graphed_step.enabled else self._step(self._next_step)
-        self._next_step += 1
+        step: PolicyStep = self.graphed_step() if self.graphed_step.enabled else self._step(self.n_steps)
+        self.n_steps += 1
         return step
 
     def obs_of_step(self, step: int) -> th.Tensor:
@@ -167,21 +171,35 @@ class Rollout:
         (https://arxiv.org/abs/1712.00378), of all truncated episodes in one forward pass.
 
         :param gamma: discount factor
-        :raises FloatingPointError: if observations or rewards became NaN
+        :raises NotFiniteError: if there is NaN or infinity in the rollout, see :meth:`first_not_finite`
         """
-        n_steps, buffer = self._next_step, self.buffer
+        n_steps, buffer = self.n_steps, self.buffer
         self._log_obs.copy_(self.obs)
+        th.add(buffer.rows.sum(), buffer.tensors.rewards.sum() + self._final_obs.storage.sum(), out=self._log_health)
         host = to_host(self._log)
-        if np.isnan(host).any():
-            raise FloatingPointError("Observations or rewards became NaN: the policy has diverged, or the simulation.")
-        n_log = host.size - self._log_obs.numel()
+        if not is_finite(host) and self.first_not_finite() is not None:
+            raise NotFiniteError("There is NaN or infinity in the rollout.")
+        n_log = host.size - self._log_obs.numel() - 1
         truncated, returns, lengths = host[:n_log].reshape(3, buffer.buffer_size, -1)[:, :n_steps]
         ended = lengths > 0.0
-        last_obs, last_dones = host[n_log:].reshape(self.obs.shape).copy(), ended[-1].copy()
+        last_obs, last_dones = host[n_log:-1].reshape(self.obs.shape).copy(), ended[-1].copy()
         complete = n_steps == buffer.buffer_size
         self._host_obs, self._host_dones = last_obs, last_dones if complete else None
         values = self._end_on_device(np.flatnonzero(truncated), gamma) if complete else None
         return RolloutEnd(last_obs, last_dones, returns[ended], lengths[ended].astype(np.int64), values)
+
+    def first_not_finite(self) -> Optional[Origin]:
+        """Where NaN or infinity began in the steps of this rollout. Waits for the device."""
+        n, tensors = self.n_steps, self.buffer.tensors
+        columns = [
+            ("observation", tensors.observations),
+            ("action", tensors.actions),
+            ("value", tensors.values),
+            ("final observation", self._final_obs.storage),
+            ("reward", tensors.rewards),
+        ]
+        found = first_not_finite([(name, column[:n]) for name, column in columns] if n > 0 else [])
+        return found or first_not_finite([("observation", self.obs.unsqueeze(0))])
 
     def _end_on_device(self, truncated: np.ndarray, gamma: float) -> th.Tensor:
         tensors = self.buffer.tensors

@@ -15,8 +15,10 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
+from sb3_isaac.device.finite import NotFiniteError, advice
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
 from sb3_isaac.device.host import to_host
+from sb3_isaac.envs.last_finite import LastFinite
 from sb3_isaac.envs.tensor_path import patched_buffer
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, LossSettings
@@ -121,11 +123,12 @@ class PPOUpdate:
         mine = (self.policy, self.optimizer, self.device, self.buffer, self.compiled)
         return mine == (policy, policy.optimizer, policy.device, buffer, compiled)
 
-    def run(self, settings: Settings, lr: float) -> UpdateLog:
+    def run(self, settings: Settings, lr: float, last_finite: Optional[LastFinite] = None) -> UpdateLog:
         """All epochs over the full rollout buffer.
 
         :param lr: the learning rate, or the first one if it adapts
-        :raises FloatingPointError: if a loss is NaN
+        :param last_finite: keeps what the update has made
+        :raises NotFiniteError: if a loss, or what the update has made, is not finite
         """
         self._settings = settings
         self._lr.fill_(lr)
@@ -155,7 +158,7 @@ class PPOUpdate:
                     self.step(n_rows[-1])
         if self.adam is not None:
             self.adam.sync(len(n_rows) - (stopped_at is not None))
-        losses, last_lr = self._read(settings, th.stack(sums), n_rows, before_last_epoch)
+        losses, last_lr = self._read(settings, th.stack(sums), n_rows, before_last_epoch, last_finite)
         return UpdateLog(losses, last_lr, epochs, stopped_at)
 
     def _minibatches(self, batch_size: int) -> Iterable[Any]:
@@ -252,7 +255,12 @@ class PPOUpdate:
             self._sums.copy_(th.stack([-surrogate.mean(), *sums]))
 
     def _read(
-        self, settings: Settings, sums: th.Tensor, n_rows: Sequence[int], before_last_epoch: int
+        self,
+        settings: Settings,
+        sums: th.Tensor,
+        n_rows: Sequence[int],
+        before_last_epoch: int,
+        last_finite: Optional[LastFinite],
     ) -> Tuple[Dict[str, float], float]:
         """Losses and learning rate: the only time that an update waits for the device (with target_kl: the last)."""
         buffer = self.buffer
@@ -264,15 +272,16 @@ class PPOUpdate:
             unexplained, variance = (returns - values).var(unbiased=False), returns.var(unbiased=False)
             log_std = getattr(self.policy, "log_std", None)
             std = self._lr if log_std is None else log_std.exp().mean()
-            more = th.stack([x.to(self.device) for x in (unexplained, variance, std, self._lr)])
+            health = self._lr if last_finite is None else last_finite.look()
+            more = th.stack([x.to(self.device) for x in (unexplained, variance, std, self._lr, health)]).float()
             host = to_host(th.cat((sums.flatten(), more)))
-        sums_ = host[:-4].reshape(-1, N_SUMS)
+        sums_ = host[:-5].reshape(-1, N_SUMS)
         means = sums_ / np.array(n_rows)[:, None]
-        unexplained_, variance_, std_, lr = (float(x) for x in host[-4:])
-        if np.isnan(means).any():
-            raise FloatingPointError(
-                "PPO's loss is NaN: training has diverged, lower the learning rate or the scale of the rewards."
-            )
+        unexplained_, variance_, std_, lr, health_ = (float(x) for x in host[-5:])
+        if np.isnan(means).any() or not np.isfinite(means[:, [POLICY_LOSS, SQUARED_ERROR]]).all():
+            raise NotFiniteError(f"PPO's loss is NaN or infinite: {advice('loss')}")
+        if last_finite is not None:
+            last_finite.accept(health_)
         policy_loss, value_loss, entropy_loss = sums_[:, POLICY_LOSS], means[:, SQUARED_ERROR], -means[:, ENTROPY]
         loss = policy_loss + settings.ent_coef * entropy_loss + settings.vf_coef * value_loss
         losses = {

@@ -11,7 +11,7 @@ import gymnasium as gym
 import rl_zoo3.utils
 import yaml
 from huggingface_sb3 import EnvironmentName
-from rl_zoo3.utils import StoreDict, create_test_env, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import StoreDict, create_test_env, get_saved_hyperparams
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
@@ -80,7 +80,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
         raise ValueError(f"--n-envs must be at least 1, got {n_envs}.")
     which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
     try:
-        name, path, folder = get_model_path(args.exp_id, args.folder, args.algo, args.env, *which)
+        name, path, folder = rl_zoo3.utils.get_model_path(args.exp_id, args.folder, args.algo, args.env, *which)
     except (AssertionError, ValueError) as error:
         raise FileNotFoundError(f"{error}: train one first, or name another with --algo, --env, -f or --exp-id.") from error
     set_random_seed(args.seed)

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
+from sb3_isaac.zoo import run_folders
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import LoadedVecNormalize, stack_frames
 from sb3_isaac.zoo.manager import IsaacExperimentManager
@@ -58,6 +59,7 @@ def leave_out_dynamo() -> None:
 def install() -> None:
     """Hook rl_zoo3. Done once, when this module is imported."""
     leave_out_dynamo()
+    run_folders.install()
     ExperimentManager.__new__ = staticmethod(_choose_manager)
     rl_zoo3.utils.StoreDict.__call__ = _store_dict(rl_zoo3.utils.StoreDict.__call__)
     # What makes the environments of enjoy and record_video

@@ -8,6 +8,8 @@ import difflib
 import functools
 import inspect
 import io
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Set, Tuple, Type
@@ -36,6 +38,7 @@ from sb3_isaac.files.full_disk import output_goes_on, save_parts
 from sb3_isaac.zoo import search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
+from sb3_isaac.zoo.run_folders import make_run_folder
 from sb3_isaac.zoo.stock_algorithms import saving_whole
 from sb3_isaac.zoo.studies import explained, load_study
 
@@ -86,8 +89,10 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     log_interval: int
     n_eval_episodes: int
     n_eval_envs: int
-    params_path: str
     trial_id: Any
+    save_path: str
+    params_path: str
+    has_made_folder = False
 
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
@@ -273,10 +278,26 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         zoo_algos = rl_zoo3.exp_manager.ALGOS
         stock = {name: saving_whole(algorithm) for name, algorithm in zoo_algos.items()}
         rl_zoo3.exp_manager.ALGOS = {**stock, **self.algorithms}  # for a while: runs on other environments keep rl_zoo3's
+        experiment = None
         try:
-            return super().setup_experiment()
+            experiment = super().setup_experiment()
+            return experiment
         finally:
             rl_zoo3.exp_manager.ALGOS = zoo_algos
+            if experiment is None:  # it failed, or it is a search, whose results are elsewhere
+                self.remove_run_folder()
+
+    def create_log_folder(self) -> None:
+        """Make the run's folder, ``ALGO/ENV_N`` with the first N that nobody else has, also if others start at this moment."""
+        self.save_path = make_run_folder(self.save_path)
+        self.params_path = os.path.join(self.save_path, str(self.env_name))
+        self.has_made_folder = True
+        super().create_log_folder()
+
+    def remove_run_folder(self) -> None:
+        """Remove the folder that this run has made, if there is no model in it: nothing came of it."""
+        if self.has_made_folder and not list(Path(self.save_path).glob("*.zip")):
+            shutil.rmtree(self.save_path, ignore_errors=True)
 
     def learn(self, model: BaseAlgorithm) -> None:
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
@@ -284,8 +305,15 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         n_threads = th.get_num_threads()
         if self.algo not in self.algorithms:  # which see to their threads themselves
             n_threads = threads.choose(model.policy, getattr(model, "batch_size", 0) or self.n_envs, model.device)
-        with threads.torch_threads(n_threads), output_goes_on():
-            super().learn(model)
+        try:
+            with threads.torch_threads(n_threads), output_goes_on():
+                super().learn(model)
+        except Exception as error:
+            if getattr(model, "_n_updates", 1) == 0:
+                self.remove_run_folder()
+            elif isinstance(error, FloatingPointError) and self.algo in self.algorithms:
+                self.save_trained_model(model)  # as it was when it was last seen to be finite
+            raise
         stop = self.stop_when_solved
         if stop is not None and not stop.solved:
             print(

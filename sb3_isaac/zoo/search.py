@@ -141,6 +141,7 @@ class TrialCallback(BatchedEvalCallback):
         if not math.isfinite(score):
             raise FloatingPointError(f"the mean return is {score}")
         self.trial.report(score, step)
+        self.trial.set_user_attr("seen", int(time.time()))
         self.evaluated = step
         return score
 
@@ -153,6 +154,7 @@ def run_trial(search: Search, trial: optuna.Trial) -> float:
     """
     start = time.perf_counter()
     trial.set_user_attr("worker", this_worker())
+    fail_dead_trials(trial.study)  # of workers that died since this one began
     manager = search.manager
     action_space = gym.make(manager.env_name.gym_id, **manager.env_kwargs).action_space
     regime = Regime(search.n_envs, manager.n_timesteps, continuous=isinstance(action_space, spaces.Box))
@@ -230,5 +232,6 @@ def optimize(search: Search, pruner: optuna.pruners.BasePruner) -> None:
         finally:
             gc.unfreeze()
             search.close()
+        fail_dead_trials(study)
         study.sampler = manager.make_sampler(manager.seed)  # the study is saved, and the search is not part of it
         report(manager, study, search.write_yaml)

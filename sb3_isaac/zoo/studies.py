@@ -28,6 +28,10 @@ LOCK_TIMEOUT = 30
 """Seconds to wait for a storage that another process has locked, or for a server that does not answer."""
 HEARTBEAT, GRACE = 15, 60
 """A trial in a database says every so many seconds that it is alive, and is failed when it was silent for so long."""
+JOURNAL_START = b'{"op_code"'
+"""What Optuna begins each line of a journal file with"""
+STALE = 6 * 3600
+"""Seconds after which a trial on another machine is failed that was not evaluated and has no heartbeat (in a journal file)."""
 JOURNAL_GRACE = 15
 """Seconds after which the lock on a journal file is taken from a worker that was killed while writing."""
 
@@ -112,17 +116,64 @@ def _open_database(url: URL, storage: str) -> Any:
         time.sleep(random.uniform(0.1, 0.5))
 
 
+class RepairingLock(JournalFileSymlinkLock):  # type: ignore[misc]
+    """Optuna's lock on a journal file, whose holder finds the file whole: nobody else is writing, so a last line without end
+    is of a process that died while it wrote, and would spoil the next line."""
+
+    def acquire(self) -> bool:
+        acquired: bool = super().acquire()
+        try:
+            cut = cut_last_line(self._lock_target_file)
+        except BaseException:
+            self.release()
+            raise
+        if cut:
+            print(
+                f"Repaired {self._lock_target_file}: its last line had been cut off when a process died, and was removed "
+                f"({cut} bytes). The study goes on without it."
+            )
+        return acquired
+
+
+def cut_last_line(path: str) -> int:
+    """Remove the last line of a journal file if it has no end. Returns how many bytes that were.
+
+    A file that is no journal is left alone.
+    """
+    with open(path, "rb+") as file:
+        start = file.read(len(JOURNAL_START))
+        size = end = file.seek(0, os.SEEK_END)
+        if size == 0 or not JOURNAL_START.startswith(start):
+            return 0
+        tail = b""
+        while end > 0 and b"\n" not in tail:
+            file.seek(max(end - 4096, 0))
+            tail = file.read(end - file.tell())
+            end -= len(tail)
+        keep = end + tail.rfind(b"\n") + 1
+        if keep < size:
+            file.truncate(keep)
+            os.fsync(file.fileno())
+        return size - keep
+
+
 def _open_journal(path: Path) -> Any:
     # Absolute, for the lock is a link to it. A relative link would be looked up in the file's own folder.
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        lock = RepairingLock(str(path), JOURNAL_GRACE)
         if path.exists():
             with open(path, "rb") as file:
                 first = file.readline()
-            if first and "op_code" not in json.loads(first):
+                file.seek(-1 if first else 0, os.SEEK_END)
+                whole = file.read() in (b"", b"\n")
+            if not JOURNAL_START.startswith(first[: len(JOURNAL_START)]) or first.endswith(b"\n") and not json.loads(first):
                 raise ValueError
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), JOURNAL_GRACE)))
+            if not whole:
+                lock.acquire()
+                lock.release()
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock))
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(f"{path} is not a journal file of Optuna, or is damaged: choose another --storage.") from error
 
@@ -172,28 +223,33 @@ def open_study(storage: Optional[str], name: Optional[str], purpose: Dict[str, s
 
 
 def this_worker() -> Dict[str, Any]:
-    """Which process runs a trial: its number, and the machine (or container) where that number means something."""
+    """Which process runs a trial: its number, since when, and the machine (or container) where these mean something."""
     namespace = ""
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
-    return {"host": f"{socket.gethostname()} {namespace}".strip(), "pid": os.getpid()}
+    pid = os.getpid()
+    return {"host": f"{socket.gethostname()} {namespace}".strip(), "pid": pid, "started": _started(pid)}
 
 
 def fail_dead_trials(study: Any) -> int:
     """Give up the trials whose worker was killed. Without this they would stay "running" for good.
 
-    A worker of this machine is known by its process. Those of other machines are known by their heartbeats, which only
-    databases have: Optuna looks at these itself before each trial.
+    A worker of this machine is known by its process. Those of other machines are known by their heartbeats in a database, at
+    which Optuna looks itself before each trial; elsewhere they are given up after :data:`STALE` seconds without an evaluation.
 
     :return: how many
     """
-    here, n_failed = this_worker(), 0
+    here, n_failed, now = this_worker(), 0, datetime.datetime.now()
+    has_heartbeats = hasattr(study._storage, "record_heartbeat")
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         worker = trial.user_attrs.get("worker")
         if worker is None:  # its worker was killed before it could say who it is, or is about to say it
-            dead = trial.datetime_start < datetime.datetime.now() - datetime.timedelta(seconds=GRACE)
+            dead = trial.datetime_start < now - datetime.timedelta(seconds=GRACE)
+        elif worker["host"] == here["host"]:
+            dead = not _is_alive(worker["pid"], worker.get("started"))
         else:
-            dead = worker["host"] == here["host"] and worker["pid"] != here["pid"] and not _is_alive(worker["pid"])
+            seen = max(trial.datetime_start, datetime.datetime.fromtimestamp(trial.user_attrs.get("seen", 0)))
+            dead = not has_heartbeats and seen < now - datetime.timedelta(seconds=STALE)
         if dead:
             with contextlib.suppress(ValueError, RuntimeError):  # another worker was faster
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -201,11 +257,24 @@ def fail_dead_trials(study: Any) -> int:
     return n_failed
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(pid: int, started: Optional[str]) -> bool:
+    """Whether a process runs, and is the one that started then: numbers are used again, after a reboot the same ones soon."""
     try:
-        return os.getpgid(pid) > 0
+        os.getpgid(pid)
     except ProcessLookupError:
         return False
+    now = _started(pid)
+    return now != "ended" and (started is None or now is None or now == started)
+
+
+def _started(pid: int) -> Optional[str]:
+    """When a process started, as text to compare; "ended" if only its parent has not noticed yet; None if nobody tells."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "ended" if state in "ZX" else f"{boot} {fields[18]}"
 
 
 class SeededByTrial(BaseSampler):  # type: ignore[misc]

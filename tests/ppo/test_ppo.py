@@ -108,7 +108,7 @@ def test_one_host_read_per_rollout_and_per_update(env_id: str, options: Any, mon
             monkeypatch.setattr(th.Tensor, name, refused)
         model.learn(8 * 16, reset_num_timesteps=False)
         monkeypatch.undo()
-    assert len(reads) == 2 and reads[0] == 3 * 16 * 8 + 8 * 4
+    assert len(reads) == 2 and reads[0] == 3 * 16 * 8 + 8 * 4 + 1
 
 
 def test_same_seed_same_result() -> None:

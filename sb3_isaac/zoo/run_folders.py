@@ -1,0 +1,77 @@
+"""Run folders, ``LOGS/ALGO/ENV_N``: one for each run, and the latest with a model in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Any, Callable, List, Optional, Tuple
+
+import rl_zoo3.utils
+
+from sb3_isaac.envs.make import is_isaac_env_id
+
+ZOO_MODULES = ("__main__", "rl_zoo3.utils", "rl_zoo3.enjoy", "rl_zoo3.record_video", "rl_zoo3.push_to_hub")
+"""Where rl_zoo3 may have its ``get_model_path``: with ``python -m`` its command is imported before our hooks."""
+
+
+def make_run_folder(path: str) -> str:
+    """Make the folder of a new run, as nobody's but this run's.
+
+    :param path: ``FOLDER/ENV_N`` or ``FOLDER/ENV_N_UUID``
+    :return: the same, with a greater N if somebody was faster
+    """
+    match = re.fullmatch(r"(.*_)([0-9]+)(_[^_]*)?", path)
+    if match is None:
+        raise ValueError(f"{path} is no folder of a run, ENV_1 for example.")
+    start, number, end = match.group(1), int(match.group(2)), match.group(3) or ""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    while True:
+        try:
+            os.mkdir(f"{start}{number}{end}")
+            return f"{start}{number}{end}"
+        except FileExistsError:
+            number += 1
+
+
+def run_ids(folder: str, env_name: str) -> List[int]:
+    """Numbers of the runs of an environment in ``folder`` (that of its algorithm), the latest first."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    found = (re.fullmatch(re.escape(env_name) + "_([0-9]+)", name) for name in names)
+    return sorted((int(match.group(1)) for match in found if match), reverse=True)
+
+
+def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable[..., Tuple[str, str, str]]:
+    """rl_zoo3's ``get_model_path``, for which the latest run of our environments is the latest that has the model asked for.
+
+    One that was stopped early, or an old search, has none.
+    """
+
+    def call(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, **more: Any) -> Tuple[str, str, str]:
+        if exp_id != 0 or not is_isaac_env_id(getattr(env_name, "gym_id", env_name)):
+            return get_model_path(exp_id, folder, algo, env_name, *which, **more)
+        first_error: Optional[Exception] = None
+        for number in run_ids(os.path.join(folder, algo), env_name):
+            try:
+                found = get_model_path(number, folder, algo, env_name, *which, **more)
+            except (AssertionError, ValueError) as error:
+                first_error = first_error or error
+                continue
+            skipped = f" (later ones have no such model: {first_error})" if first_error else ""
+            print(f"Loading latest experiment, id={number}{skipped}")
+            return found
+        if first_error is not None:
+            raise first_error
+        return get_model_path(exp_id, folder, algo, env_name, *which, **more)
+
+    return call
+
+
+def install() -> None:
+    """Hook rl_zoo3's ``get_model_path`` wherever it has been imported."""
+    original = rl_zoo3.utils.get_model_path
+    hooked = find_latest(original)
+    for name in ZOO_MODULES:
+        module = vars(sys.modules[name]) if name in sys.modules else {}
+        if module.get("get_model_path") is original:
+            module["get_model_path"] = hooked
