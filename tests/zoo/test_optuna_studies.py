@@ -90,11 +90,6 @@ def test_only_dead_workers_of_this_machine_are_given_up() -> None:
     here = studies.this_worker()
     elsewhere, parent = {"host": "elsewhere", "pid": gone.pid}, {"host": here["host"], "pid": os.getppid()}
     workers = [here, {**here, "pid": gone.pid}, elsewhere, parent]
-        here,
-        {**here, "pid": gone.pid},
-        {"host": "elsewhere", "pid": gone.pid},
-        {"host": here["host"], "pid": os.getppid()},
-    ]
     for worker in workers:
         study.ask().set_user_attr("worker", worker)
     study.ask()  # has not said yet whose it is
