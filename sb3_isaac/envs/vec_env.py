@@ -15,7 +15,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
-from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
 from sb3_isaac.envs.last_finite import check_obs
@@ -88,11 +87,12 @@ class IsaacVecEnv(VecEnv):
     def reset_tensor(self) -> th.Tensor:
         """Reset all environments. Returns obs (N, obs_dim) float32 on :attr:`device`.
 
-        :raises NotFiniteError: an observation is NaN or infinite
+        :raises NotFiniteError: on a CPU, an observation is NaN or infinite
         """
         obs = self.tensor_env.reset()
         self._check_once("reset", obs)
-        check_obs(to_host(obs), "after the reset")
+        if self._looks_at_steps:
+            check_obs(obs.numpy(), "after the reset")
         self.obs_tensor = obs
         for statistic in (self.dones, self.episode_returns, self.episode_lengths):
             statistic.zero_()
@@ -166,10 +166,11 @@ class IsaacVecEnv(VecEnv):
     # -- SB3's VecEnv ------------------------------------------------------------------------------------------------
 
     def reset(self) -> VecEnvObs:
-        obs = self.reset_tensor()
+        obs = np.array(self.reset_tensor().cpu().numpy())
+        check_obs(obs, "after the reset")
         self._reset_seeds()
         self._reset_options()
-        return np.array(obs.cpu().numpy())
+        return obs
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = self._check_actions(actions)

@@ -17,7 +17,8 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_isaac import DDPG, DQN, PPO, StepResult, TensorEnv, VecNormalize
+from sb3_isaac import DDPG, DQN, PPO, StepResult, TensorEnv, VecNormalize, evaluate
+from sb3_isaac.buffers import DeviceReplayBuffer
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 
@@ -248,13 +249,16 @@ def test_first_observation(tmp_path: Path, algo: str, kind: str) -> None:
     check_all_is_finite(tmp_path, model, at_least=1)
 
 
-@pytest.mark.parametrize("where", ["parameter", "optimizer", "statistics", "reward"])
-@pytest.mark.parametrize(
-    ("algo", "autograd"), [("ppo", False), ("ppo", True), ("dqn", False), ("ddpg", False), ("ddpg", True)]
-)
+MODELS = [
+    (algo, autograd, where)
+    for algo, autograd in (("ppo", False), ("ppo", True), ("dqn", False), ("ddpg", False), ("ddpg", True))
+    # With VecNormalize a replay buffer keeps the environment's rewards, whatever callbacks do, as in SB3
+    for where in ("parameter", "optimizer", "statistics", *(["reward"] if algo == "ppo" else []))
+]
+
+
+@pytest.mark.parametrize(("algo", "autograd", "where"), MODELS)
 def test_model(tmp_path: Path, algo: str, autograd: bool, where: str) -> None:
-    if where == "reward" and algo != "ppo":
-        pytest.skip("with VecNormalize the buffer keeps the environment's rewards, as in SB3")
     callback = Poison(where, math.nan)
     more = {"policy_kwargs": {"optimizer_class": th.optim.AdamW}} if autograd else {}
     model, error = train(tmp_path, algo, make_env(algo, True, "tensors"), make_env(algo, True, "tensors"), callback, **more)
@@ -275,3 +279,47 @@ def test_loss(tmp_path: Path, algo: str, kind: str) -> None:
     else:  # SB3's PPO, whose normal distribution has become too narrow
         assert "scale" in str(error)
     check_all_is_finite(tmp_path, model, at_least=1)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_predict_and_files(tmp_path: Path, algo: str) -> None:
+    """No action for an observation that is not finite, and no file of a model that is not, over one that is."""
+    env = make_env(algo, True, "tensors")
+    model = ALGORITHMS[algo]("MlpPolicy", env, seed=0, device="cpu", **SETTINGS[algo])
+    model.learn(64 * N_ENVS)
+    for value in KINDS.values():
+        with pytest.raises(ValueError, match=f"observation holds {value} at index \\(1, 2\\)"):
+            model.predict(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, value]], dtype=np.float32))
+    model.save(tmp_path / "model")
+    saves = [(lambda: model.save(tmp_path / "model"), next(iter(model.policy.parameters())).data)]
+    saves.append((lambda: env.save(tmp_path / "statistics.pkl"), env._state.moments.mean))
+    if algo != "ppo":
+        saves.append((lambda: model.save_replay_buffer(tmp_path / "buffer.pkl"), model.replay_buffer.rewards))
+    for save, tensor in saves:
+        save()
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        kept = tensor.clone()
+        tensor.view(-1)[0] = math.nan
+        with pytest.raises(FloatingPointError, match="finite"):
+            save()
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        tensor.copy_(kept)
+    with th.no_grad():
+        next(iter(model.policy.parameters())).fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="nothing to evaluate"):
+        evaluate(model, env, 2)
+
+
+@pytest.mark.parametrize("n_added", [3, 8, 11])
+def test_steps_are_dropped_from_a_replay_buffer(n_added: int) -> None:
+    space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    buffer = DeviceReplayBuffer(16, space, space, device="cpu", n_envs=2)
+    for step in range(n_added):
+        row = th.full((2, 1), float(step))
+        buffer.add_tensors(row, row + 1, row, row[:, 0], th.zeros(2, dtype=th.bool), th.zeros(2, dtype=th.bool))
+    assert th.cat(buffer.newest_rows(3))[:, 0, 0].tolist() == [n_added - 3.0, n_added - 2.0, n_added - 1.0]
+    buffer.drop_newest(2)
+    kept = [float(step) for step in range(max(n_added - 8, 0), n_added - 2)]
+    assert buffer.rewards[: buffer.size(), 0].tolist() == kept and not buffer.full
+    assert buffer.dones[buffer.newest].tolist() == [-1.0, -1.0]  # cut: no n-step return goes on over the gap
+    assert float(buffer.rewards[buffer.size() :].abs().sum()) == 0.0

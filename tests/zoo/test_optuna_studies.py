@@ -88,7 +88,8 @@ def test_only_dead_workers_of_this_machine_are_given_up() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here = studies.this_worker()
-    workers = [here, {**here, "pid": gone.pid}, {"host": "elsewhere", "pid": gone.pid}, {**here, "pid": os.getppid()}]
+    elsewhere, parent = {"host": "elsewhere", "pid": gone.pid}, {"host": here["host"], "pid": os.getppid()}
+    workers = [here, {**here, "pid": gone.pid}, elsewhere, parent]
     for worker in workers:
         study.ask().set_user_attr("worker", worker)
     study.ask()  # has not said yet whose it is
