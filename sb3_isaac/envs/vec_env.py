@@ -18,6 +18,7 @@ from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
 from sb3_isaac.envs.window import Window
 
+CLOSED = "has been closed: make another one with make_vec_env"
 MAX_RENDERED_ENVS = 16
 """A picture shows at most this many environments: more would be too small to see."""
 
@@ -75,14 +76,22 @@ class IsaacVecEnv(VecEnv):
         self._actions: Optional[th.Tensor] = None
         self._renderer: Optional[CartpoleRenderer] = None
         self._window: Optional[Window] = None
+        self.needs_reset: Optional[str] = "has not been reset: call reset() before step()"
+        """Why there is no step to be taken; None: there is. Whoever brings back a saved state says so here."""
         self._checked: Set[str] = set()
         """What has been held against the contract: the first reset and the first step."""
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
     def reset_tensor(self) -> th.Tensor:
-        """Reset all environments. Returns obs (N, obs_dim) float32 on :attr:`device`."""
+        """Reset all environments. Returns obs (N, obs_dim) float32 on :attr:`device`.
+
+        :raises RuntimeError: after :meth:`close`
+        """
+        if self.needs_reset == CLOSED:
+            self._refuse()
         obs = self.tensor_env.reset()
+        self.needs_reset = None
         self._check_once("reset", obs)
         self.obs_tensor = obs
         for statistic in (self.dones, self.episode_returns, self.episode_lengths):
@@ -94,7 +103,11 @@ class IsaacVecEnv(VecEnv):
 
         Afterwards :attr:`obs_tensor` is the observation to act on, :attr:`dones` tells which episodes ended and
         :attr:`episode_returns` / :attr:`episode_lengths` hold their returns and lengths, until the next step.
+
+        :raises RuntimeError: before the first reset, and after :meth:`close`
         """
+        if self.needs_reset is not None:
+            self._refuse()
         if self.action_values is not None:
             actions = self.action_values[actions.reshape(-1)]
         result = self.tensor_env.step(actions)
@@ -105,6 +118,10 @@ class IsaacVecEnv(VecEnv):
         th.logical_or(result.terminated, result.truncated, out=self.dones)
         self.obs_tensor = result.obs
         return result
+
+    def _refuse(self) -> None:
+        """:raises RuntimeError: always, to say why there is no step"""
+        raise RuntimeError(f"This environment {self.needs_reset}.")
 
     def _check_once(self, method: str, result: Any) -> None:
         """:raises ValueError: what the simulator returned is not what the contract says"""
@@ -193,6 +210,8 @@ class IsaacVecEnv(VecEnv):
         return seeds
 
     def close(self) -> None:
+        """Free what the simulator holds. There are no steps after that."""
+        self.needs_reset = CLOSED
         self.tensor_env.close()
         if self.results_writer is not None:
             self.results_writer.close()

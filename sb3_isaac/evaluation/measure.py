@@ -27,6 +27,8 @@ from sb3_isaac.dqn.fast_policy import FastDQNPolicy
 from sb3_isaac.envs.model_files import warn_without_statistics
 from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.settings.check import check_one
+from sb3_isaac.settings.table import COUNT
 
 TensorPolicy = Callable[[th.Tensor], th.Tensor]
 
@@ -128,8 +130,7 @@ def evaluate(
     :param progress_bar: show the episodes played, with rate and time left
     :raises ValueError: n_episodes below 1, or the model was trained for other observations or actions
     """
-    if n_episodes < 1:
-        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+    check_one("n_episodes", n_episodes, COUNT)
     if not isinstance(env, VecEnv):
         single = env
         env = DummyVecEnv([lambda: single])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple, cast
@@ -43,6 +44,7 @@ from sb3_isaac.envs.tensor_path import (
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import TrainingLog
 from sb3_isaac.off_policy.update import Updates
+from sb3_isaac.settings.check import check, check_learn, defaults_of
 
 BYPASSED = ("_sample_action", "_store_transition", "_update_info_buffer", "predict")
 """Methods that SB3 calls at each step and the tensor path does not: where they are overridden, SB3's way is taken."""
@@ -105,6 +107,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.vec_normalize: Any = None
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run: Optional[TensorRun] = None  # not None: training runs in tensors
+        own = {"n_steps": n_steps, "reward_scale": reward_scale, "spread_time_limits": spread_time_limits, "compile": compile}
+        given = inspect.signature(super().__init__).bind_partial(policy, env, *args, **kwargs).arguments
+        check("algorithm", {**given, **own, **vars(self)}, defaults=defaults_of(type(self)))
         if SB3_HAS_N_STEPS:
             kwargs["n_steps"] = n_steps
         super().__init__(policy, env, *args, **kwargs)
@@ -269,7 +274,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         )
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:
-        """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``."""
+        """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``.
+
+        :raises ValueError: ``total_timesteps`` below 0 or not a number, ``log_interval`` below 1
+        """
+        check_learn(super().learn, args, kwargs)
         with threads.torch_threads(threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)):
             return super().learn(*args, **kwargs)
 
@@ -500,6 +509,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> Any:
         """As SB3's. Warns if the statistics of VecNormalize are missing that the model was trained with."""
+        check("algorithm", kwargs, defaults=defaults_of(cls))
         model: Any = super().load(*args, **kwargs)
         if model.env is not None:
             warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))

@@ -1,0 +1,101 @@
+"""Files that cannot be read say so in one sentence, which names them: empty, cut off, damaged, of another kind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import pickletools
+import struct
+import zipfile
+import zlib
+from typing import Any, Dict, Iterator
+
+import yaml
+
+LOW_LEVEL = (
+    EOFError,
+    LookupError,
+    AttributeError,
+    UnicodeError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    yaml.YAMLError,
+)
+"""What reading a damaged file raises, which tells a user nothing."""
+AS_IT_IS = (OSError, MemoryError, NotImplementedError)
+"""What is not the file's fault, or says itself what is wrong."""
+
+
+@contextlib.contextmanager
+def naming(path: Any, what: str, every_error: bool = False) -> Iterator[None]:
+    """Within this block a file is read: what goes wrong becomes a ValueError that names it.
+
+    :param path: of the file; open files have no name to give, and are read as they are
+    :param what: what it should be: "a model"
+    :param every_error: also what may be a sentence already, as in a ValueError; for pickles, where a damaged byte raises
+        anything
+    :raises ValueError: in the place of the error
+    """
+    try:
+        yield
+    except Exception as error:
+        name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
+        other = isinstance(error, AS_IT_IS) or not (every_error or isinstance(error, LOW_LEVEL))
+        if not name or other or str(name) in str(error):
+            raise
+        raise unreadable(name, what, error) from error
+
+
+def unreadable(path: Any, what: str, error: Any = "") -> ValueError:
+    """The sentence about a file that is not what it should be."""
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return ValueError(f"{path} is empty, and should be {what}: it was cut off when it was written, use another one.")
+    text = " ".join(str(error).split()) or "it ends too early"
+    kind = "" if isinstance(error, str) else f"{type(error).__name__}: "
+    return ValueError(
+        f"{path} cannot be read as {what} ({kind}{text[:200]}): it is damaged or of another kind, use another one."
+    )
+
+
+def read_settings(path: str) -> Dict[str, Any]:
+    """What a model's file says about itself, without unpickling anything. The whole file is held against its checksums.
+
+    :raises ValueError: it is no model's file, or damaged
+    """
+    what = "a model that SB3's save has written"
+    with naming(path, what):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+                settings: Any = json.loads(archive.read("data"))
+        except (KeyError, ValueError, RuntimeError) as error:  # no part of this name, no JSON, an encrypted part
+            raise unreadable(path, what, error) from error
+        if broken is not None or not isinstance(settings, dict):
+            raise unreadable(path, what, f"its part {broken or 'data'} is damaged")
+    return settings
+
+
+def check_pickle(path: str, what: str) -> None:
+    """Walk through a pickle without running anything of it.
+
+    :raises ValueError: it is no pickle, or it is cut off
+    """
+    with open(path, "rb") as file, naming(path, what, every_error=True):
+        for _ in pickletools.genops(file):
+            pass
+
+
+def check_mapping(path: str) -> None:
+    """Whether a YAML file that a run has written holds names and values. Tags of Python are not looked at.
+
+    :raises ValueError: it does not
+    """
+    what = "the settings of a run"
+    with open(path, "rb") as file, naming(path, what):
+        root = yaml.compose(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if not isinstance(root, (yaml.MappingNode, yaml.SequenceNode)) or not root.value:
+            raise unreadable(path, what, "it holds no names and values")
