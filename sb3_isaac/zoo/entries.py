@@ -23,6 +23,14 @@ from sb3_isaac.settings.memory import BYTES_PER_ENV
 from sb3_isaac.settings.table import NORMALIZE
 
 NOISES = ("normal", "ornstein-uhlenbeck")
+FLAGS_INSTEAD = {
+    "seed": "--seed",
+    "device": "--device",
+    "verbose": "--verbose",
+    "tensorboard_log": "-tb",
+    "_init_setup_model": "nothing of the kind",
+}
+"""Arguments of the algorithms that rl_zoo3 gives by itself, and where they come from."""
 MAX_LAYER = 10**6
 """Units of a layer: more is a typing error."""
 
@@ -121,6 +129,9 @@ def check_entry(
     :param sampled: a search replaces part of it
     :raises ValueError: a value that makes no sense, or that does not go with another
     """
+    given_elsewhere = sorted(set(entry) & set(FLAGS_INSTEAD))
+    if given_elsewhere:
+        raise ValueError(f"{given_elsewhere[0]} in {where} is no hyperparameter: use {FLAGS_INSTEAD[given_elsewhere[0]]}.")
     check("entry", entry, where=where, algo=algo, defaults={**defaults_of(algorithm), "n_envs": 1})
     _check_policy(entry, algorithm, where)
     normalize = entry.get("normalize")
@@ -171,7 +182,10 @@ def check_noise(entry: Mapping[str, Any], algorithm: Type[BaseAlgorithm], where:
 
 
 def _check_rollout(entry: Mapping[str, Any], where: str) -> None:
-    """PPO: what n_steps, n_envs, batch_size and n_minibatches say together."""
+    """PPO: what n_steps, n_envs, batch_size and n_minibatches say together, and the bounds of the learning rate."""
+    lowest, highest = entry.get("adaptive_lr_min", 1e-4), entry.get("adaptive_lr_max", 1e-2)
+    if lowest > highest:
+        raise ValueError(f"adaptive_lr_min ({lowest}) is greater than adaptive_lr_max ({highest}) in {where}.")
     defaults = defaults_of(importlib.import_module("stable_baselines3").PPO)
     n_steps, n_envs = entry.get("n_steps", defaults["n_steps"]), entry.get("n_envs", 1)
     if not isinstance(n_envs, int):

@@ -170,6 +170,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs}
             env = _check_action_space(self.algo, self.env_name.gym_id, env_kwargs)
             found = (self.algorithm_class, env.observation_space, env.action_space)
+            if self.eval_env_kwargs is not self.env_kwargs:
+                gym.make(self.env_name.gym_id, **(self.eval_env_kwargs or {}))
             n_eval_envs = self.n_eval_envs if self.eval_freq > 0 else 0
             entries.check_room(hyperparams, *found, self.torch_device, where, n_eval_envs)
             if not hyperparams.get("vec_env_wrapper") and not hyperparams.get("frame_stack"):
