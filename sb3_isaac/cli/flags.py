@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from typing import Any, Iterator
 
-from sb3_isaac.settings import check
+from sb3_isaac.settings import SETTINGS, check
+from sb3_isaac.settings.memory import check_envs
 
 
 def check_flags(command: str, args: argparse.Namespace) -> None:
-    """:raises ValueError: a number that makes no sense: which flag, what it may be"""
-    check(f"sb3-isaac {command}", vars(args), flags=True)
+    """Look at what argparse has read.
+
+    :raises ValueError: a number that makes no sense: which flag, what it may be; a device that does not exist
+    :raises FileNotFoundError: no model to go on training
+    :raises MemoryError: more environments than there is memory for
+    """
+    flags = vars(args)
+    if f"sb3-isaac {command}" not in SETTINGS:
+        return
+    check(f"sb3-isaac {command}", flags, flags=True)
+    agent = flags.get("trained_agent")
+    if agent and not (agent.endswith(".zip") and os.path.isfile(agent)):
+        raise FileNotFoundError(f"There is no model {agent}: -i takes a valid path to a .zip file that a training has saved.")
+    if flags.get("n_envs"):  # before rl_zoo3 makes a list of so many functions
+        from sb3_isaac import backends
+
+        check_envs(flags["n_envs"], backends.resolve_device(flags.get("device", "auto")), "--n-envs")
 
 
 @contextlib.contextmanager

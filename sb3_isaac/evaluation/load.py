@@ -14,7 +14,7 @@ from sb3_isaac.dqn import DQN
 from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.envs.portable_pickle import load_pickle
 from sb3_isaac.envs.vec_normalize import VecNormalize
-from sb3_isaac.files.readable import read_settings
+from sb3_isaac.files.readable import algorithm_of, read_settings
 from sb3_isaac.ppo import PPO
 
 
@@ -76,17 +76,3 @@ def _algorithm(settings: Dict[str, Any], name: str) -> Type[BaseAlgorithm]:
     raise ValueError(
         f"{name} is no model of PPO, DQN or DDPG: load it with the class that saved it, such as stable_baselines3.SAC.load."
     )
-
-
-def algorithm_of(settings: Dict[str, Any]) -> Optional[str]:
-    """Which algorithm a model is of: "ppo", "dqn" or "ddpg"; None: another.
-
-    :param settings: what its file says, see :func:`sb3_isaac.files.readable.read_settings`
-    """
-    if "clip_range" in settings and "n_epochs" in settings:
-        return "ppo"
-    if "exploration_rate" in settings:
-        return "dqn"
-    if "target_noise_clip" in settings and settings["target_noise_clip"] == 0.0:
-        return "ddpg"
-    return None

@@ -10,7 +10,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Optional
 
 import yaml
 
@@ -43,9 +43,10 @@ def naming(path: Any, what: str, every_error: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
-        other = isinstance(error, AS_IT_IS) or not (every_error or isinstance(error, LOW_LEVEL))
-        if not name or other or str(name) in str(error):
+        name = str(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else ""
+        low_level = isinstance(error, LOW_LEVEL)
+        said = name in str(error) and not low_level
+        if not name or said or isinstance(error, AS_IT_IS) or not (every_error or low_level):
             raise
         raise unreadable(name, what, error) from error
 
@@ -99,3 +100,34 @@ def check_mapping(path: str) -> None:
         root = yaml.compose(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         if not isinstance(root, (yaml.MappingNode, yaml.SequenceNode)) or not root.value:
             raise unreadable(path, what, "it holds no names and values")
+
+
+def algorithm_of(settings: Dict[str, Any]) -> Optional[str]:
+    """Which algorithm a model is of: "ppo", "dqn" or "ddpg"; None: another.
+
+    :param settings: what its file says, see :func:`read_settings`
+    """
+    if "clip_range" in settings and "n_epochs" in settings:
+        return "ppo"
+    if "exploration_rate" in settings:
+        return "dqn"
+    if "target_noise_clip" in settings and settings["target_noise_clip"] == 0.0:
+        return "ddpg"
+    return None
+
+
+def check_model(path: Any, algo: str) -> None:
+    """Look at a model's file before SB3 loads it. Open files, and what is not there, are left to SB3.
+
+    :param path: as for SB3's ``load``: with or without ".zip"
+    :param algo: which algorithm is to load it: "ppo", "dqn" or "ddpg"
+    :raises ValueError: it is damaged, of another kind, or a model of another algorithm
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        return
+    name = next((name for name in (str(path), f"{path}.zip") if os.path.isfile(name)), None)
+    if name is None:
+        return
+    found = algorithm_of(read_settings(name))
+    if found not in (None, algo):
+        raise ValueError(f"{name} is a model of {found}, not of {algo}: load it with that, or another file.")

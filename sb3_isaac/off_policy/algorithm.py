@@ -41,6 +41,7 @@ from sb3_isaac.envs.tensor_path import (
     supports_tensors,
     why_not_tensors,
 )
+from sb3_isaac.files.readable import check_model, naming
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import TrainingLog
 from sb3_isaac.off_policy.update import Updates
@@ -84,6 +85,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     only_in_tensors: ClassVar[Dict[str, Any]] = {"reward_scale": 1.0, "spread_time_limits": False, "compile": False}
     """Options that exist on the tensor path only, and what they are where they are not used"""
+    algo: ClassVar[str]
+    """rl_zoo3's name of the algorithm"""
     loss_names: Tuple[str, ...] = ()
     """Logged as ``train/<name>``; :meth:`_update` adds to ``TrainingLog.loss_sums`` in this order."""
 
@@ -510,9 +513,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     def load(cls, *args: Any, **kwargs: Any) -> Any:
         """As SB3's. Warns if the statistics of VecNormalize are missing that the model was trained with."""
         check("algorithm", kwargs, defaults=defaults_of(cls))
+        path = args[0] if args else kwargs.get("path")
+        check_model(path, cls.algo)
         model: Any = super().load(*args, **kwargs)
         if model.env is not None:
-            warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))
+            warn_without_statistics(model, model.env, path)
         return model
 
     def _excluded_save_params(self) -> List[str]:
@@ -529,6 +534,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer = buffer
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        super().load_replay_buffer(path, truncate_last_traj)
+        with naming(path, "a replay buffer", every_error=True):
+            super().load_replay_buffer(path, truncate_last_traj)
         if self._why_not_tensors() is None:
             self._use_device_buffer()

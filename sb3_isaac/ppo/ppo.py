@@ -30,6 +30,7 @@ from sb3_isaac.envs.tensor_path import (
     supports_tensors,
     why_not_tensors,
 )
+from sb3_isaac.files.readable import check_model
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
@@ -139,9 +140,11 @@ class PPO(SB3_PPO):
         if "learning_rate" in kwargs:
             kwargs.setdefault("adapted_lr", None)
         check("algorithm", kwargs, algo="ppo", defaults=defaults_of(PPO))
+        path = args[0] if args else kwargs.get("path")
+        check_model(path, "ppo")
         model = super().load(*args, **kwargs)
         if model.env is not None:
-            warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))
+            warn_without_statistics(model, model.env, path)
         return model
 
     def save(self, path: Any, exclude: Optional[Iterable[str]] = None, include: Optional[Iterable[str]] = None) -> None:

@@ -24,7 +24,7 @@ from sb3_isaac.settings.check import check_one
 from sb3_isaac.settings.memory import check_envs
 from sb3_isaac.settings.table import COUNT
 from sb3_isaac.zoo.manager import ALGOS
-from sb3_isaac.zoo.run_files import model_path
+from sb3_isaac.zoo.run_files import TRAIN_FIRST, model_path
 
 ALGO_NAMES = sorted(rl_zoo3.utils.ALGOS)
 """What ``--algo`` may be."""
@@ -87,7 +87,13 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     if is_isaac_env_id(env_id):
         check_envs(n_envs, device, "--n-envs")
     which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
-    name, path, folder = model_path(args.exp_id, args.folder, args.algo, args.env, *which)
+    gym.spec(env_id)  # an unknown id is an error that names the closest one
+    try:
+        name, path, folder = model_path(args.exp_id, args.folder, args.algo, args.env, *which)
+    except (AssertionError, ValueError) as error:
+        if is_isaac_env_id(env_id):
+            raise
+        raise FileNotFoundError(str(error) + TRAIN_FIRST) from error
     set_random_seed(args.seed)
     settings = os.path.join(folder, args.env)
     hyperparams, settings_or_none = get_saved_hyperparams(settings, norm_reward=False, test_mode=True)

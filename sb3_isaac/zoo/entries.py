@@ -161,8 +161,8 @@ def _check_policy(entry: Mapping[str, Any], algorithm: Type[BaseAlgorithm], wher
     known = inspect.isclass(policy) or (isinstance(policy, str) and (policy in aliases or "." in policy))
     if not known:
         if policy is None:
-            raise ValueError(f"policy is missing in {where}: add policy: {aliases[-1]}.")
-        close = difflib.get_close_matches(str(policy), aliases, n=1)
+            raise ValueError(f"policy is missing in {where}: add policy: MlpPolicy.")
+        close = difflib.get_close_matches(str(policy), aliases, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(aliases)}, or give module.Class."
         raise ValueError(f"policy {policy!r} in {where} is unknown: {hint}")
 

@@ -8,9 +8,9 @@ from typing import Any, Tuple
 import rl_zoo3.utils
 
 from sb3_isaac.envs.make import is_isaac_env_id
-from sb3_isaac.evaluation.load import algorithm_of
-from sb3_isaac.files.readable import check_mapping, check_pickle, read_settings
+from sb3_isaac.files.readable import check_mapping, check_model, check_pickle
 
+TRAIN_FIRST = ": train one first, or name another with --algo, --env, -f or --exp-id."
 find_model = rl_zoo3.utils.get_model_path
 
 
@@ -23,9 +23,7 @@ def check_agent(path: str, algo: str) -> None:
     """
     if not os.path.isfile(path) or not path.endswith(".zip"):
         raise FileNotFoundError(f"There is no model {path}: -i takes a valid path to a .zip file that a training has saved.")
-    found = algorithm_of(read_settings(path))
-    if found is not None and algo in ("ppo", "dqn", "ddpg") and found != algo:
-        raise ValueError(f"{path} is a model of {found}, not of {algo}: give --algo {found}, or another file.")
+    check_model(path, algo)
 
 
 def model_path(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, **more: Any) -> Tuple[str, str, str]:
@@ -37,9 +35,9 @@ def model_path(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, 
     try:
         name, path, run = find_model(exp_id, folder, algo, env_name, *which, **more)
     except (AssertionError, ValueError) as error:
-        if not is_isaac_env_id(env_name.gym_id):
+        if not is_isaac_env_id(env_name.gym_id):  # of these rl_zoo3 has models to download
             raise
-        raise FileNotFoundError(f"{error}: train one first, or name another with --algo, --env, -f or --exp-id.") from error
+        raise FileNotFoundError(str(error) + TRAIN_FIRST) from error
     if is_isaac_env_id(env_name.gym_id):
         check_agent(path, algo)
         settings = os.path.join(run, env_name)

@@ -98,7 +98,9 @@ RUN_DAMAGES = {
     "monitor_text": lambda run: (run / "0.monitor.csv").write_text("what is this\n"),
     "monitor_header": lambda run: (run / "0.monitor.csv").write_text("#{broken\nr,l,t\n"),
     "monitor_columns": lambda run: (run / "0.monitor.csv").write_text('#{"t_start": 0.0}\na,b\n1,2\n'),
-    "rewards_words": lambda run: (run / "reward_rate.csv").write_text("window_first_step,window_last_step,mean_reward,n_envs\na,b,c,d\n"),
+    "rewards_words": lambda run: (run / "reward_rate.csv").write_text(
+        "window_first_step,window_last_step,mean_reward,n_envs\na,b,c,d\n"
+    ),
     "rewards_empty": lambda run: (run / "reward_rate.csv").write_text(""),
 }
 

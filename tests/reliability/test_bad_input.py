@@ -1,6 +1,6 @@
-"""What people mistype, and files that are not what they should be: each gets one sentence, which says what, where and what to do.
+"""What people mistype, and files that are not what they should be: each gets one sentence (what, where, what to do).
 
-Nothing is made or written before that: no folder, no simulator. A row is a command and words of its sentence, "|" between them.
+Nothing is made or written before that: no folder, no simulator. A row is a command and words of its sentence ("|" between).
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ PPO_PARAMS = [
     ("noise_type:normal noise_std:0.1", "noise_type and noise_std|are for DDPG"),
     ("until_solved:maybe", "until_solved must be True or False"),
     ("reward_threshold:high", "reward_threshold must be a number"),
-    ("until_solved:True reward_threshold:float('nan')", "reward_threshold must be a number that is finite, got nan"),
+    ("until_solved:True reward_threshold:float('nan')", "reward_threshold must be a number that is finite|got nan"),
     ("seed:3", "seed in|is no hyperparameter: use --seed"),
     ("device:'cpu'", "device in|is no hyperparameter: use --device"),
     ("verbose:1", "verbose in|is no hyperparameter: use --verbose"),
@@ -270,7 +270,7 @@ FLAGS = [
     (f"{PPO} --device gpu", "Device 'gpu' cannot be used; devices found here: cpu"),
     (f"{PPO} --device cuda:99", "Device 'cuda:99' cannot be used"),
     (f"{PPO} --vec-env fast", "argument --vec-env: invalid choice: 'fast'"),
-    (f"{PPO} --sed 3 --what", "unrecognized arguments: --what"),
+    (f"{PPO} --sed 3 --what", "unrecognized arguments: --sed 3 --what"),
     (f"{PPO} surplus", "unrecognized arguments: surplus"),
     (f"{PPO} -f taken", "-f taken cannot be used|is a file|Choose another folder"),
     (f"{PPO} -f taken/below", "-f taken/below cannot be used|is a file"),
@@ -287,7 +287,6 @@ FLAGS = [
     ("train --algo ppo --env", "argument --env: expected one argument"),
     (f"train --algo dqn --env {CONTINUOUS}", "dqn needs discrete actions|use --env IsaacGymCartpoleDiscrete-v0"),
     (f"train --algo ddpg --env {DISCRETE}", "ddpg needs continuous actions|use --env IsaacGymCartpole-v0"),
-    (f"train --algo sac --env {CONTINUOUS}", "Hyperparameters not found for sac"),
     ("trian", "unknown command 'trian'"),
     (f"{SEARCH} --n-trials 0", "--n-trials must be a whole number of at least 1"),
     (f"{SEARCH} --n-trials -1", "--n-trials must be a whole number of at least 1"),
@@ -358,7 +357,7 @@ MODELS = [
     ("no_data.zip", "no_data.zip cannot be read as a model"),
     ("no_json.zip", "no_json.zip cannot be read as a model"),
     ("list.zip", "list.zip cannot be read as a model"),
-    ("dqn.zip", "dqn.zip is a model of dqn, not of ppo: give --algo dqn"),
+    ("dqn.zip", "dqn.zip is a model of dqn, not of ppo"),
 ]
 
 AGENT = f"--algo ppo --env {CONTINUOUS}"
@@ -384,7 +383,7 @@ PLOTS = [
     ("eval", "evaluations_cut", "evaluations.npz cannot be read as a log of evaluations"),
     ("eval", "evaluations_text", "evaluations.npz cannot be read as a log of evaluations"),
     ("eval", "evaluations_other", "evaluations.npz cannot be read as a log of evaluations|timesteps"),
-    ("train", "monitor_empty", "0.monitor.csv|monitor"),
+    ("train", "monitor_empty", "monitor_empty|monitor"),
     ("train", "monitor_text", "monitor_text|monitor"),
     ("train", "monitor_header", "monitor_header|monitor"),
     ("train", "monitor_columns", "monitor_columns|monitor"),
@@ -420,11 +419,11 @@ OTHER_COMMANDS = [
     (f"evaluate --algo dqn --env {DISCRETE}", "folder was not found"),
     (f"evaluate --algo pppo --env {CONTINUOUS}", "argument --algo: invalid choice"),
     ("evaluate --algo ppo", "the following arguments are required: --env"),
-    ("evaluate --algo ppo --env Nowhere-v0", "folder was not found"),
+    ("evaluate --algo ppo --env Nowhere-v0", "Nowhere"),
     (f"enjoy {AGENT} --no-render -n 0", "--n-timesteps must be a whole number of at least 1"),
     (f"enjoy {AGENT} --no-render --n-envs 0", "--n-envs must be a whole number of at least 1"),
     (f"enjoy {AGENT} --no-render --n-envs 100000000000", "GB|lower --n-envs"),
-    (f"enjoy {AGENT} --no-render --device gpu", "gpu"),
+    (f"enjoy {AGENT} --no-render --device gpu", "Device 'gpu' cannot be used"),
     (f"video {AGENT} -n 0", "--n-timesteps must be a whole number of at least 1"),
     (f"video {AGENT} -n long", "argument -n/--n-timesteps: invalid int value"),
     (f"video {AGENT} --push -1", "--push must be a number of at least 0 (seconds)"),
