@@ -174,6 +174,14 @@ NORMALIZE: Dict[str, Setting] = {
 }
 """Arguments of VecNormalize, the key ``normalize`` of an entry."""
 
+REPLAY: Dict[str, Setting] = {
+    "n_steps": COUNT,
+    "gamma": FRACTION,
+    "handle_timeout_termination": FLAG,
+    "storage_device": Setting("word", optional=True),
+}
+"""Arguments of DeviceReplayBuffer that an algorithm does not give itself, the key ``replay_buffer_kwargs`` of an entry."""
+
 ENV: Dict[str, Setting] = {
     "n_envs": COUNT,
     "seed": Setting("whole", f"[0, {2**63 - 1}]", optional=True, means="a random one"),
@@ -250,6 +258,8 @@ SETTINGS: Dict[str, Dict[str, Setting]] = {
     "algorithm": ALGORITHM,
     "entry": ENTRY,
     "normalize": NORMALIZE,
+    "replay_buffer_kwargs": REPLAY,
+    "rollout_buffer_kwargs": {},
     "env": ENV,
     "cartpole": CARTPOLE,
     "learn": LEARN,

@@ -18,9 +18,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_isaac.settings import check, check_memory, defaults_of
+from sb3_isaac.settings import SETTINGS, check, check_memory, defaults_of
 from sb3_isaac.settings.memory import BYTES_PER_ENV
-from sb3_isaac.settings.table import NORMALIZE
 
 NOISES = ("normal", "ornstein-uhlenbeck")
 FLAGS_INSTEAD = {
@@ -134,12 +133,19 @@ def check_entry(
         raise ValueError(f"{given_elsewhere[0]} in {where} is no hyperparameter: use {FLAGS_INSTEAD[given_elsewhere[0]]}.")
     check("entry", entry, where=where, algo=algo, defaults={**defaults_of(algorithm), "n_envs": 1})
     _check_policy(entry, algorithm, where)
-    normalize = entry.get("normalize")
-    if isinstance(normalize, Mapping):
-        unknown = sorted(set(normalize) - set(NORMALIZE))
+    for key in ("normalize", "replay_buffer_kwargs", "rollout_buffer_kwargs"):
+        inner = entry.get(key)
+        own_class = algorithm.__module__.split(".")[0] != "sb3_isaac" or entry.get(key.replace("kwargs", "class"))
+        if not isinstance(inner, Mapping) or (key != "normalize" and own_class):
+            continue
+        unknown = [name for name in inner if name not in SETTINGS[key]]
         if unknown:
-            raise ValueError(f"normalize in {where} has the key {unknown[0]!r}: it may have {', '.join(NORMALIZE)}.")
-        check("normalize", normalize, where=f"normalize of {where}")
+            known = ", ".join(SETTINGS[key]) or "nothing, as the algorithm gives all that there is"
+            raise ValueError(f"{key} in {where} has the key {str(unknown[0])[:60]!r}: it may have {known}.")
+        check(key, inner, where=f"{key} of {where}")
+        inner_steps = inner.get("n_steps")
+        if inner_steps is not None and entry.get("n_steps", 1) not in (1, inner_steps):
+            raise ValueError(f"n_steps is {entry['n_steps']}, and {inner_steps} in replay_buffer_kwargs of {where}.")
     check_noise(entry, algorithm, where)
     n_envs = entry.get("n_envs", 1)
     train_freq = entry.get("train_freq")

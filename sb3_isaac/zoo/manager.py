@@ -202,6 +202,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             return self._make_objects(with_classes(hyperparams))  # a copy: config.yml keeps the plain values
 
     def _make_objects(self, hyperparams: Dict[str, Any]) -> Any:
+        if hyperparams.get("noise_type") is None:  # rl_zoo3 would hand it on to the algorithm
+            hyperparams.pop("noise_type", None)
         threshold = hyperparams.pop("reward_threshold", None)
         threshold = gym.spec(self.env_name.gym_id).reward_threshold if threshold is None else threshold
         if hyperparams.pop("until_solved", False) and not self.optimize_hyperparameters:
