@@ -37,6 +37,7 @@ def evaluate(argv: List[str]) -> int:
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 1000)", type=int, default=1000)
     parser.add_argument("-P", "--progress", action="store_true", help="display a progress bar")
     args = parser.parse_args(argv)
+    check_flags("evaluate", args)
     import_packages(args)
     # Other environments would be a process each.
     n_envs = max(min(args.n_episodes, MAX_EVAL_ENVS), 1) if is_isaac_env_id(args.env.gym_id) else 1
@@ -81,6 +82,7 @@ def video(argv: List[str]) -> int:
     )
     parser.add_argument("--no-untrained", action="store_true", help="show the trained agent alone")
     args = parser.parse_args(argv)
+    check_flags("video", args)
     for path in args.output or ["any.mp4"]:
         check_video_path(path)
     import_packages(args)

@@ -157,3 +157,29 @@ def test_networks_are_made_without_drawing_from_training() -> None:
     before = th.get_rng_state()
     entries.check_networks(start("ppo"), manager.ALGOS["ppo"], env.observation_space, env.action_space, "here")
     assert th.equal(before, th.get_rng_state())
+
+
+def test_folders_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root everything may be written to, so the answer is made up."""
+    from sb3_isaac.zoo import entries
+
+    entries.check_writable(tmp_path / "new" / "folders", "-f")
+    monkeypatch.setattr(entries.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=f"-f logs cannot be used: {tmp_path} may not be written to. Choose another"):
+        monkeypatch.chdir(tmp_path)
+        entries.check_writable("logs", "-f")
+
+
+def test_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch's allocator holds unused counts as free."""
+    from sb3_isaac.settings.memory import check_envs, check_memory
+
+    monkeypatch.setattr(th.cuda, "memory_reserved", lambda device: 3_000_000)
+    monkeypatch.setattr(th.cuda, "memory_allocated", lambda device: 1_000_000)
+    monkeypatch.setattr(th.cuda, "mem_get_info", lambda device: (1_000_000, 9_000_000))
+    check_memory({"a buffer": 3_000_000}, th.device("cuda"), "lower it")
+    with pytest.raises(MemoryError) as raised:
+        check_envs(10**9, th.device("cuda:0"), "--n-envs")
+    assert str(raised.value) == (
+        "This needs 300.00 GB on cuda:0, and 0.00 GB are free: 1000000000 environments 300.00 GB; lower --n-envs."
+    )
