@@ -48,12 +48,21 @@ def check_one(name: str, value: Any, setting: Setting, where: str = "", default:
     """:raises ValueError: ``value`` is not what ``setting`` may be"""
     if _fits(value, setting):
         return
-    sentence = f"{name} must be {setting.expected()}, got {_SHORT.repr(value)}" + (f" in {where}" if where else "")
+    sentence = f"{name} must be {setting.expected()}, got {_shown(value)}" + (f" in {where}" if where else "")
     if isinstance(value, str) and setting.kind in ("whole", "count", "number", "schedule") and _is_number(value):
         sentence += ", which is a word: write it without quotes, and 1.0e-3 in the place of 1e-3"
+    elif setting.kind in ("whole", "count") and isinstance(value, Integral) and value >= 2**63:  # type: ignore[operator]
+        sentence += ", which is more than torch can count (2**63)"
     if isinstance(default, (bool, int, float)) or default is None and setting.optional:
         sentence += f"; the default is {default!r}"
     raise ValueError(sentence + ".")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # Python writes no whole numbers of thousands of digits
+        return f"a {type(value).__name__} of thousands of digits"
 
 
 def _fits(value: Any, setting: Setting) -> bool:
@@ -89,7 +98,9 @@ def _fits(value: Any, setting: Setting) -> bool:
             return match is not None and _is_number(match.group(1)) and _is_in(float(match.group(1)), setting)
     if kind == "whole" and not isinstance(value, Integral):
         return False
-    if kind == "count" and isinstance(value, Real) and not float(value).is_integer():
+    if kind == "count" and isinstance(value, Real) and not isinstance(value, Integral) and not float(value).is_integer():
+        return False
+    if kind in ("whole", "count") and isinstance(value, Real) and abs(value) >= 2**63:  # type: ignore[arg-type,operator]
         return False
     return _is_in(value, setting)
 

@@ -44,8 +44,8 @@ def check_memory(needs: Mapping[str, float], device: th.device, what_to_do: str,
 
 def check_envs(n_envs: Any, device: th.device, name: str = "n_envs", where: str = "") -> None:
     """:raises MemoryError: for more environments than there is room for, see :func:`check_memory`"""
-    check_memory({f"{n_envs} environments": n_envs * BYTES_PER_ENV}, device, f"lower {name}", where)
+    check_memory({f"{n_envs} environments": int(n_envs) * BYTES_PER_ENV}, device, f"lower {name}", where)
 
 
 def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.2f} GB" if size < 1e21 else f"{size / 1e9:.0e} GB"
+    return f"{size / 1e9:,.2f} GB" if size < 1e15 else "more than 1,000,000 GB"
