@@ -26,6 +26,7 @@ LOW_LEVEL = (
     yaml.YAMLError,
 )
 """What reading a damaged file raises, which tells a user nothing."""
+ALGOS = ("ppo", "dqn", "ddpg")
 AS_IT_IS = (OSError, MemoryError, NotImplementedError)
 """What is not the file's fault, or says itself what is wrong."""
 
@@ -107,6 +108,7 @@ def algorithm_of(settings: Dict[str, Any]) -> Optional[str]:
 
     :param settings: what its file says, see :func:`read_settings`
     """
+    # Others have these keys too: ask only who loads one of the three
     if "clip_range" in settings and "n_epochs" in settings:
         return "ppo"
     if "exploration_rate" in settings:
@@ -120,7 +122,7 @@ def check_model(path: Any, algo: str) -> None:
     """Look at a model's file before SB3 loads it. Open files, and what is not there, are left to SB3.
 
     :param path: as for SB3's ``load``: with or without ".zip"
-    :param algo: which algorithm is to load it: "ppo", "dqn" or "ddpg"
+    :param algo: rl_zoo3's name of the algorithm that is to load it
     :raises ValueError: it is damaged, of another kind, or a model of another algorithm
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -129,5 +131,5 @@ def check_model(path: Any, algo: str) -> None:
     if name is None:
         return
     found = algorithm_of(read_settings(name))
-    if found not in (None, algo):
+    if algo in ALGOS and found not in (None, algo):
         raise ValueError(f"{name} is a model of {found}, not of {algo}: load it with that, or another file.")

@@ -62,7 +62,7 @@ def _shown(value: Any) -> str:
     try:
         return " ".join(_SHORT.repr(value).split())
     except ValueError:  # Python writes no whole numbers of thousands of digits
-        return f"a {type(value).__name__} of thousands of digits"
+        return "thousands of digits"
 
 
 def _fits(value: Any, setting: Setting) -> bool:

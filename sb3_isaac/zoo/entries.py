@@ -48,10 +48,11 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def check_file(config: str) -> None:
+def check_file(config: str, env_id: str) -> None:
     """Whether a hyperparameter file can be read, and holds entries by environment ids.
 
     :param config: of rl_zoo3's ``-conf``: a YAML file, a Python file, or a module
+    :param env_id: whose entry is looked at, or the entry "default"
     :raises FileNotFoundError: there is no such file
     :raises ValueError: anything else; the message names the file and, where it is known, the line
     """
@@ -88,12 +89,11 @@ def check_file(config: str) -> None:
             f"Hyperparameter file {config} must hold entries by environment id (ID: {{n_timesteps: 100000, ...}}), and holds "
             f"{found}."
         )
-    for env_id, entry in entries.items():
-        if not isinstance(env_id, str):
-            raise ValueError(f"In hyperparameter file {config} {env_id!r} stands in the place of an environment id.")
-        if not isinstance(entry, Mapping) or not all(isinstance(key, str) for key in entry):
-            wanted = "a mapping of names to values (are its lines indented?)"
-            raise ValueError(f"The entry {env_id} of hyperparameter file {config} must be {wanted}, got {str(entry)[:60]!r}.")
+    name = env_id if env_id in entries else "default"
+    entry = entries.get(name, {})
+    if not isinstance(entry, Mapping) or not all(isinstance(key, str) for key in entry):
+        wanted = "a mapping of names to values (are its lines indented?)"
+        raise ValueError(f"The entry {name} of hyperparameter file {config} must be {wanted}, got {str(entry)[:60]!r}.")
 
 
 def _yaml_problem(error: Exception) -> str:
@@ -152,7 +152,7 @@ def check_entry(
     if isinstance(train_freq, (list, tuple)) and train_freq[1] == "episode" and isinstance(n_envs, int) and n_envs > 1:
         raise ValueError(f"train_freq in episodes needs n_envs: 1, and n_envs is {n_envs} in {where}: count in steps.")
     if algo == "ppo" and not sampled:
-        _check_rollout(entry, where)
+        _check_rollout(entry, algorithm, where)
     if entry.get("optimize_memory_usage") and issubclass(algorithm, OffPolicyAlgorithm):
         kwargs = entry.get("replay_buffer_kwargs")
         if not isinstance(kwargs, str) and (kwargs or {}).get("handle_timeout_termination", True):
@@ -187,13 +187,12 @@ def check_noise(entry: Mapping[str, Any], algorithm: Type[BaseAlgorithm], where:
         raise ValueError(f"noise_type in {where} must be one of {', '.join(NOISES)}, got {kind!r}.")
 
 
-def _check_rollout(entry: Mapping[str, Any], where: str) -> None:
+def _check_rollout(entry: Mapping[str, Any], algorithm: Type[BaseAlgorithm], where: str) -> None:
     """PPO: what n_steps, n_envs, batch_size and n_minibatches say together, and the bounds of the learning rate."""
     lowest, highest = entry.get("adaptive_lr_min", 1e-4), entry.get("adaptive_lr_max", 1e-2)
     if lowest > highest:
         raise ValueError(f"adaptive_lr_min ({lowest}) is greater than adaptive_lr_max ({highest}) in {where}.")
-    defaults = defaults_of(importlib.import_module("stable_baselines3").PPO)
-    n_steps, n_envs = entry.get("n_steps", defaults["n_steps"]), entry.get("n_envs", 1)
+    n_steps, n_envs = entry.get("n_steps", defaults_of(algorithm)["n_steps"]), entry.get("n_envs", 1)
     if not isinstance(n_envs, int):
         return
     n_minibatches, batch_size = entry.get("n_minibatches"), entry.get("batch_size")
@@ -227,6 +226,7 @@ def check_networks(
     if policy is None or isinstance(kwargs, str):
         return
     check_net_arch(kwargs.get("net_arch"), observation_space, where)
+    kwargs = {**kwargs, "use_sde": True} if entry.get("use_sde") else kwargs  # as the algorithm does
     try:
         with th.random.fork_rng(devices=[]):  # training draws what it would have drawn
             built: BasePolicy = policy(observation_space, action_space, lambda _: 1e-3, **kwargs)

@@ -132,7 +132,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def read_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         if self.is_own_task and not self.config_given and not Path(self.config).is_file():
             raise ValueError(self._no_entry())
-        entries.check_file(self.config)
+        entries.check_file(self.config, self.env_name.gym_id)
         try:
             # rl_zoo3 prints them at every level
             silent = contextlib.redirect_stdout(io.StringIO()) if self.verbose <= 0 else contextlib.nullcontext()
@@ -174,7 +174,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 gym.make(self.env_name.gym_id, **(self.eval_env_kwargs or {}))
             n_eval_envs = self.n_eval_envs if self.eval_freq > 0 else 0
             entries.check_room(hyperparams, *found, self.torch_device, where, n_eval_envs)
-            if not hyperparams.get("vec_env_wrapper") and not hyperparams.get("frame_stack"):
+            if self.algo in ALGOS and not hyperparams.get("vec_env_wrapper") and not hyperparams.get("frame_stack"):
                 entries.check_networks(with_classes(hyperparams), *found, where)
         return hyperparams, saved
 

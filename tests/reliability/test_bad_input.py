@@ -325,7 +325,7 @@ CONFIGS = [
     ("entry_list.yml", "entry_list.yml must be a mapping"),
     ("entry_text.yml", "entry_text.yml must be a mapping|got 'n_envs 4'"),
     ("entry_empty.yml", "entry_empty.yml"),
-    ("number_key.yml", "number_key.yml 3 stands in the place of an environment id"),
+    ("number_key.yml", "Hyperparameters not found for ppo-IsaacGymCartpole-v0 in number_key.yml"),
     ("number_name.yml", "number_name.yml must be a mapping of names"),
     ("tab.yml", "tab.yml is no YAML|a tab|line 2"),
     ("unclosed.yml", "unclosed.yml is no YAML|line"),

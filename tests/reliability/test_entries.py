@@ -183,3 +183,31 @@ def test_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(raised.value) == (
         "This needs 300.00 GB on cuda:0, and 0.00 GB are free: 1000000000 environments 300.00 GB; lower --n-envs."
     )
+
+
+@pytest.mark.parametrize(
+    "algo, entry",
+    [
+        ("sac", {"ent_coef": "auto_0.1", "train_freq": [1, "episode"], "gradient_steps": -1, "learning_rate": "lin_0.001"}),
+        ("sac", {"ent_coef": "auto", "target_entropy": "auto", "use_sde": True, "n_envs": 4}),
+        ("td3", {"noise_type": "normal", "noise_std": 0.1, "policy_delay": 2, "n_envs": 1}),
+        ("a2c", {"n_steps": 8, "use_rms_prop": True, "normalize": "dict(norm_obs=True, norm_reward=False)"}),
+        ("ars", {"policy": "LinearPolicy", "n_delta": 8, "delta_std": 0.1}),
+        ("ppo_lstm", {"policy": "MlpLstmPolicy", "policy_kwargs": "dict(lstm_hidden_size=8)"}),
+        ("trpo", {"target_kl": 0.01, "cg_damping": 0.1}),
+        ("tqc", {"buffer_size": 1000, "n_timesteps": 1e6, "policy_kwargs": {"n_critics": 2}}),
+        ("ppo", {"use_sde": True, "policy_kwargs": {"squash_output": True}, "n_minibatches": 2, "n_steps": 8, "n_envs": 2}),
+        ("ppo", {"normalize": None, "frame_stack": 2, "policy_kwargs": None, "clip_range": "lin_0.2", "batch_size": 1000}),
+        (
+            "ddpg",
+            {"noise_type": "ornstein-uhlenbeck", "noise_std": 0.2, "policy_kwargs": {"net_arch": {"pi": [8], "qf": [8]}}},
+        ),
+    ],
+)
+def test_what_rl_zoo3_takes_is_taken(
+    algo: str, entry: Dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(ENV_IDS, algo, ENV_IDS["ppo"])
+    read(algo, {"policy": "MlpPolicy", "n_timesteps": 100, **entry})
+    assert not Path("logs").exists()
