@@ -15,6 +15,8 @@ import torch as th
 from sb3_isaac.backends import probe
 from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.backends.torch_cartpole import TorchCartpole
+from sb3_isaac.settings.check import check
+from sb3_isaac.settings.memory import check_envs
 
 __all__ = ["BACKENDS", "StepResult", "TensorEnv", "TorchCartpole", "check_name", "make", "reserve", "resolve_device"]
 
@@ -75,12 +77,13 @@ def make(
     :param task_kwargs: parameters of the task, see :class:`~sb3_isaac.backends.cartpole.CartpoleTask`
     :raises ValueError: unknown backend or device, n_envs below 1, a task parameter out of range
     :raises TypeError: unknown task parameter
+    :raises MemoryError: more environments than there is memory for; the message has the numbers
     :raises RuntimeError: Isaac Gym cannot be used; the message says why and what to do
     """
-    if isinstance(n_envs, bool) or not isinstance(n_envs, int) or n_envs < 1:
-        raise ValueError(f"n_envs must be a whole number of at least 1, got {n_envs!r}.")
+    check("env", {"n_envs": n_envs})
     check_name(name)
     resolved = resolve_device(device)
+    check_envs(n_envs, resolved)
     if name == "auto":
         name, why = probe.choose(resolved)
         _log_once(f"backend='auto' is {name!r} here: {why}")

@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, Optional, Tuple, Union
 import torch as th
 
 from sb3_isaac.backends.base import StepResult, TensorEnv, describe
+from sb3_isaac.settings.check import check
 
 OBS_DIM = 4
 """cart position (m), cart velocity (m/s), pole angle (rad, 0 is upright), pole angular velocity (rad/s)."""
@@ -100,21 +101,13 @@ class CartpoleTask(CartpolePhysics):
     termination: Union[str, Callable[..., th.Tensor], None] = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name in ("reward", "termination"):
-                if value is not None:
-                    object.__setattr__(self, name, _function(name, value))
-                continue
-            if name == "pole_inertia" and value is None:
-                continue
-            whole = name in ("substeps", "max_episode_length")
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                raise ValueError(f"Task parameter {name} must be {'an integer' if whole else 'a number'}, got {value!r}.")
-            low = 1 if name == "max_episode_length" else 0
-            if not math.isfinite(value) or value < low or (value == low and name != "angular_damping"):
-                at_least = "at least" if name == "angular_damping" else "greater than"
-                raise ValueError(f"Task parameter {name} must be {at_least} {low}, got {value!r}.")
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        check("cartpole", values, where="the task parameters", defaults={field.name: field.default for field in fields(self)})
+        for name, value in values.items():
+            if name in ("reward", "termination") and value is not None:
+                object.__setattr__(self, name, _function(name, value))
+            elif hasattr(value, "item"):  # torch compiles with Python's numbers, not numpy's
+                object.__setattr__(self, name, value.item())
 
     @classmethod
     def parse(cls, **task_kwargs: Any) -> CartpoleTask:

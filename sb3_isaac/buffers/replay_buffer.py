@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac.buffers import storage
+from sb3_isaac.settings.check import check
 
 # The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,
 # a truncation has if time limits are handled. Behind a cut the episode would go on, but its next transition is not known.
@@ -92,7 +93,7 @@ class DeviceReplayBuffer(ReplayBuffer):
     :param storage_device: where the rows are, for buffers larger than the GPU; None: on ``device``
     :param generator: draws the samples, on ``storage_device``; None: torch's default generator, which SB3 seeds
     :raises ValueError: for Dict, Tuple and uint8 observations and integers that float32 cannot hold, for
-        ``optimize_memory_usage`` with ``handle_timeout_termination`` or a single row, and for ``n_steps < 1``
+        ``optimize_memory_usage`` with ``handle_timeout_termination`` or a single row, and for numbers out of range
     :raises MemoryError: before anything is allocated, if ``storage_device`` has not enough free memory
     """
 
@@ -112,6 +113,8 @@ class DeviceReplayBuffer(ReplayBuffer):
         generator: th.Generator | None = None,
     ) -> None:
         who = "DeviceReplayBuffer"
+        given = {"buffer_size": buffer_size, "n_envs": n_envs, "n_steps": n_steps, "gamma": gamma}
+        check("entry", given, where=f"{who}'s arguments")
         # numpy's numbers are not torch's everywhere
         buffer_size, n_envs, n_steps, gamma = int(buffer_size), int(n_envs), int(n_steps), float(gamma)
         if isinstance(observation_space, spaces.Box) and observation_space.dtype == np.uint8:
@@ -123,8 +126,6 @@ class DeviceReplayBuffer(ReplayBuffer):
             )
         if optimize_memory_usage and buffer_size // n_envs < 2:
             raise ValueError(f"{who}: optimize_memory_usage needs buffer_size >= 2 * n_envs, got {buffer_size}.")
-        if n_steps < 1:
-            raise ValueError(f"{who}: n_steps must be at least 1, got {n_steps}.")
         self._obs_dtype = storage.float32_exact_dtype(observation_space, f"{who}: observations")
         self._action_dtype = storage.float32_exact_dtype(action_space, f"{who}: actions") or th.float32
         # BaseBuffer's, because ReplayBuffer's would allocate numpy arrays

@@ -12,6 +12,8 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac.buffers.storage import existing_device, float32_exact_dtype, restore_generator, save_generator
+from sb3_isaac.settings.check import check
+from sb3_isaac.settings.memory import check_memory
 
 ArrayOrTensor = Union[np.ndarray, th.Tensor]
 
@@ -77,7 +79,8 @@ class DeviceRolloutBuffer(RolloutBuffer):
     :param gae_lambda: factor of GAE (https://arxiv.org/abs/1506.02438)
     :param gamma: discount
     :param n_envs: N
-    :raises ValueError: for Dict and Tuple observations and for integers that float32 cannot hold exactly
+    :raises ValueError: for Dict and Tuple observations and integers that float32 cannot hold exactly, for numbers out of range
+    :raises MemoryError: before anything is allocated, if ``device`` has not enough free memory
     """
 
     tensors: RolloutTensors
@@ -103,6 +106,8 @@ class DeviceRolloutBuffer(RolloutBuffer):
         gamma: float = 0.99,
         n_envs: int = 1,
     ) -> None:
+        given = {"n_steps": buffer_size, "n_envs": n_envs, "gamma": gamma, "gae_lambda": gae_lambda}
+        check("entry", given, where="DeviceRolloutBuffer's arguments")
         float32_exact_dtype(observation_space, "DeviceRolloutBuffer: observations")
         float32_exact_dtype(action_space, "DeviceRolloutBuffer: actions")
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
@@ -114,6 +119,8 @@ class DeviceRolloutBuffer(RolloutBuffer):
         """:param n_columns: of the distributions"""
         n_steps, n = self.buffer_size, self.n_envs
         widths = [self.obs_dim, self.action_dim, 1, 1, 1, 1, n_columns]
+        needs = {f"rollouts of {n_steps} steps of {n} environments": 4 * n_steps * n * (sum(widths) + 4)}
+        check_memory(needs, self.device, "lower n_steps or n_envs")
         table = th.zeros(n_steps, n, sum(widths), device=self.device)
         self.rows = table.flatten(0, 1)
         """(n_steps * N, columns): the packed rows, of env e at step t in row t * N + e"""

@@ -10,6 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_isaac.settings.memory import free_memory as free_memory
+
 
 def float32_exact_dtype(space: spaces.Space[Any], who: str) -> th.dtype | None:
     """The dtype to which values of ``space`` are cast back after being stored as float32; None for float spaces.
@@ -32,19 +34,6 @@ def float32_exact_dtype(space: spaces.Space[Any], who: str) -> th.dtype | None:
     if largest > 2**24:
         raise ValueError(f"{who} go up to {largest}, float32 is exact only to 2**24, use SB3's own buffers.")
     return th.from_numpy(np.zeros(1, dtype=space.dtype)).dtype
-
-
-def free_memory(device: th.device) -> int | None:
-    """Bytes that can still be allocated on ``device``, or None where nobody knows."""
-    if device.type == "cuda":
-        # What torch's allocator holds unused is free for us, though not for the driver
-        cached = th.cuda.memory_reserved(device) - th.cuda.memory_allocated(device)
-        return int(th.cuda.mem_get_info(device)[0]) + cached
-    try:
-        with open("/proc/meminfo") as file:  # os.sysconf would count the page cache as used
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
 
 
 def existing_device(device: th.device | str) -> th.device:

@@ -9,6 +9,7 @@ from typing import Callable, Dict, List, Tuple
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from sb3_isaac.cli.flags import check_flags
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_env import MAX_RENDERED_ENVS
 from sb3_isaac.evaluation import curves, measure
@@ -36,6 +37,7 @@ def evaluate(argv: List[str]) -> int:
     parser.add_argument("-n", "--n-episodes", help="number of episodes (default: 1000)", type=int, default=1000)
     parser.add_argument("-P", "--progress", action="store_true", help="display a progress bar")
     args = parser.parse_args(argv)
+    check_flags("evaluate", args)
     import_packages(args)
     # Other environments would be a process each.
     n_envs = max(min(args.n_episodes, MAX_EVAL_ENVS), 1) if is_isaac_env_id(args.env.gym_id) else 1
@@ -80,10 +82,7 @@ def video(argv: List[str]) -> int:
     )
     parser.add_argument("--no-untrained", action="store_true", help="show the trained agent alone")
     args = parser.parse_args(argv)
-    if args.n_timesteps < 1:
-        raise ValueError(f"--n-timesteps must be at least 1, got {args.n_timesteps}.")
-    if args.push is not None and not 0.0 <= args.push < float("inf"):
-        raise ValueError(f"--push must be 0 (no pushes) or a number of seconds, got {args.push}.")
+    check_flags("video", args)
     for path in args.output or ["any.mp4"]:
         check_video_path(path)
     import_packages(args)
@@ -136,6 +135,7 @@ def plot(argv: List[str]) -> int:
     parser.add_argument("-max", "--max-timesteps", type=float, help="end of the x axis")
     parser.add_argument("-o", "--output", help="file to write (.png, .svg, .pdf); without it, a window is opened")
     args = parser.parse_intermixed_args(argv)
+    check_flags("plot", args)
     args.folder, swallowed = _without_pairs(args.folder)
     pairs = [curves.parse_pair(text) for text in args.curves + swallowed]
     pairs += [(algo, env_id) for algo in args.algo for env_id in args.env]
@@ -147,8 +147,6 @@ def plot(argv: List[str]) -> int:
         raise ValueError(f"The curve {kind!r} has no times: use --curve train with --x-axis seconds.")
     if args.reference and kind != "reward-rate":
         raise ValueError("Reference curves are rewards per step: use --curve reward-rate with --reference.")
-    if args.window < 1:
-        raise ValueError(f"--window must be at least 1, got {args.window}.")
     groups = [(folder, algo, env_id) for folder in args.folder or ["logs"] for algo, env_id in pairs]
     labels = args.labels or [_label(group, groups) for group in groups]
     if len(labels) != len(groups):

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_isaac.cli.commands import Y_LABELS
+from sb3_isaac.cli.flags import check_flags
 from sb3_isaac.evaluation import curves
 
 Pair = Tuple[str, str]
@@ -43,11 +44,7 @@ def compare(argv: List[str]) -> int:
     parser.add_argument("--device", default="auto", help="torch device: cpu, cuda, auto")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
     args = parser.parse_intermixed_args(argv)
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
-    if args.n_timesteps != -1 and args.n_timesteps < 1:
-        raise ValueError(f"--n-timesteps must be at least 1, got {args.n_timesteps}.")
+    check_flags("compare", args)
     pairs = list(dict.fromkeys(curves.parse_pair(text) for text in args.curves or DEFAULT_CURVES))
     _check(pairs, args)
     pyplot = curves.import_pyplot()

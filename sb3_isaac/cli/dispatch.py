@@ -65,20 +65,23 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 2
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, "")  # as python -m has it: --gym-packages my_task finds my_task.py in this folder
+    from sb3_isaac.cli.flags import one_sentence  # not for the help above
+
     try:
-        _check_extras(command, flags)
-        if command in OWN_COMMANDS:
-            module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
-            return int(getattr(module, command)(flags))
-        importlib.import_module("sb3_isaac.zoo")
-        own_flags: Dict[str, Any] = {
-            "train": _train_flags,
-            "optimize": _search_flags,
-            "enjoy": _watch_flags,
-            "record_video": _record_flags,
-        }
-        sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
-        runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
+        with one_sentence(command):
+            _check_extras(command, flags)
+            if command in OWN_COMMANDS:
+                module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
+                return int(getattr(module, command)(flags))
+            importlib.import_module("sb3_isaac.zoo")
+            own_flags: Dict[str, Any] = {
+                "train": _train_flags,
+                "optimize": _search_flags,
+                "enjoy": _watch_flags,
+                "record_video": _record_flags,
+            }
+            sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
+            runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
     except Exception as error:
         import gymnasium as gym  # not for the help above
 

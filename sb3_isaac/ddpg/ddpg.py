@@ -44,6 +44,7 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
     """
 
     only_in_tensors = {**TensorOffPolicyAlgorithm.only_in_tensors, "per_env_noise": None, "shared_noise": False}
+    algo = "ddpg"
     loss_names = ("critic_loss", "actor_loss")
 
     def __init__(

@@ -39,6 +39,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     """
 
     only_in_tensors = {**TensorOffPolicyAlgorithm.only_in_tensors, "double_q": False, "per_env_epsilon": None}
+    algo = "dqn"
     loss_names = ("loss",)
 
     def __init__(

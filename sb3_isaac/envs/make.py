@@ -20,6 +20,7 @@ from sb3_isaac.envs.cartpole_env import CartpoleEnv
 from sb3_isaac.envs.task_env import Entry, TaskEnv, load_entry
 from sb3_isaac.envs.tensor_gym_env import NO_TIME_LIMIT, TensorGymEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
+from sb3_isaac.settings.check import check
 
 ISAAC_GYM_DT = 1.0 / 60.0
 """Control step of the older public Isaac Gym cartpole repositories, in seconds (IsaacGymEnvs has 0.0166)."""
@@ -212,8 +213,10 @@ def make_vec_env(
         backend or device, a parameter out of range; max_episode_length is above max_episode_steps
     :raises ImportError: the module of a task's entry cannot be imported
     :raises TypeError: unknown task parameter, or an argument that only SB3's make_vec_env has
+    :raises MemoryError: more environments than there is memory for; the message has the numbers
     :raises OSError: the monitor folder cannot be written
     """
+    check("env", {"n_envs": n_envs, "seed": seed, "max_episode_steps": max_episode_steps}, defaults={"n_envs": 1})
     for name in sorted(OF_SB3.keys() & task_kwargs.keys()):
         raise TypeError(f"{name} is an argument of SB3's make_vec_env only: {OF_SB3[name]}, or use SB3's.")
     module, _, env_id = env_id.rpartition(":")  # "module:id", as in gym.make

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sb3_isaac.files.readable import naming
+
 
 class PortablePickler(pickle.Pickler):
     """Writes numpy objects by numpy's public names: numpy 2 pickles by module names that numpy 1 does not have."""
@@ -49,8 +51,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_pickle(path: str) -> Any:
-    """Load a pickle, also one that stock SB3 wrote with another numpy."""
-    with open(path, "rb") as file:
+    """Load a pickle, also one that stock SB3 wrote with another numpy.
+
+    :raises ValueError: it is damaged or of another kind
+    """
+    with open(path, "rb") as file, naming(path, "a pickle", every_error=True):
         try:
             return pickle.load(file)
         except (ImportError, TypeError, ValueError):

@@ -13,6 +13,8 @@ from gymnasium import spaces
 from sb3_isaac import backends
 from sb3_isaac.backends.base import TensorEnv
 from sb3_isaac.envs.tensor_gym_env import TensorGymEnv, TensorGymVectorEnv, make_action_space
+from sb3_isaac.settings.check import check
+from sb3_isaac.settings.memory import check_envs
 
 Entry = Union[str, Callable[..., TensorEnv]]
 """A TensorEnv class, or a function that makes one, or the name of either: "module:name"."""
@@ -117,11 +119,11 @@ class TaskEnv(TensorGymEnv):
 
     def make_tensor_env(self, n_envs: int, seed: Optional[int], task_kwargs: Dict[str, Any]) -> TensorEnv:
         """:raises ValueError: n_envs below 1, or what the entry made is no TensorEnv, or not as asked for"""
-        if isinstance(n_envs, bool) or not isinstance(n_envs, int) or n_envs < 1:
-            raise ValueError(f"n_envs must be a whole number of at least 1, got {n_envs!r}.")
+        check("env", {"n_envs": n_envs})
         device = th.empty(
             0, device=backends.resolve_device(self.device)
         ).device  # "cuda" becomes "cuda:0", as tensors there say
+        check_envs(n_envs, device)
         seed = th.Generator().seed() % 2**63 if seed is None else seed
         arguments = dict(task_kwargs)
         limit = None

@@ -11,6 +11,8 @@ from gymnasium import spaces
 
 from sb3_isaac.backends.base import TensorEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
+from sb3_isaac.settings.check import check, check_one
+from sb3_isaac.settings.table import COUNT
 
 NO_TIME_LIMIT = 2**62
 """A ``max_episode_length`` that no episode reaches."""
@@ -23,10 +25,10 @@ def make_action_space(action_dim: int, discrete: bool, n_bins: Optional[int]) ->
     """
     if n_bins is not None and not discrete:
         raise ValueError("n_bins needs Discrete actions: use an id with Discrete in its name, or discrete=True.")
-    n_bins = 3 if n_bins is None else n_bins
-    if isinstance(n_bins, bool) or not isinstance(n_bins, int) or n_bins < 2:
-        raise ValueError(f"n_bins must be a whole number of at least 2, got {n_bins!r}.")
-    return spaces.Discrete(n_bins) if discrete else spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
+    check("env", {"n_bins": n_bins})
+    return (
+        spaces.Discrete(3 if n_bins is None else int(n_bins)) if discrete else spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
+    )
 
 
 def with_time_limit(task_kwargs: Dict[str, Any], max_episode_steps: Optional[int]) -> Dict[str, Any]:
@@ -38,9 +40,8 @@ def with_time_limit(task_kwargs: Dict[str, Any], max_episode_steps: Optional[int
     """
     if max_episode_steps is None:
         return task_kwargs
+    check_one("max_episode_steps", max_episode_steps, COUNT)
     steps = max_episode_steps
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise ValueError(f"max_episode_steps must be a whole number of at least 1, got {steps!r}.")
     length = task_kwargs.get("max_episode_length", int(steps) + 1)
     if length - 1 > steps:
         raise ValueError(
@@ -96,8 +97,7 @@ class TensorGymEnv(gym.Env):  # type: ignore[type-arg]
                 with_time_limit(task_kwargs, registered.max_episode_steps)
             else:
                 task_kwargs = {**task_kwargs, "max_episode_length": NO_TIME_LIMIT}  # gym.make has seen to it
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63):
-            raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1 or None, got {seed!r}.")
+        check("env", {"n_envs": n_envs, "seed": seed})
         seed = None if seed is None else int(seed)
         n_envs = int(n_envs) if isinstance(n_envs, np.integer) else n_envs
         tensor_env = self.make_tensor_env(n_envs, seed, task_kwargs)

@@ -21,6 +21,7 @@ from sb3_isaac.envs.last_finite import check_obs
 from sb3_isaac.envs.window import Window
 from sb3_isaac.files.full_disk import training_goes_on
 
+CLOSED = "has been closed: make another one with make_vec_env"
 MAX_RENDERED_ENVS = 16
 """A picture shows at most this many environments: more would be too small to see."""
 
@@ -79,6 +80,8 @@ class IsaacVecEnv(VecEnv):
         self._renderer: Optional[CartpoleRenderer] = None
         self._window: Optional[Window] = None
         self._looks_at_steps = self.device.type == "cpu"
+        self.needs_reset: Optional[str] = "has not been reset: call reset() before step()"
+        """Why there is no step to be taken; None: there is. Whoever brings back a saved state says so here."""
         self._checked: Set[str] = set()
         """What has been held against the contract: the first reset and the first step."""
 
@@ -88,8 +91,12 @@ class IsaacVecEnv(VecEnv):
         """Reset all environments. Returns obs (N, obs_dim) float32 on :attr:`device`.
 
         :raises NotFiniteError: on a CPU, an observation is NaN or infinite
+        :raises RuntimeError: after :meth:`close`
         """
+        if self.needs_reset == CLOSED:
+            self._refuse()
         obs = self.tensor_env.reset()
+        self.needs_reset = None
         self._check_once("reset", obs)
         if self._looks_at_steps:
             check_obs(obs.numpy(), "after the reset")
@@ -106,7 +113,10 @@ class IsaacVecEnv(VecEnv):
 
         :raises NotFiniteError: on a CPU, an observation or reward is NaN or infinite. On a GPU looking would have to wait for
             the device: there the algorithms look when they read it.
+        :raises RuntimeError: before the first reset, and after :meth:`close`
         """
+        if self.needs_reset is not None:
+            self._refuse()
         if self.action_values is not None:
             actions = self.action_values[actions.reshape(-1)]
         result = self.tensor_env.step(actions)
@@ -119,6 +129,10 @@ class IsaacVecEnv(VecEnv):
         th.logical_or(result.terminated, result.truncated, out=self.dones)
         self.obs_tensor = result.obs
         return result
+
+    def _refuse(self) -> None:
+        """:raises RuntimeError: always, to say why there is no step"""
+        raise RuntimeError(f"This environment {self.needs_reset}.")
 
     def _check_once(self, method: str, result: Any) -> None:
         """:raises ValueError: what the simulator returned is not what the contract says"""
@@ -225,6 +239,8 @@ class IsaacVecEnv(VecEnv):
         return seeds
 
     def close(self) -> None:
+        """Free what the simulator holds. There are no steps after that."""
+        self.needs_reset = CLOSED
         self.tensor_env.close()
         if self.results_writer is not None:
             with training_goes_on("episode log", self.results_writer.file_handler.name):

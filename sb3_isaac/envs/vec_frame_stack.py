@@ -10,6 +10,7 @@ from stable_baselines3.common import vec_env as sb3
 
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.envs.tensor_path import TensorVecEnv, forward_tensor_path, supports_tensors
+from sb3_isaac.settings.check import check
 
 
 class VecFrameStack(sb3.VecFrameStack):
@@ -21,6 +22,7 @@ class VecFrameStack(sb3.VecFrameStack):
     obs_tensor: th.Tensor
 
     def __init__(self, venv: sb3.VecEnv, n_stack: int, channels_order: Optional[Union[str, Mapping[str, str]]] = None) -> None:
+        check("entry", {"frame_stack": n_stack}, where="the argument n_stack")
         super().__init__(venv, n_stack, channels_order)
         self._inside: Optional[TensorVecEnv] = None
         self._stack = th.zeros(0)

@@ -21,6 +21,7 @@ from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, forward_tensor_path, supports_tensors
 from sb3_isaac.files.atomic import write
+from sb3_isaac.settings.check import check, defaults_of
 
 
 class _TensorState:
@@ -61,7 +62,7 @@ class VecNormalize(SB3VecNormalize):
     Who captures ``step_tensor`` in a CUDA graph captures the present ``training``, ``norm_obs``, ``norm_reward``,
     ``gamma`` and clipping ranges with it; the statistics may change.
 
-    :raises ValueError: for observations that cannot be normalised
+    :raises ValueError: for observations that cannot be normalised, or a number out of range
     """
 
     tensor_path = True
@@ -83,6 +84,9 @@ class VecNormalize(SB3VecNormalize):
         epsilon: float = 1e-8,
         norm_obs_keys: Optional[List[str]] = None,
     ) -> None:
+        given = {"training": training, "norm_obs": norm_obs, "norm_reward": norm_reward, "clip_obs": clip_obs}
+        given.update(clip_reward=clip_reward, gamma=gamma, epsilon=epsilon)
+        check("normalize", given, where="VecNormalize's arguments", defaults=defaults_of(VecNormalize))
         super().__init__(venv, training, norm_obs, norm_reward, clip_obs, clip_reward, gamma, epsilon, norm_obs_keys)
         self._start_tensor_path()
 

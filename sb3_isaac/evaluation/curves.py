@@ -14,6 +14,7 @@ from stable_baselines3.common.monitor import LoadMonitorResultsError, load_resul
 from sb3_isaac.evaluation.callbacks import COLUMNS
 from sb3_isaac.evaluation.measure import bootstrap_interval
 from sb3_isaac.files.atomic import replacing
+from sb3_isaac.files.readable import naming
 
 N_POINTS = 200
 """Points of a drawn curve."""
@@ -101,11 +102,12 @@ def evaluation_curve(run: str) -> Curve:
     """Timesteps and mean return of each evaluation, from ``evaluations.npz``.
 
     :raises FileNotFoundError: the run has no evaluations
+    :raises ValueError: the file is damaged, or no such log
     """
     path = os.path.join(run, "evaluations.npz")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{run} has no evaluations.npz: train with evaluation, or plot with --curve train.")
-    with np.load(path) as log:
+    with naming(path, "a log of evaluations", every_error=True), np.load(path) as log:
         return log["timesteps"].astype(float), log["results"].mean(axis=1)
 
 
@@ -114,9 +116,11 @@ def training_curve(run: str, x_axis: str, window: int) -> Curve:
 
     :param x_axis: "steps" (of all environments together) or "seconds" (since the start of the run)
     :raises FileNotFoundError: the run has no monitor file, or no finished episode
+    :raises ValueError: a monitor file is damaged
     """
     try:
-        episodes = load_results(run)
+        with naming(run, "the monitor files of a run", every_error=True):
+            episodes = load_results(run)[["l", "r", "t"]]
     except LoadMonitorResultsError as error:
         raise FileNotFoundError(f"{run} has no monitor file: it is not the folder of a training run.") from error
     if len(episodes) == 0:
@@ -141,9 +145,10 @@ def reward_rate_curve(path: str) -> Curve:
         rows = [row for row in csv.DictReader(file) if row.get("mean_reward") != ""]
     if not rows or not set(COLUMNS[:3]) <= set(rows[0]):
         raise ValueError(f"{path} is no curve of rewards: it needs the columns {', '.join(COLUMNS[:3])} and a row of numbers.")
-    middle = [(float(row[COLUMNS[0]]) + float(row[COLUMNS[1]]) + 1.0) / 2.0 for row in rows]
-    n_envs = int(rows[0].get("n_envs") or REFERENCE_ENVS)
-    return np.array(middle) * n_envs, np.array([float(row["mean_reward"]) for row in rows])
+    with naming(path, "a curve of rewards", every_error=True):
+        middle = [(float(row[COLUMNS[0]]) + float(row[COLUMNS[1]]) + 1.0) / 2.0 for row in rows]
+        n_envs = int(rows[0].get("n_envs") or REFERENCE_ENVS)
+        return np.array(middle) * n_envs, np.array([float(row["mean_reward"]) for row in rows])
 
 
 def band(curves: Sequence[Curve]) -> Band:
@@ -224,6 +229,12 @@ def style(axes: Any, x_label: str, y_label: str, title: str = "", legend_columns
 
 
 def save_figure(figure: Any, path: str, dpi: int = 110) -> None:
-    """Write a figure, in the format that the file's ending says (default: png)."""
+    """Write a figure, in the format that the file's ending says (default: png).
+
+    :raises ValueError: no such format
+    """
+    kind, known = os.path.splitext(path)[1][1:] or "png", figure.canvas.get_supported_filetypes()
+    if kind.lower() not in known:
+        raise ValueError(f"Cannot write a picture to {path}: the name must end in .{', .'.join(sorted(known))}.")
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format=os.path.splitext(path)[1][1:] or "png")
+        figure.savefig(temporary, dpi=dpi, format=kind)

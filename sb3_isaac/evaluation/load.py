@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from typing import Any, Dict, Optional, Type, Union
 
 import torch as th
@@ -16,6 +14,7 @@ from sb3_isaac.dqn import DQN
 from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.envs.portable_pickle import load_pickle
 from sb3_isaac.envs.vec_normalize import VecNormalize
+from sb3_isaac.files.readable import algorithm_of, read_settings
 from sb3_isaac.ppo import PPO
 
 
@@ -37,7 +36,7 @@ def load(path: Any, env: Optional[VecEnv] = None, device: Union[th.device, str] 
     name = name if os.path.isfile(name) else f"{name}.zip"
     if not os.path.isfile(name):
         raise FileNotFoundError(f"There is no model at {path}: give the path that it was saved to.")
-    settings = _settings(name)
+    settings = read_settings(name)
     cls = _algorithm(settings, name)
     normalized = bool(settings.get("observations_are_normalized", statistics_path(name).is_file()))
     if env is not None and normalized and unwrap_vec_normalize(env) is None:
@@ -68,27 +67,12 @@ def _in_statistics(path: str, env: VecEnv) -> VecNormalize:
     return normalize
 
 
-def _settings(name: str) -> Dict[str, Any]:
-    """What a model's file says, without unpickling anything.
-
-    :raises ValueError: if it is no model's file
-    """
-    try:
-        with zipfile.ZipFile(name) as archive:
-            settings: Dict[str, Any] = json.loads(archive.read("data"))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(f"{name} is not a file that SB3's save has written ({error}).") from error
-    return settings
-
-
 def _algorithm(settings: Dict[str, Any], name: str) -> Type[BaseAlgorithm]:
     """:raises ValueError: if it is none of ours"""
-    if "clip_range" in settings and "n_epochs" in settings:
-        return PPO
-    if "exploration_rate" in settings:
-        return DQN
-    if "target_noise_clip" in settings and settings["target_noise_clip"] == 0.0:
-        return DDPG
+    algo = algorithm_of(settings)
+    if algo is not None:
+        classes: Dict[str, Type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN, "ddpg": DDPG}
+        return classes[algo]
     raise ValueError(
         f"{name} is no model of PPO, DQN or DDPG: load it with the class that saved it, such as stable_baselines3.SAC.load."
     )

@@ -30,6 +30,8 @@ from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.ppo import PPO
+from sb3_isaac.settings.check import check_one
+from sb3_isaac.settings.table import COUNT
 
 TensorPolicy = Callable[[th.Tensor], th.Tensor]
 
@@ -132,8 +134,7 @@ def evaluate(
     :raises NotFiniteError: the model's parameters are not finite, or (on a CPU) what the environment returns
     :raises ValueError: n_episodes below 1, or the model was trained for other observations or actions
     """
-    if n_episodes < 1:
-        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+    check_one("n_episodes", n_episodes, COUNT)
     if not isinstance(env, VecEnv):
         single = env
         env = DummyVecEnv([lambda: single])

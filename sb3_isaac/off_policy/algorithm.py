@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple, cast
@@ -51,9 +52,11 @@ from sb3_isaac.envs.tensor_path import (
     why_not_tensors,
 )
 from sb3_isaac.files.full_disk import outlive_a_full_disk
+from sb3_isaac.files.readable import check_model, naming
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import STEPS_PER_READ, TrainingLog
 from sb3_isaac.off_policy.update import Updates
+from sb3_isaac.settings.check import check, check_learn, defaults_of
 
 BYPASSED = ("_sample_action", "_store_transition", "_update_info_buffer")
 """Methods that SB3 calls at each step and the tensor path does not: where they are overridden, SB3's way is taken."""
@@ -93,6 +96,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     only_in_tensors: ClassVar[Dict[str, Any]] = {"reward_scale": 1.0, "spread_time_limits": False, "compile": False}
     """Options that exist on the tensor path only, and what they are where they are not used"""
+    algo: ClassVar[str]
+    """rl_zoo3's name of the algorithm"""
     loss_names: Tuple[str, ...] = ()
     """Logged as ``train/<name>``; :meth:`_update` adds to ``TrainingLog.loss_sums`` in this order."""
 
@@ -120,6 +125,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run: Optional[TensorRun] = None  # not None: training runs in tensors
         self._last_finite: Optional[LastFinite] = None
+        own = {"n_steps": n_steps, "reward_scale": reward_scale, "spread_time_limits": spread_time_limits, "compile": compile}
+        given = inspect.signature(super().__init__).bind_partial(policy, env, *args, **kwargs).arguments
+        check("algorithm", {**given, **own, **vars(self)}, defaults=defaults_of(type(self)))
         if SB3_HAS_N_STEPS:
             kwargs["n_steps"] = n_steps
         super().__init__(policy, env, *args, **kwargs)
@@ -287,9 +295,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``.
 
+        :raises ValueError: ``total_timesteps`` below 0 or not a number, ``log_interval`` below 1
         :raises NotFiniteError: an observation, reward, action or loss was NaN or infinite. The model is then as it was when it
             was last seen to be finite: at most 100 steps of all environments ago.
         """
+        check_learn(super().learn, args, kwargs)
         n_threads = threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
         with threads.torch_threads(n_threads), finite_training(self):
             return super().learn(*args, **kwargs)
@@ -556,9 +566,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> Any:
         """As SB3's. Warns if the statistics of VecNormalize are missing that the model was trained with."""
+        check("algorithm", kwargs, defaults=defaults_of(cls))
+        path = args[0] if args else kwargs.get("path")
+        check_model(path, cls.algo)
         model: Any = super().load(*args, **kwargs)
         if model.env is not None:
-            warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))
+            warn_without_statistics(model, model.env, path)
         return model
 
     def _excluded_save_params(self) -> List[str]:
@@ -580,6 +593,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer = buffer
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        super().load_replay_buffer(path, truncate_last_traj)
+        with naming(path, "a replay buffer", every_error=True):
+            super().load_replay_buffer(path, truncate_last_traj)
         if self._why_not_tensors() is None:
             self._use_device_buffer()

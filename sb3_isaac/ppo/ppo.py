@@ -32,9 +32,11 @@ from sb3_isaac.envs.tensor_path import (
     why_not_tensors,
 )
 from sb3_isaac.files.full_disk import outlive_a_full_disk
+from sb3_isaac.files.readable import check_model
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
+from sb3_isaac.settings.check import check, check_learn, defaults_of
 
 SB3_PPO = stable_baselines3.PPO
 """Looked up once: a program may put our class into its place."""
@@ -106,14 +108,19 @@ class PPO(SB3_PPO):
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run = _Run()
         self._last_finite: Optional[LastFinite] = None
-        if adaptive_lr_kl is not None and not adaptive_lr_kl > 0.0:
-            raise ValueError(f"adaptive_lr_kl must be greater than 0, or None for a fixed rate, got {adaptive_lr_kl!r}.")
-        if not (adaptive_lr_factor > 1.0 and 0.0 < adaptive_lr_min <= adaptive_lr_max):
-            raise ValueError(
-                "adaptive_lr_factor must be greater than 1 and 0 < adaptive_lr_min <= adaptive_lr_max, got "
-                f"{adaptive_lr_factor!r}, {adaptive_lr_min!r} and {adaptive_lr_max!r}."
-            )
         arguments = inspect.signature(SB3_PPO).bind(policy, env, *args, **kwargs)
+        own = {
+            "n_minibatches": n_minibatches,
+            "adaptive_lr_kl": adaptive_lr_kl,
+            "adaptive_lr_factor": adaptive_lr_factor,
+            "adaptive_lr_min": adaptive_lr_min,
+            "adaptive_lr_max": adaptive_lr_max,
+            "spread_time_limits": spread_time_limits,
+            "compile": compile,
+        }
+        check("algorithm", {**arguments.arguments, **own}, algo="ppo", defaults=defaults_of(PPO))
+        if adaptive_lr_min > adaptive_lr_max:
+            raise ValueError(f"adaptive_lr_min={adaptive_lr_min} is greater than adaptive_lr_max={adaptive_lr_max}.")
         if n_minibatches is not None:
             # For SB3, which wants to warn of a batch_size that does not divide the rollout
             asked_for = arguments.arguments.get("batch_size")
@@ -135,9 +142,12 @@ class PPO(SB3_PPO):
             kwargs.setdefault("n_minibatches", None)
         if "learning_rate" in kwargs:
             kwargs.setdefault("adapted_lr", None)
+        check("algorithm", kwargs, algo="ppo", defaults=defaults_of(PPO))
+        path = args[0] if args else kwargs.get("path")
+        check_model(path, "ppo")
         model = super().load(*args, **kwargs)
         if model.env is not None:
-            warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))
+            warn_without_statistics(model, model.env, path)
         return model
 
     def save(self, path: Any, exclude: Optional[Iterable[str]] = None, include: Optional[Iterable[str]] = None) -> None:
@@ -208,9 +218,11 @@ class PPO(SB3_PPO):
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``.
 
+        :raises ValueError: ``total_timesteps`` below 0 or not a number, ``log_interval`` below 1
         :raises NotFiniteError: an observation, reward, action or loss was NaN or infinite. The model is then as it was when it
             was last seen to be finite: after an update.
         """
+        check_learn(super().learn, args, kwargs)
         n_threads = threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
         with threads.torch_threads(n_threads), finite_training(self):
             return super().learn(*args, **kwargs)

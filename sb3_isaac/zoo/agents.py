@@ -17,9 +17,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_isaac import backends
 from sb3_isaac.device import threads
 from sb3_isaac.envs.make import is_isaac_env_id
+from sb3_isaac.settings.check import check_one
+from sb3_isaac.settings.memory import check_envs
+from sb3_isaac.settings.table import COUNT
 from sb3_isaac.zoo.manager import ALGOS
+from sb3_isaac.zoo.run_files import TRAIN_FIRST, model_path
 
 ALGO_NAMES = sorted(rl_zoo3.utils.ALGOS)
 """What ``--algo`` may be."""
@@ -69,20 +74,26 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     :param args: parsed flags, see :func:`add_agent_arguments`
     :param n_envs: number of environments where ``--n-envs`` was not given
     :raises FileNotFoundError: no such model or log folder
-    :raises ValueError: a number of environments below 1
+    :raises ValueError: a number of environments below 1, a device that does not exist, a file of the run that is damaged
+    :raises MemoryError: more environments than there is memory for
     """
     import_packages(args)
     if args.num_threads > 0:
         threads.ask_for(args.num_threads)
     env_id = args.env.gym_id
     n_envs = n_envs if args.n_envs is None else args.n_envs
-    if n_envs < 1:
-        raise ValueError(f"--n-envs must be at least 1, got {n_envs}.")
+    check_one("--n-envs", n_envs, COUNT)
+    device = backends.resolve_device(args.device)
+    if is_isaac_env_id(env_id):
+        check_envs(n_envs, device, "--n-envs")
     which = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+    gym.spec(env_id)  # an unknown id is an error that names the closest one
     try:
-        name, path, folder = rl_zoo3.utils.get_model_path(args.exp_id, args.folder, args.algo, args.env, *which)
+        name, path, folder = model_path(args.exp_id, args.folder, args.algo, args.env, *which)
     except (AssertionError, ValueError) as error:
-        raise FileNotFoundError(f"{error}: train one first, or name another with --algo, --env, -f or --exp-id.") from error
+        if is_isaac_env_id(env_id):
+            raise
+        raise FileNotFoundError(str(error) + TRAIN_FIRST) from error
     set_random_seed(args.seed)
     settings = os.path.join(folder, args.env)
     hyperparams, settings_or_none = get_saved_hyperparams(settings, norm_reward=False, test_mode=True)

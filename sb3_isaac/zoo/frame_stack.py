@@ -33,7 +33,8 @@ class LoadedVecNormalize(VecNormalize):
     @staticmethod
     def load(load_path: str, venv: VecEnv) -> VecNormalize:
         """See :meth:`VecNormalize.load`."""
-        saved, given = (np.atleast_1d(env.observation_space.shape or ()) for env in (load_pickle(load_path), venv))
+        spaces = [getattr(env, "observation_space", None) for env in (load_pickle(load_path), venv)]
+        saved, given = (np.atleast_1d(getattr(space, "shape", None) or ()) for space in spaces)
         if len(saved) == len(given) == 1 and saved[0] > given[0] and saved[0] % given[0] == 0:
             venv = InnerFrameStack(venv, int(saved[0] // given[0]))
         return VecNormalize.load(load_path, venv)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import keyword
 import sys
-from typing import Any, Callable, List, Optional, Type
+from typing import Any, Callable, Dict, List, Optional, Type
 
 import rl_zoo3.exp_manager
 import rl_zoo3.utils
@@ -20,6 +21,7 @@ from sb3_isaac.zoo import run_folders
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import LoadedVecNormalize, stack_frames
 from sb3_isaac.zoo.manager import IsaacExperimentManager
+from sb3_isaac.zoo.run_files import model_path
 
 
 def _choose_manager(cls: Type[ExperimentManager], *args: Any, **kwargs: Any) -> ExperimentManager:
@@ -33,12 +35,21 @@ def _store_dict(original: Callable[..., None]) -> Callable[..., None]:
     """rl_zoo3 evaluates ``--env-kwargs backend:torch`` as Python; a plain word is taken as a string here."""
 
     def call(self: Any, parser: Any, namespace: Any, values: List[str], option_string: Optional[str] = None) -> None:
-        quoted = []
+        merged: Dict[str, Any] = {}
         for argument in values:
-            key, _, value = argument.partition(":")
+            key, colon, value = argument.partition(":")
+            if not (key.strip() and colon and value.strip()):
+                raise argparse.ArgumentError(self, f"{argument!r} must be NAME:VALUE, such as gamma:0.99")
             word = value.replace(":", "").isidentifier() and not keyword.iskeyword(value)
-            quoted.append(f"{key}:{value!r}" if word else argument)
-        original(self, parser, namespace, quoted, option_string)
+            try:
+                original(self, parser, namespace, [f"{key}:{value!r}" if word else argument], option_string)
+            except Exception as error:  # whatever evaluating it raised
+                text = " ".join(str(error).split())
+                raise argparse.ArgumentError(
+                    self, f"the value of {argument!r} is no Python value ({type(error).__name__}: {text})"
+                ) from error
+            merged.update(getattr(namespace, self.dest))
+        setattr(namespace, self.dest, merged)
 
     return call
 
@@ -59,7 +70,7 @@ def leave_out_dynamo() -> None:
 def install() -> None:
     """Hook rl_zoo3. Done once, when this module is imported."""
     leave_out_dynamo()
-    run_folders.install()
+    run_folders.install(model_path)
     ExperimentManager.__new__ = staticmethod(_choose_manager)
     rl_zoo3.utils.StoreDict.__call__ = _store_dict(rl_zoo3.utils.StoreDict.__call__)
     # What makes the environments of enjoy and record_video

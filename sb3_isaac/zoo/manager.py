@@ -6,7 +6,6 @@ import contextlib
 import copy
 import difflib
 import functools
-import inspect
 import io
 import os
 import shutil
@@ -35,9 +34,11 @@ from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
 from sb3_isaac.files.atomic import staging
 from sb3_isaac.files.full_disk import output_goes_on, save_parts
-from sb3_isaac.zoo import search
+from sb3_isaac.settings import check, defaults_of
+from sb3_isaac.zoo import entries, search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
+from sb3_isaac.zoo.run_files import check_agent
 from sb3_isaac.zoo.run_folders import make_run_folder
 from sb3_isaac.zoo.stock_algorithms import saving_whole
 from sb3_isaac.zoo.studies import explained, load_study
@@ -95,8 +96,15 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     has_made_folder = False
 
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
+        check("sb3-isaac train", {**vars(args), **kwargs}, flags=True)
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
-        backends.resolve_device(self.device)
+        self.torch_device = backends.resolve_device(self.device)
+        entries.check_writable(log_folder, "-f")
+        for name, flag in (("tensorboard_log", "-tb"), ("optimization_log_path", "--optimization-log-path")):
+            if getattr(self, name):
+                entries.check_writable(getattr(self, name), flag)
+        if self.trained_agent:
+            check_agent(self.trained_agent, algo)
         if getattr(args, "num_threads", -1) > 0:
             threads.ask_for(args.num_threads)
         if self.verbose > 0 and kwargs.get("vec_env_type") == "subproc":
@@ -131,10 +139,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     # -- hyperparameters ---------------------------------------------------------------------------------------------
 
     def read_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-        if self.config.endswith((".yml", ".yaml", ".py")) and not Path(self.config).is_file():
-            if self.is_own_task and not self.config_given:
-                raise ValueError(self._no_entry())
-            raise FileNotFoundError(f"Hyperparameter file {self.config} does not exist.")
+        if self.is_own_task and not self.config_given and not Path(self.config).is_file():
+            raise ValueError(self._no_entry())
+        entries.check_file(self.config, self.env_name.gym_id)
         try:
             # rl_zoo3 prints them at every level
             silent = contextlib.redirect_stdout(io.StringIO()) if self.verbose <= 0 else contextlib.nullcontext()
@@ -165,11 +172,19 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 raise ValueError(f"Unknown hyperparameter {key!r} for {self.algo} in {self.config} or -params: {hint}")
         if "n_timesteps" not in hyperparams and self.n_timesteps <= 0:
             raise ValueError(f"n_timesteps is missing for {self.env_name.gym_id} in {self.config}: add it, or pass -n.")
-        n_envs = hyperparams.get("n_envs", 1)
-        if not isinstance(n_envs, int) or n_envs < 1:
-            raise ValueError(f"n_envs must be a whole number of at least 1, got {n_envs!r} in {self.config} or -params.")
-        if not hyperparams.get("env_wrapper"):  # which may change the actions
-            _check_action_space(self.algo, self.env_name.gym_id, {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs})
+        where = f"{self.config} or -params"
+        entries.check_entry(hyperparams, self.algo, self.algorithm_class, where, sampled=self.search is not None)
+        if not hyperparams.get("env_wrapper") and not isinstance(hyperparams.get("env_kwargs"), str):
+            # A wrapper may change the actions and the observations
+            env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs}
+            env = _check_action_space(self.algo, self.env_name.gym_id, env_kwargs)
+            found = (self.algorithm_class, env.observation_space, env.action_space)
+            if self.eval_env_kwargs is not self.env_kwargs:
+                gym.make(self.env_name.gym_id, **(self.eval_env_kwargs or {}))
+            n_eval_envs = self.n_eval_envs if self.eval_freq > 0 else 0
+            entries.check_room(hyperparams, *found, self.torch_device, where, n_eval_envs)
+            if self.algo in ALGOS and not hyperparams.get("vec_env_wrapper") and not hyperparams.get("frame_stack"):
+                entries.check_networks(with_classes(hyperparams), *found, where)
         return hyperparams, saved
 
     def _suggested_file(self) -> Path:
@@ -192,7 +207,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         return self.algorithms.get(self.algo) or rl_zoo3.utils.ALGOS[self.algo]
 
     def _preprocess_hyperparams(self, hyperparams: Dict[str, Any]) -> Any:
-        hyperparams = with_classes(hyperparams)  # a copy: config.yml keeps the plain values
+        with entries.explained_entry(f"{self.config} or -params"):
+            return self._make_objects(with_classes(hyperparams))  # a copy: config.yml keeps the plain values
+
+    def _make_objects(self, hyperparams: Dict[str, Any]) -> Any:
+        if hyperparams.get("noise_type") is None:  # rl_zoo3 would hand it on to the algorithm
+            hyperparams.pop("noise_type", None)
         threshold = hyperparams.pop("reward_threshold", None)
         threshold = gym.spec(self.env_name.gym_id).reward_threshold if threshold is None else threshold
         if hyperparams.pop("until_solved", False) and not self.optimize_hyperparameters:
@@ -399,9 +419,13 @@ def _on_command_line(flag: str) -> bool:
     return any(len(name) > 2 and flag.startswith(name) for name in names)
 
 
-def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> None:
-    """:raises ValueError: an algorithm for the other kind of actions"""
-    discrete = isinstance(gym.make(env_id, **env_kwargs).action_space, spaces.Discrete)
+def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> Any:
+    """One of the environments, which has no simulator before its first reset.
+
+    :raises ValueError: an algorithm for the other kind of actions
+    """
+    env = gym.make(env_id, **env_kwargs)
+    discrete = isinstance(env.action_space, spaces.Discrete)
     needs_discrete = algo in DISCRETE_ALGOS
     if algo in OFF_POLICY_ALGOS and discrete != needs_discrete:
         kind, name = ("discrete", "Discrete-") if needs_discrete else ("continuous", "-")
@@ -412,6 +436,7 @@ def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> N
         else:
             way_out = "register it without discrete and without a Discrete action_space"
         raise ValueError(f"{algo} needs {kind} actions, which {env_id} has not: {way_out}.")
+    return env
 
 
 def start(algo: str) -> str:
@@ -437,14 +462,7 @@ def hyperparams_dir() -> Path:
 
 def known_keys(algorithm: Type[BaseAlgorithm]) -> Set[str]:
     """What an entry may hold: rl_zoo3's keys and the arguments of the algorithm, its parents' where it hands on the rest."""
-    names = set(ZOO_KEYS)
-    for cls in algorithm.__mro__:
-        if "__init__" in cls.__dict__:
-            parameters = inspect.signature(cls.__dict__["__init__"]).parameters
-            names |= set(parameters)
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                break
-    return names - {"self", "env"}
+    return {*ZOO_KEYS, *defaults_of(algorithm)} - {"env"}
 
 
 def with_classes(entry: Dict[str, Any]) -> Dict[str, Any]:

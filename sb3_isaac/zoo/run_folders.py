@@ -67,10 +67,9 @@ def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable
     return call
 
 
-def install() -> None:
-    """Hook rl_zoo3's ``get_model_path`` wherever it has been imported."""
+def install(hooked: Callable[..., Tuple[str, str, str]]) -> None:
+    """Put another ``get_model_path`` into the place of rl_zoo3's wherever that has been imported."""
     original = rl_zoo3.utils.get_model_path
-    hooked = find_latest(original)
     for name in ZOO_MODULES:
         module = vars(sys.modules[name]) if name in sys.modules else {}
         if module.get("get_model_path") is original:

@@ -37,6 +37,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac import backends
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
+from sb3_isaac.settings import check
 from sb3_isaac.zoo.report import new_text, report
 from sb3_isaac.zoo.spaces import Regime, sample
 from sb3_isaac.zoo.studies import SeededByTrial, explained, fail_dead_trials, open_study, this_worker
@@ -63,8 +64,7 @@ class Search:
     def __init__(self, manager: Any, entry: Dict[str, Any]) -> None:
         self.manager = manager
         self.trial_timeout = entry.pop("trial_timeout", None)
-        if self.trial_timeout is not None and not (isinstance(self.trial_timeout, (int, float)) and self.trial_timeout > 0):
-            raise ValueError(f"trial_timeout must be a number of seconds above 0, got {self.trial_timeout!r}.")
+        check("entry", {"trial_timeout": self.trial_timeout})
         self.write_yaml = entry.pop("write_yaml", None)
         if self.write_yaml is not None:  # whether it can be written, asked before a search and not after it
             new_text(Path(self.write_yaml), manager.env_name.gym_id, {"n_envs": 1}, comment="")

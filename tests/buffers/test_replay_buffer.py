@@ -349,7 +349,7 @@ def test_integers_survive_exactly(space):
         (OBS, spaces.Box(-(2**25), 0, (1,), np.int64), {}, r"actions go up to 33554432.* 2\*\*24"),
         (OBS, BOX, dict(optimize_memory_usage=True), "pass handle_timeout_termination=False"),
         (OBS, BOX, dict(LOSSY, n_envs=3), r"buffer_size >= 2 \* n_envs, got 5"),
-        (OBS, BOX, dict(n_steps=0), "n_steps must be at least 1, got 0"),
+        (OBS, BOX, dict(n_steps=0), "n_steps must be a whole number of at least 1, got 0"),
         (OBS, BOX, dict(storage_device="meta", generator=th.Generator()), "is on cpu but the storage on meta"),
     ],
 )

@@ -126,9 +126,9 @@ def test_ctrl_c_begins_no_further_training(monkeypatch: pytest.MonkeyPatch) -> N
 def test_mistakes_are_said_before_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = stand_in(monkeypatch, leave_a_run)
     for argv, error, message in (
-        (["--seeds", "0"], ValueError, "--seeds must be at least 1, got 0"),
-        (["--jobs", "0"], ValueError, "--jobs must be at least 1"),
-        (["-n", "0"], ValueError, "--n-timesteps must be at least 1, got 0"),
+        (["--seeds", "0"], ValueError, "--seeds must be a whole number of at least 1, got 0"),
+        (["--jobs", "0"], ValueError, "--jobs must be a whole number of at least 1"),
+        (["-n", "0"], ValueError, "--n-timesteps must be a whole number of at least 1"),
         ([CONTINUOUS], ValueError, "named ALGO:ENV"),
         ([f"pppo:{CONTINUOUS}"], ValueError, "Unknown algorithm 'pppo' .*choose one of .*ddpg, dqn.*ppo"),
         (["ppo:IsaacGymCartpol-v0"], gym.error.UnregisteredEnv, "IsaacGymCartpole"),

@@ -205,7 +205,7 @@ def test_other_action_space(trained: str, given: str) -> None:
 @pytest.mark.parametrize("n_episodes", [0, -5])
 def test_no_episodes(n_episodes: int) -> None:
     env = make_env()
-    with pytest.raises(ValueError, match="n_episodes must be at least 1"):
+    with pytest.raises(ValueError, match="n_episodes must be a whole number of at least 1"):
         evaluate(balancing_model(env), env, n_episodes)
 
 

@@ -262,7 +262,7 @@ def test_missing_models(main: Any, logs: Path) -> None:
         main(["--env", CONTINUOUS, "-f", str(logs), "--load-best"])
     with pytest.raises(FileNotFoundError, match="No model found for ppo"):
         main(["--env", DISCRETE, "-f", str(logs)])
-    with pytest.raises(ValueError, match="--n-envs must be at least 1"):
+    with pytest.raises(ValueError, match="--n-envs must be a whole number of at least 1"):
         main(["--env", CONTINUOUS, "-f", str(logs), "--n-envs", "0"])
 
 
@@ -451,7 +451,7 @@ def test_plot_mistakes(logs: Path, tmp_path: Path) -> None:
         ([*flags, "--curve", "eval", "-x", "seconds"], ValueError, "has no times"),
         ([*flags, "--curve", "train", "--reference", str(bad_csv)], ValueError, "use --curve reward-rate"),
         ([*flags, "-l", "one", "two"], ValueError, "as many --labels"),
-        ([*flags, "-w", "-3"], ValueError, "--window must be at least 1"),
+        ([*flags, "-w", "-3"], ValueError, "--window must be a whole number of at least 1"),
         ([*flags[:4], "-o", str(tmp_path / "a.nope")], ValueError, "nope"),
     ):
         with pytest.raises(error, match=message):
