@@ -40,6 +40,7 @@ from sb3_isaac.envs.tensor_path import (
     supports_tensors,
     why_not_tensors,
 )
+from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import TrainingLog
 from sb3_isaac.off_policy.update import Updates
@@ -498,9 +499,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.__dict__.update(before)
 
     @classmethod
-    def load(cls, *args: Any, **kwargs: Any) -> Any:
-        """As SB3's. Warns if the statistics of VecNormalize are missing that the model was trained with."""
-        model: Any = super().load(*args, **kwargs)
+    def load(cls, *args: Any, trust: bool = True, **kwargs: Any) -> Any:
+        """As SB3's. Warns if the statistics of VecNormalize are missing that the model was trained with.
+
+        :param trust: True: as SB3's, which runs what the file holds: lambdas and classes of your own, or whatever somebody put
+            there. False: runs nothing
+        :raises UntrustedFileError: without ``trust``, if the model cannot be had without running something
+        """
+        with reading_safely(trust):
+            model: Any = super().load(*args, **kwargs)
         if model.env is not None:
             warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))
         return model
@@ -518,7 +525,14 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         finally:
             self.replay_buffer = buffer
 
-    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        super().load_replay_buffer(path, truncate_last_traj)
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True, trust: bool = False) -> None:
+        """As SB3's.
+
+        :param trust: whether the file may hold objects of any class, whose code is run
+        :raises UntrustedFileError: without ``trust``, if it holds some
+        :raises ValueError: it is no pickle, or incomplete
+        """
+        with reading_safely(trust):
+            super().load_replay_buffer(path, truncate_last_traj)
         if self._why_not_tensors() is None:
             self._use_device_buffer()

@@ -19,6 +19,7 @@ from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import LoadedVecNormalize, stack_frames
 from sb3_isaac.zoo.manager import IsaacExperimentManager
+from sb3_isaac.zoo.run_folder import opening_safely
 
 
 def _choose_manager(cls: Type[ExperimentManager], *args: Any, **kwargs: Any) -> ExperimentManager:
@@ -40,6 +41,16 @@ def _store_dict(original: Callable[..., None]) -> Callable[..., None]:
         original(self, parser, namespace, quoted, option_string)
 
     return call
+
+
+def _open_runs_safely() -> None:
+    """Put our ``get_model_path`` where rl_zoo3's scripts have theirs, also the one that is running and imports us."""
+    original = rl_zoo3.utils.get_model_path
+    ours = opening_safely(original)
+    for name, module in list(sys.modules.items()):
+        if name == "__main__" or name.partition(".")[0] == "rl_zoo3":
+            if getattr(module, "get_model_path", None) is original:
+                vars(module)["get_model_path"] = ours
 
 
 def leave_out_dynamo() -> None:
@@ -67,3 +78,4 @@ def install() -> None:
     rl_zoo3.utils.VecNormalize, rl_zoo3.exp_manager.VecNormalize = LoadedVecNormalize, VecNormalize
     rl_zoo3.utils.VecFrameStack = rl_zoo3.exp_manager.VecFrameStack = stack_frames
     rl_zoo3.exp_manager.EvalCallback = BatchedEvalCallback
+    _open_runs_safely()

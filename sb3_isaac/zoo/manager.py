@@ -31,9 +31,12 @@ from sb3_isaac.device import threads
 from sb3_isaac.envs.make import task_file, task_hyperparams
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
+from sb3_isaac.files.safe_model import reading_safely
+from sb3_isaac.files.trust import trusted
 from sb3_isaac.zoo import search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
+from sb3_isaac.zoo.run_folder import check_hyperparams, without_texts
 from sb3_isaac.zoo.studies import explained, load_study
 
 ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.DQN, "ddpg": sb3_isaac.DDPG}
@@ -183,7 +186,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         return self.algorithms.get(self.algo) or rl_zoo3.utils.ALGOS[self.algo]
 
     def _preprocess_hyperparams(self, hyperparams: Dict[str, Any]) -> Any:
-        hyperparams = with_classes(hyperparams)  # a copy: config.yml keeps the plain values
+        hyperparams = with_classes(without_texts(hyperparams, self.config))  # a copy: config.yml keeps the plain values
         threshold = hyperparams.pop("reward_threshold", None)
         threshold = gym.spec(self.env_name.gym_id).reward_threshold if threshold is None else threshold
         if hyperparams.pop("until_solved", False) and not self.optimize_hyperparameters:
@@ -273,6 +276,10 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         finally:
             rl_zoo3.exp_manager.ALGOS = zoo_algos
 
+    def _load_pretrained_agent(self, hyperparams: Dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        with reading_safely():
+            return super()._load_pretrained_agent(hyperparams, env)  # type: ignore[no-any-return]
+
     def learn(self, model: BaseAlgorithm) -> None:
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
             self.log_interval = max(4, self.n_envs)  # SB3 counts episodes: every 4 is many times a step here
@@ -331,6 +338,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if study.user_attrs.get("purpose") != self.purpose or "hyperparams" not in trial.user_attrs:
             about = f"{self.algo} on {self.env_name.gym_id}"
             raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {about}.")
+        if not trusted():
+            check_hyperparams(trial.user_attrs["hyperparams"], f"Trial {trial.number} of study {study_name!r}")
         if convert:
             self.trial_hyperparams = trial.user_attrs["hyperparams"]
         return dict(trial.user_attrs["hyperparams"] if convert else trial.params)
