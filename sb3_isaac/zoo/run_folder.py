@@ -87,6 +87,8 @@ def without_texts(entry: Dict[str, Any], what: str) -> Dict[str, Any]:
 
 def _mapping(path: str) -> Dict[str, Any]:
     content = safe_yaml.load(path)
+    if isinstance(content, safe_yaml.Unread):
+        raise UntrustedFileError(path, content.wish)
     if not isinstance(content, dict):
         raise ValueError(f"{path} cannot be read: it must hold names and values, as rl_zoo3 writes it.")
     return content
