@@ -267,6 +267,12 @@ RUNS: Dict[str, Attack] = {
     "config: a process": lambda run, m: with_config(
         run, callback=f"!!python/object/apply:subprocess.check_call [[mkdir, {m!r}]]"
     ),
+    "config: a module": lambda run, m: with_config(run, callback=f"!!python/module:{evil_module(m)}"),
+    "config: a name": lambda run, m: with_config(run, callback=f"!!python/name:{evil_module(m)}.x"),
+    "config: normalize": lambda run, m: with_config(run, normalize=json.dumps(PYTHON.format(m))),
+    "config: normalize, hidden": lambda run, m: with_config(
+        run, normalize=json.dumps(f"dict(norm_obs=True, clip_obs=[10.0, {PYTHON.format(m)}][0])")
+    ),
     "config: a wrapper": lambda run, m: with_config(run, env_wrapper=SHELL.format(m)),
     "config: a wrapper's module": lambda run, m: with_config(run, env_wrapper=f"{evil_module(m)}.Wrapper"),
     "config: a wrapper of all": lambda run, m: with_config(run, vec_env_wrapper=f"{evil_module(m)}.Wrapper"),
