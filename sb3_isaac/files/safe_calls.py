@@ -84,8 +84,6 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode({"latin1": "latin1"}[encoding])
 
 
-_NUMPY_SCALARS = "bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
-
 CALLS: Dict[Tuple[str, str], Callable[..., Any]] = {
     ("builtins", "getattr"): _getattr,
     ("builtins", "set"): lambda values=(): set(values),
@@ -109,10 +107,6 @@ CALLS: Dict[Tuple[str, str], Callable[..., Any]] = {
     ("torch", "device"): lambda name, *index: th.device(name, *index),
     ("torch._utils", "_rebuild_tensor_v2"): safe_torch.rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): safe_torch.rebuild_parameter,
-    **{
-        ("numpy", name): lambda value=0, name=name: getattr(np, name)(value if isinstance(value, (int, float)) else 0)
-        for name in _NUMPY_SCALARS.split()
-    },
 }
 UNUSED = {("numpy.random._pcg64", "PCG64"), ("numpy.random.bit_generator", "SeedSequence")}
 """Named by numpy's generators, which are made without them."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import functools
 import json
 import pathlib
 import re
 import threading
 import warnings
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Collection, Dict, Iterator, List, Optional, Set, Tuple
 
 import torch as th
 from stable_baselines3.common import base_class, off_policy_algorithm, utils
@@ -75,9 +76,11 @@ def read_zip(
     device: Any = "auto",
     verbose: int = 0,
     print_system_info: bool = False,
+    given: Collection[str] = (),
 ) -> Content:
     """In the place of SB3's ``load_from_zip_file``: the same arguments and results.
 
+    :param given: attributes that the model gets from elsewhere
     :raises UntrustedFileError: an entry that the model needs wants to run something
     :raises ValueError: SB3's ``save`` has not written it, or not the whole of it
     """
@@ -102,7 +105,7 @@ def read_zip(
                     params[member[: -len(".pth")]] = content
             data = None
             if load_data and "data" in members:
-                data = _read_data(archive.read("data"), name, custom_objects or {}, params)
+                data = _read_data(archive.read("data"), name, custom_objects or {}, params, given)
     finally:
         if isinstance(load_path, (str, pathlib.Path)):
             file.close()
@@ -137,7 +140,9 @@ def _variables(content: Any, what: str) -> Optional[Dict[str, Any]]:
     return content
 
 
-def _read_data(text: bytes, name: str, custom_objects: Dict[str, Any], params: Dict[str, Any]) -> Dict[str, Any]:
+def _read_data(
+    text: bytes, name: str, custom_objects: Dict[str, Any], params: Dict[str, Any], given: Collection[str]
+) -> Dict[str, Any]:
     """The attributes of a model: plain values as they are, pickled ones as far as they are on the list."""
     try:
         entries = json.loads(text)
@@ -163,7 +168,7 @@ def _read_data(text: bytes, name: str, custom_objects: Dict[str, Any], params: D
                 schedule = _schedule(entry[":serialized:"])
                 if schedule is not None and key in (*SCHEDULES, "delta_std_schedule"):
                     data[key] = schedule
-                elif key not in DERIVED:
+                elif key not in DERIVED and key not in given:
                     left_out.append(f"{key} ({getattr(refused, 'wish', 'of another version')})")
     data.update(_instead(left_out, params))
     if left_out:
@@ -252,10 +257,11 @@ _lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def reading_safely(trust: bool = False) -> Iterator[None]:
+def reading_safely(trust: bool = False, given: Collection[str] = ()) -> Iterator[None]:
     """Within it, SB3's ``load`` and ``load_replay_buffer`` run nothing that is in files: of all algorithms, in this thread.
 
     :param trust: SB3's own way, which runs what is there
+    :param given: attributes that are arguments of ``load``, whatever the file says
     """
     if trusted(trust):
         yield
@@ -263,7 +269,7 @@ def reading_safely(trust: bool = False) -> Iterator[None]:
     ours = threading.get_ident()
     with _lock:
         swapped: Set[Any] = {
-            (base_class, "load_from_zip_file", read_zip),
+            (base_class, "load_from_zip_file", functools.partial(read_zip, given=given)),
             (off_policy_algorithm, "load_from_pkl", read_pickle),
         }
         before = [(module, name, getattr(module, name)) for module, name, _ in swapped]

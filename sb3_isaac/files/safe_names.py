@@ -22,7 +22,7 @@ BUFFERS = "ReplayBuffer RolloutBuffer DictReplayBuffer DictRolloutBuffer NStepRe
 
 _VALUES: Dict[str, str] = {
     "builtins": "object",
-    "numpy": "ndarray",
+    "numpy": "ndarray bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64",
     "torch": "float32 float64 float16 bfloat16 int8 int16 int32 int64 uint8 bool",
     "torch.nn.modules.activation": ACTIVATIONS,
     **{f"torch.optim.{module}": name for module, name in _OPTIMIZERS.items()},

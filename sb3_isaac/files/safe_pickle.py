@@ -58,7 +58,7 @@ class _Unpickler(pickle._Unpickler):
         if key in ENUMS:
             return getattr(importlib.import_module(module), name)
         if key not in VALUES and key not in INSTANCES:
-            raise Refused(f"{module}.{name}")
+            raise Refused(f"a function in it ({module}.{name})" if module.startswith("cloudpickle") else f"{module}.{name}")
         try:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError):
@@ -89,6 +89,8 @@ class _Unpickler(pickle._Unpickler):
                 self.stack[-1] = self.make(args[0], args[1:])
             else:
                 self.stack[-1] = function.function(*args)
+        elif isinstance(function, type) and issubclass(function, np.generic) and isinstance(args[0], (int, float)):
+            self.stack[-1] = function(args[0])
         elif isinstance(function, enum.EnumMeta) and len(args) == 1:  # more make a new class
             self.stack[-1] = function(*args)
         else:

@@ -506,7 +506,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             there. False: runs nothing
         :raises UntrustedFileError: without ``trust``, if the model cannot be had without running something
         """
-        with reading_safely(trust):
+        with reading_safely(trust, kwargs):
             model: Any = super().load(*args, **kwargs)
         if model.env is not None:
             warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))

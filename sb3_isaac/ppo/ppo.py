@@ -138,7 +138,7 @@ class PPO(SB3_PPO):
             kwargs.setdefault("n_minibatches", None)
         if "learning_rate" in kwargs:
             kwargs.setdefault("adapted_lr", None)
-        with reading_safely(trust):
+        with reading_safely(trust, kwargs):
             model = super().load(*args, **kwargs)
         if model.env is not None:
             warn_without_statistics(model, model.env, args[0] if args else kwargs.get("path"))

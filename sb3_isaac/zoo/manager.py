@@ -277,7 +277,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             rl_zoo3.exp_manager.ALGOS = zoo_algos
 
     def _load_pretrained_agent(self, hyperparams: Dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        with reading_safely():
+        with reading_safely(given=hyperparams):
             return super()._load_pretrained_agent(hyperparams, env)  # type: ignore[no-any-return]
 
     def learn(self, model: BaseAlgorithm) -> None:
