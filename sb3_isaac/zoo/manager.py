@@ -166,6 +166,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             _check_action_space(self.algo, self.env_name.gym_id, {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs})
         return hyperparams, saved
 
+    def _own_entry(self) -> Dict[str, Any]:
+        """The hyperparameter file's, where it is YAML."""
+        entries = yaml.safe_load(Path(self.config).read_text()) if self.config.endswith((".yml", ".yaml")) else None
+        entry = entries.get(self.env_name.gym_id, entries.get("default")) if isinstance(entries, dict) else None
+        return entry if isinstance(entry, dict) else {}
+
     def _suggested_file(self) -> Path:
         """Where hyperparameters of an own task are looked for."""
         name = f"{self.task_file.stem if self.task_file else 'my_task'}.{self.algo}.yml"
@@ -339,7 +345,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             about = f"{self.algo} on {self.env_name.gym_id}"
             raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {about}.")
         if not trusted():
-            check_hyperparams(trial.user_attrs["hyperparams"], f"Trial {trial.number} of study {study_name!r}")
+            what = f"Trial {trial.number} of study {study_name!r}"
+            check_hyperparams(trial.user_attrs["hyperparams"], what, own=self._own_entry())
         if convert:
             self.trial_hyperparams = trial.user_attrs["hyperparams"]
         return dict(trial.user_attrs["hyperparams"] if convert else trial.params)

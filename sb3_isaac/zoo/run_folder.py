@@ -51,16 +51,19 @@ def _check_class(name: Any, what: str) -> None:
     raise UntrustedFileError(what, name)
 
 
-def check_hyperparams(entry: Any, what: str, keys: Tuple[str, ...] = NAMED) -> None:
+def check_hyperparams(entry: Any, what: str, keys: Tuple[str, ...] = NAMED, own: Optional[Dict[str, Any]] = None) -> None:
     """Whether the hyperparameters of a file name only what may be imported.
 
+    :param own: hyperparameters from the user's own file, which may name the same
     :raises UntrustedFileError: they name something else
     """
-    for key in keys:
+    own = own or {}
+    for key in [key for key in keys if entry.get(key) != own.get(key)]:
         for item in _listed(entry.get(key)):
             for name in item if isinstance(item, dict) else [item]:
                 _check_class(name, f"{what} (in its entry {key!r})")
-    check_env_kwargs(entry.get("env_kwargs"), what)
+    if entry.get("env_kwargs") != own.get("env_kwargs"):
+        check_env_kwargs(entry.get("env_kwargs"), what)
 
 
 def _listed(value: Any) -> List[Any]:

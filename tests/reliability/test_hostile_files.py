@@ -248,6 +248,20 @@ def test_the_trials_of_a_study_run_nothing(hyperparams: Dict[str, Any], tmp_path
     assert "wants to run" in capsys.readouterr().err
 
 
+def test_a_trial_may_name_what_ones_own_file_names(tmp_path: Path, capsys: Any) -> None:
+    marker = tmp_path / "marker"
+    storage = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=storage, study_name="s")
+    study.set_user_attr("purpose", {"algo": "ppo", "env": "IsaacGymCartpole-v0"})
+    entry = {"policy": "MlpPolicy", "n_timesteps": 16, "n_envs": 2, "n_steps": 4, "batch_size": 8}
+    entry["callback"] = [{"os.mkdir": {"path": str(marker)}}]
+    study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"hyperparams": entry}))
+    (tmp_path / "ppo.yml").write_text(json.dumps({"IsaacGymCartpole-v0": entry}))
+    argv = ["train", "--algo", "ppo", "--env", "IsaacGymCartpole-v0", "-conf", str(tmp_path / "ppo.yml"), "-f", str(tmp_path)]
+    argv += ["--device", "cpu", "--storage", storage, "--study-name", "s", "--trial-id", "0"]
+    assert makes_marker(marker, lambda: call(argv)) and "wants to run" not in capsys.readouterr().err
+
+
 # -- what would not run code by itself, but is as bad ---------------------------------------------------------------------
 
 
