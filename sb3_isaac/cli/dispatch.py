@@ -71,6 +71,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, "")  # as python -m has it: --gym-packages my_task finds my_task.py in this folder
     try:
+        _check_extras(command, flags)
         with trusting(TRUST in argv):
             return _run(command, flags)
     except Exception as error:
