@@ -10,6 +10,8 @@ import runpy
 import sys
 from typing import Any, Dict, List, Optional
 
+from sb3_isaac.files.trust import trusting
+
 COMMANDS: Dict[str, str] = {
     "train": "train an agent: the flags of python -m rl_zoo3.train, --until-solved",
     "enjoy": "watch a trained agent: the flags of python -m rl_zoo3.enjoy",
@@ -32,6 +34,8 @@ EXTRAS: Dict[str, Dict[str, str]] = {
     "compare": {"matplotlib": "matplotlib"},
 }
 """Modules of the extra 'plots' that a command cannot do without, and what pip calls them. pygame is for our environments."""
+TRUST = "--trust"
+"""For all commands: files of runs may run code. Without it they cannot, see docs/threat_model.md."""
 WATCHED_ENVS = 16
 """Environments that ``sb3-isaac enjoy`` shows in its window unless told otherwise."""
 
@@ -55,11 +59,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     lines = [f"  {name:13s}{text}" for name, text in COMMANDS.items()]
-    usage = "\n".join(["usage: sb3-isaac COMMAND [flags]", "", *lines, "", "sb3-isaac COMMAND --help lists the flags."])
+    more = f"sb3-isaac COMMAND --help lists the flags.\n{TRUST} lets the files of runs run code: for makers you trust."
+    usage = "\n".join(["usage: sb3-isaac COMMAND [flags]", "", *lines, "", more])
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
         return 0 if argv else 2
-    command, flags = argv[0], argv[1:]
+    command, flags = argv[0], [flag for flag in argv[1:] if flag != TRUST]
     if command not in COMMANDS:
         print(f"sb3-isaac: unknown command {command!r}\n{usage}", file=sys.stderr)
         return 2
@@ -68,20 +73,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     from sb3_isaac.cli.flags import one_sentence  # not for the help above
 
     try:
-        with one_sentence(command):
+        with one_sentence(command), trusting(TRUST in argv):
             _check_extras(command, flags)
-            if command in OWN_COMMANDS:
-                module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
-                return int(getattr(module, command)(flags))
-            importlib.import_module("sb3_isaac.zoo")
-            own_flags: Dict[str, Any] = {
-                "train": _train_flags,
-                "optimize": _search_flags,
-                "enjoy": _watch_flags,
-                "record_video": _record_flags,
-            }
-            sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
-            runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
+            return _run(command, flags)
     except Exception as error:
         import gymnasium as gym  # not for the help above
 
@@ -92,6 +86,21 @@ def main(argv: Optional[List[str]] = None) -> int:
         sentence = " ".join(str(error).split()) or type(error).__name__
         print(f"sb3-isaac {command}: {sentence}", file=sys.stderr)
         return 1
+
+
+def _run(command: str, flags: List[str]) -> int:
+    if command in OWN_COMMANDS:
+        module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
+        return int(getattr(module, command)(flags))
+    importlib.import_module("sb3_isaac.zoo")
+    own_flags: Dict[str, Any] = {
+        "train": _train_flags,
+        "optimize": _search_flags,
+        "enjoy": _watch_flags,
+        "record_video": _record_flags,
+    }
+    sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
+    runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
     return 0
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from sb3_isaac.files import safe_pickle
 from sb3_isaac.files.readable import naming
+from sb3_isaac.files.trust import trusted
 
 
 class PortablePickler(pickle.Pickler):
@@ -50,12 +52,16 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def load_pickle(path: str) -> Any:
+def load_pickle(path: str, trust: bool = False) -> Any:
     """Load a pickle, also one that stock SB3 wrote with another numpy.
 
+    :param trust: let it run what it names: classes of your own, or whatever somebody has put there
+    :raises UntrustedFileError: without ``trust``, if it is more than arrays, spaces, and SB3's and our classes
     :raises ValueError: it is damaged or of another kind
     """
     with open(path, "rb") as file, naming(path, "a pickle", every_error=True):
+        if not trusted(trust):
+            return safe_pickle.load(file, path)
         try:
             return pickle.load(file)
         except (ImportError, TypeError, ValueError):

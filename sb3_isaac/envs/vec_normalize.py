@@ -309,14 +309,16 @@ class VecNormalize(SB3VecNormalize):
         write(save_path, file.getbuffer())
 
     @staticmethod
-    def load(load_path: str, venv: VecEnv) -> VecNormalize:
+    def load(load_path: str, venv: VecEnv, trust: bool = False) -> VecNormalize:
         """Load what this class or stock SB3 has saved.
 
         :param load_path: the file
         :param venv: the environment to wrap
+        :param trust: whether the file may hold objects of any class, whose code is run
+        :raises UntrustedFileError: without ``trust``, if it holds some
         :raises ValueError: if the file holds something else
         """
-        saved = load_pickle(load_path)
+        saved = load_pickle(load_path, trust)
         if not isinstance(saved, SB3VecNormalize):
             raise ValueError(f"{load_path} holds a {type(saved).__name__}, not a VecNormalize.")
         env = VecNormalize.__new__(VecNormalize)

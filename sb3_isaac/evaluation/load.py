@@ -18,7 +18,9 @@ from sb3_isaac.files.readable import algorithm_of, read_settings
 from sb3_isaac.ppo import PPO
 
 
-def load(path: Any, env: Optional[VecEnv] = None, device: Union[th.device, str] = "auto", **kwargs: Any) -> Any:
+def load(
+    path: Any, env: Optional[VecEnv] = None, device: Union[th.device, str] = "auto", trust: bool = False, **kwargs: Any
+) -> Any:
     """Load a model that PPO, DQN or DDPG saved, of this package or of SB3, with the statistics that belong to it.
 
     Where it was trained in a VecNormalize, ``env`` is wrapped in one with the statistics saved beside the model, set for using
@@ -28,8 +30,10 @@ def load(path: Any, env: Optional[VecEnv] = None, device: Union[th.device, str] 
     :param path: of the model, with or without ".zip"
     :param env: a VecEnv that the model is to act or train in
     :param device: torch device
+    :param trust: whether the files may run code, as those of models with classes or functions of your own do
     :param kwargs: more arguments of SB3's ``load``
     :raises FileNotFoundError: no such file, or no statistics beside it
+    :raises UntrustedFileError: without ``trust``, if the model cannot be had without running code
     :raises ValueError: if the file holds no model of these algorithms
     """
     name = os.fspath(path)
@@ -40,14 +44,14 @@ def load(path: Any, env: Optional[VecEnv] = None, device: Union[th.device, str] 
     cls = _algorithm(settings, name)
     normalized = bool(settings.get("observations_are_normalized", statistics_path(name).is_file()))
     if env is not None and normalized and unwrap_vec_normalize(env) is None:
-        env = _in_statistics(name, env)
-    model: Any = cls.load(name, env=env, device=device, **kwargs)
+        env = _in_statistics(name, env, trust)
+    model: Any = cls.load(name, env=env, device=device, trust=trust, **kwargs)
     if env is None and normalized:
-        model.vec_normalize = load_pickle(str(statistics_path(name)))
+        model.vec_normalize = load_pickle(str(statistics_path(name)), trust)
     return model
 
 
-def _in_statistics(path: str, env: VecEnv) -> VecNormalize:
+def _in_statistics(path: str, env: VecEnv, trust: bool = False) -> VecNormalize:
     """Wrap an environment in the VecNormalize that belongs to the model saved at ``path``.
 
     It is set for using the model: the statistics stand still, and rewards stay as they are.
@@ -62,7 +66,7 @@ def _in_statistics(path: str, env: VecEnv) -> VecNormalize:
             f"{path} was trained on observations normalised by VecNormalize, and its statistics are not at {statistics}: "
             "copy them there, or wrap the environment yourself with VecNormalize.load(file, env)."
         )
-    normalize = VecNormalize.load(str(statistics), env)
+    normalize = VecNormalize.load(str(statistics), env, trust)
     normalize.training = normalize.norm_reward = False
     return normalize
 

@@ -14,6 +14,8 @@ from typing import Any, Dict, Iterator, Optional
 
 import yaml
 
+from sb3_isaac.files.safe_zip import open_zip
+
 LOW_LEVEL = (
     EOFError,
     LookupError,
@@ -71,7 +73,7 @@ def read_settings(path: str) -> Dict[str, Any]:
     what = "a model that SB3's save has written"
     with naming(path, what):
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open(path, "rb") as file, open_zip(file, path) as archive:
                 broken = archive.testzip()
                 settings: Any = json.loads(archive.read("data"))
         except (KeyError, ValueError, RuntimeError) as error:  # no part of this name, no JSON, an encrypted part

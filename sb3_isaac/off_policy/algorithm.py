@@ -53,6 +53,7 @@ from sb3_isaac.envs.tensor_path import (
 )
 from sb3_isaac.files.full_disk import outlive_a_full_disk
 from sb3_isaac.files.readable import check_model, naming
+from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.off_policy.rollout import Rollout
 from sb3_isaac.off_policy.training_log import STEPS_PER_READ, TrainingLog
 from sb3_isaac.off_policy.update import Updates
@@ -564,12 +565,19 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.__dict__.update(before)
 
     @classmethod
-    def load(cls, *args: Any, **kwargs: Any) -> Any:
-        """As SB3's. Warns if the statistics of VecNormalize are missing that the model was trained with."""
+    def load(cls, *args: Any, trust: bool = True, **kwargs: Any) -> Any:
+        """As SB3's. Warns if the statistics of VecNormalize are missing that the model was trained with.
+
+        :param trust: True: as SB3's, which runs what the file holds: lambdas and classes of your own, or whatever somebody put
+            there. False: runs nothing
+        :raises UntrustedFileError: without ``trust``, if the model cannot be had without running something
+        :raises ValueError: the file is damaged, or a model of another algorithm
+        """
         check("algorithm", kwargs, defaults=defaults_of(cls))
         path = args[0] if args else kwargs.get("path")
         check_model(path, cls.algo)
-        model: Any = super().load(*args, **kwargs)
+        with reading_safely(trust, kwargs):
+            model: Any = super().load(*args, **kwargs)
         if model.env is not None:
             warn_without_statistics(model, model.env, path)
         return model
@@ -592,8 +600,14 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         finally:
             self.replay_buffer = buffer
 
-    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        with naming(path, "a replay buffer", every_error=True):
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True, trust: bool = False) -> None:
+        """As SB3's.
+
+        :param trust: whether the file may hold objects of any class, whose code is run
+        :raises UntrustedFileError: without ``trust``, if it holds some
+        :raises ValueError: it is damaged or of another kind
+        """
+        with reading_safely(trust), naming(path, "a replay buffer", every_error=True):
             super().load_replay_buffer(path, truncate_last_traj)
         if self._why_not_tensors() is None:
             self._use_device_buffer()

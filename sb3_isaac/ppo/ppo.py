@@ -33,6 +33,7 @@ from sb3_isaac.envs.tensor_path import (
 )
 from sb3_isaac.files.full_disk import outlive_a_full_disk
 from sb3_isaac.files.readable import check_model
+from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
@@ -135,9 +136,14 @@ class PPO(SB3_PPO):
         super().__init__(**arguments.arguments)
 
     @classmethod
-    def load(cls, *args: Any, **kwargs: Any) -> Any:
+    def load(cls, *args: Any, trust: bool = True, **kwargs: Any) -> Any:
         """As SB3's. What is given here wins over what the file says the same with: ``batch_size`` over its ``n_minibatches``,
-        ``learning_rate`` over the rate that ``adaptive_lr_kl`` had come to."""
+        ``learning_rate`` over the rate that ``adaptive_lr_kl`` had come to.
+
+        :param trust: True: as SB3's, which runs what the file holds: lambdas and classes of your own, or whatever somebody put
+            there. False: runs nothing
+        :raises UntrustedFileError: without ``trust``, if the model cannot be had without running something
+        """
         if "batch_size" in kwargs:
             kwargs.setdefault("n_minibatches", None)
         if "learning_rate" in kwargs:
@@ -145,7 +151,8 @@ class PPO(SB3_PPO):
         check("algorithm", kwargs, algo="ppo", defaults=defaults_of(PPO))
         path = args[0] if args else kwargs.get("path")
         check_model(path, "ppo")
-        model = super().load(*args, **kwargs)
+        with reading_safely(trust, kwargs):
+            model = super().load(*args, **kwargs)
         if model.env is not None:
             warn_without_statistics(model, model.env, path)
         return model

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-from typing import Any, Dict, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import gymnasium as gym
 import rl_zoo3.utils
-import yaml
 from huggingface_sb3 import EnvironmentName
-from rl_zoo3.utils import StoreDict, create_test_env, get_saved_hyperparams
+from rl_zoo3.utils import StoreDict, create_test_env
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
@@ -20,9 +19,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_isaac import backends
 from sb3_isaac.device import threads
 from sb3_isaac.envs.make import is_isaac_env_id
+from sb3_isaac.files.safe_model import NOT_FOR_ACTING, reading_safely
 from sb3_isaac.settings.check import check_one
 from sb3_isaac.settings.memory import check_envs
 from sb3_isaac.settings.table import COUNT
+from sb3_isaac.zoo import run_folder
 from sb3_isaac.zoo.manager import ALGOS
 from sb3_isaac.zoo.run_files import TRAIN_FIRST, model_path
 
@@ -60,12 +61,14 @@ def add_agent_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-threads", help="threads of torch (-1: its default)", type=int, default=-1)
     parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment, as in training")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
+    parser.add_argument("--trust", action="store_true", help="let the files of the run, whose maker you trust, run code")
 
 
 def import_packages(args: argparse.Namespace) -> None:
     """Import the modules of ``--gym-packages``, which register environments."""
     for package in args.gym_packages:
         importlib.import_module(package)
+    run_folder.named_packages.update(args.gym_packages)
 
 
 def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str] = None) -> TrainedAgent:
@@ -74,6 +77,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     :param args: parsed flags, see :func:`add_agent_arguments`
     :param n_envs: number of environments where ``--n-envs`` was not given
     :raises FileNotFoundError: no such model or log folder
+    :raises UntrustedFileError: a file of the run wants to run something, and there was no ``--trust``
     :raises ValueError: a number of environments below 1, a device that does not exist, a file of the run that is damaged
     :raises MemoryError: more environments than there is memory for
     """
@@ -96,14 +100,12 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
         raise FileNotFoundError(str(error) + TRAIN_FIRST) from error
     set_random_seed(args.seed)
     settings = os.path.join(folder, args.env)
-    hyperparams, settings_or_none = get_saved_hyperparams(settings, norm_reward=False, test_mode=True)
+    hyperparams, settings_or_none = run_folder.saved_hyperparams(settings, norm_reward=False, test_mode=True)
     # As in the training run, from its hyperparameter entry and then its command line, unless told otherwise
     env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
     saved_args = os.path.join(settings, "args.yml")
     if os.path.isfile(saved_args):
-        with open(saved_args) as file:
-            # rl_zoo3 writes an OrderedDict with Python tags, and reads it back in the same way
-            env_kwargs.update(yaml.load(file, Loader=yaml.UnsafeLoader).get("env_kwargs") or {})
+        env_kwargs.update(run_folder.saved_args(saved_args).get("env_kwargs") or {})
     env_kwargs.update(args.env_kwargs or {})
     if render_mode is not None:
         env_kwargs["render_mode"] = render_mode
@@ -113,9 +115,9 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
         env_id, n_envs, settings_or_none, args.seed, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs
     )
     algorithm = {**rl_zoo3.utils.ALGOS, **ALGOS}[args.algo]
-    # The replay buffer is not needed to act, nor are the schedules of training.
-    unused: Dict[str, Any] = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    unused = dict(NOT_FOR_ACTING)
     if issubclass(algorithm, OffPolicyAlgorithm):
         unused.update(buffer_size=1, optimize_memory_usage=False)
-    model = algorithm.load(path, custom_objects=unused, device=args.device, seed=args.seed)
+    with reading_safely():
+        model = algorithm.load(path, custom_objects=unused, device=args.device, seed=args.seed)
     return TrainedAgent(model=model, env=env, name=name, path=path, folder=folder)

@@ -31,10 +31,10 @@ class LoadedVecNormalize(VecNormalize):
     """VecNormalize for rl_zoo3's create_test_env: statistics of stacked observations bring their frame stack along."""
 
     @staticmethod
-    def load(load_path: str, venv: VecEnv) -> VecNormalize:
+    def load(load_path: str, venv: VecEnv, trust: bool = False) -> VecNormalize:
         """See :meth:`VecNormalize.load`."""
-        spaces = [getattr(env, "observation_space", None) for env in (load_pickle(load_path), venv)]
+        spaces = [getattr(env, "observation_space", None) for env in (load_pickle(load_path, trust), venv)]
         saved, given = (np.atleast_1d(getattr(space, "shape", None) or ()) for space in spaces)
         if len(saved) == len(given) == 1 and saved[0] > given[0] and saved[0] % given[0] == 0:
             venv = InnerFrameStack(venv, int(saved[0] // given[0]))
-        return VecNormalize.load(load_path, venv)
+        return VecNormalize.load(load_path, venv, trust)

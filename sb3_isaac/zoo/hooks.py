@@ -17,11 +17,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
-from sb3_isaac.zoo import run_folders
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import LoadedVecNormalize, stack_frames
 from sb3_isaac.zoo.manager import IsaacExperimentManager
 from sb3_isaac.zoo.run_files import model_path
+from sb3_isaac.zoo.run_folder import opening_safely
 
 
 def _choose_manager(cls: Type[ExperimentManager], *args: Any, **kwargs: Any) -> ExperimentManager:
@@ -54,6 +54,16 @@ def _store_dict(original: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def _open_runs_safely() -> None:
+    """Put our ``get_model_path`` where rl_zoo3's scripts have theirs, also the one that is running and imports us."""
+    original = rl_zoo3.utils.get_model_path
+    ours = opening_safely(model_path)
+    for name, module in list(sys.modules.items()):
+        if name == "__main__" or name.partition(".")[0] == "rl_zoo3":
+            if getattr(module, "get_model_path", None) is original:
+                vars(module)["get_model_path"] = ours
+
+
 def leave_out_dynamo() -> None:
     """Spare every command the two seconds in which torch loads its compiler, just to mark methods of optimizers for it.
 
@@ -70,7 +80,6 @@ def leave_out_dynamo() -> None:
 def install() -> None:
     """Hook rl_zoo3. Done once, when this module is imported."""
     leave_out_dynamo()
-    run_folders.install(model_path)
     ExperimentManager.__new__ = staticmethod(_choose_manager)
     rl_zoo3.utils.StoreDict.__call__ = _store_dict(rl_zoo3.utils.StoreDict.__call__)
     # What makes the environments of enjoy and record_video
@@ -80,3 +89,4 @@ def install() -> None:
     rl_zoo3.utils.VecNormalize, rl_zoo3.exp_manager.VecNormalize = LoadedVecNormalize, VecNormalize
     rl_zoo3.utils.VecFrameStack = rl_zoo3.exp_manager.VecFrameStack = stack_frames
     rl_zoo3.exp_manager.EvalCallback = BatchedEvalCallback
+    _open_runs_safely()

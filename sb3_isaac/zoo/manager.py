@@ -34,11 +34,14 @@ from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
 from sb3_isaac.files.atomic import staging
 from sb3_isaac.files.full_disk import output_goes_on, save_parts
+from sb3_isaac.files.safe_model import reading_safely
+from sb3_isaac.files.trust import trusted
 from sb3_isaac.settings import check, defaults_of
 from sb3_isaac.zoo import entries, search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
 from sb3_isaac.zoo.run_files import check_agent
+from sb3_isaac.zoo.run_folder import check_hyperparams, without_texts
 from sb3_isaac.zoo.run_folders import make_run_folder
 from sb3_isaac.zoo.stock_algorithms import saving_whole
 from sb3_isaac.zoo.studies import explained, load_study
@@ -187,6 +190,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 entries.check_networks(with_classes(hyperparams), *found, where)
         return hyperparams, saved
 
+    def _own_entry(self) -> Dict[str, Any]:
+        """The hyperparameter file's, where it is YAML."""
+        entries = yaml.safe_load(Path(self.config).read_text()) if self.config.endswith((".yml", ".yaml")) else None
+        entry = entries.get(self.env_name.gym_id, entries.get("default")) if isinstance(entries, dict) else None
+        return entry if isinstance(entry, dict) else {}
+
     def _suggested_file(self) -> Path:
         """Where hyperparameters of an own task are looked for."""
         name = f"{self.task_file.stem if self.task_file else 'my_task'}.{self.algo}.yml"
@@ -208,7 +217,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def _preprocess_hyperparams(self, hyperparams: Dict[str, Any]) -> Any:
         with entries.explained_entry(f"{self.config} or -params"):
-            return self._make_objects(with_classes(hyperparams))  # a copy: config.yml keeps the plain values
+            plain = without_texts(hyperparams, self.config)
+            return self._make_objects(with_classes(plain))  # a copy: config.yml keeps the plain values
 
     def _make_objects(self, hyperparams: Dict[str, Any]) -> Any:
         if hyperparams.get("noise_type") is None:  # rl_zoo3 would hand it on to the algorithm
@@ -319,6 +329,10 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.has_made_folder and not list(Path(self.save_path).glob("*.zip")):
             shutil.rmtree(self.save_path, ignore_errors=True)
 
+    def _load_pretrained_agent(self, hyperparams: Dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        with reading_safely(given=hyperparams):
+            return super()._load_pretrained_agent(hyperparams, env)  # type: ignore[no-any-return]
+
     def learn(self, model: BaseAlgorithm) -> None:
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
             self.log_interval = max(4, self.n_envs)  # SB3 counts episodes: every 4 is many times a step here
@@ -408,6 +422,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if study.user_attrs.get("purpose") != self.purpose or "hyperparams" not in trial.user_attrs:
             about = f"{self.algo} on {self.env_name.gym_id}"
             raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {about}.")
+        if not trusted():
+            what = f"Trial {trial.number} of study {study_name!r}"
+            check_hyperparams(trial.user_attrs["hyperparams"], what, own=self._own_entry())
         if convert:
             self.trial_hyperparams = trial.user_attrs["hyperparams"]
         return dict(trial.user_attrs["hyperparams"] if convert else trial.params)

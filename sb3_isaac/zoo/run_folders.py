@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from typing import Any, Callable, List, Optional, Tuple
 
-import rl_zoo3.utils
-
 from sb3_isaac.envs.make import is_isaac_env_id
-
-ZOO_MODULES = ("__main__", "rl_zoo3.utils", "rl_zoo3.enjoy", "rl_zoo3.record_video", "rl_zoo3.push_to_hub")
-"""Where rl_zoo3 may have its ``get_model_path``: with ``python -m`` its command is imported before our hooks."""
 
 
 def make_run_folder(path: str) -> str:
@@ -65,12 +59,3 @@ def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable
         return get_model_path(exp_id, folder, algo, env_name, *which, **more)
 
     return call
-
-
-def install(hooked: Callable[..., Tuple[str, str, str]]) -> None:
-    """Put another ``get_model_path`` into the place of rl_zoo3's wherever that has been imported."""
-    original = rl_zoo3.utils.get_model_path
-    for name in ZOO_MODULES:
-        module = vars(sys.modules[name]) if name in sys.modules else {}
-        if module.get("get_model_path") is original:
-            module["get_model_path"] = hooked

@@ -126,7 +126,7 @@ def test_a_loaded_buffer_of_another_class_is_not_replaced_in_silence(algo, tmp_p
     buffer = OwnBuffer(160, env.observation_space, env.action_space, "cpu", n_envs=env.num_envs)
     save_to_pkl(tmp_path / "own.pkl", buffer)
     model = make_model(algo, env)
-    model.load_replay_buffer(tmp_path / "own.pkl")
+    model.load_replay_buffer(tmp_path / "own.pkl", trust=True)
     assert type(model.replay_buffer) is OwnBuffer
     with pytest.warns(UserWarning, match="OwnBuffer works in numpy"):
         model.learn(80)
