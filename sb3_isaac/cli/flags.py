@@ -39,6 +39,9 @@ def one_sentence(command: str) -> Iterator[None]:
     """
     parser_class: Any = argparse.ArgumentParser
     error, parse_args = parser_class.error, parser_class.parse_args
+    if parse_args.__module__ == __name__:  # a command that runs within another, in this process
+        yield
+        return
 
     def short_error(self: argparse.ArgumentParser, message: str) -> Any:
         self.exit(2, f"sb3-isaac {command}: {message} (sb3-isaac {command} --help lists the flags)\n")

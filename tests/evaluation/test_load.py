@@ -117,7 +117,7 @@ def test_models_of_stock_sb3_and_of_other_algorithms(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no model at"):
         sb3_isaac.load(tmp_path / "nothing")
     (tmp_path / "broken.zip").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match="not a file that SB3's save has written"):
+    with pytest.raises(ValueError, match="cannot be read as a model that SB3's save has written"):
         sb3_isaac.load(tmp_path / "broken.zip")
 
 

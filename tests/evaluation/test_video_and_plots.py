@@ -172,7 +172,7 @@ def test_video_writes_both_formats_beside_the_model(tmp_path: Path, capsys: pyte
     assert commands.video([*flags, "-n", "4", "-o", str(tmp_path / "own.gif")]) == 0
     assert (tmp_path / "own.gif").is_file()
     for command in (["-n", "0"], ["-o", "movie.avi"], ["--push", "-1"], ["--push", "nan"]):
-        with pytest.raises(ValueError, match="at least 1|must end in|--push must be 0"):
+        with pytest.raises(ValueError, match="at least 1|must end in|--push must be a number of at least 0"):
             commands.video([*flags, *command])
 
 

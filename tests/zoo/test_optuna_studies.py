@@ -215,7 +215,7 @@ MISTAKES = {
     "is about something else .dqn": ["--storage", "sqlite:///dqn.db", "--study-name", "s"],
     "is about something else .trials of another program": ["--storage", "sqlite:///foreign.db", "--study-name", "s"],
     "database is locked .by another process, for more than 1 s": ["--storage", "sqlite:///locked.db", "--study-name", "s"],
-    "trial_timeout must be a number of seconds above 0, got -1.0": ["--trial-timeout", "-1"],
+    "trial_timeout must be a number greater than 0 .seconds., or None, got -1.0": ["--trial-timeout", "-1"],
     "cannot be written to nowhere/best.yml: its folder does not exist": ["--write-yaml", "nowhere/best.yml"],
     "cannot be written to notes.log: it is no hyperparameter file": ["--write-yaml", "notes.log"],
     "ppo.yml: its entry IsaacGymCartpole-v0 cannot be replaced": ["--write-yaml", "ppo.yml"],
