@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, Optional
 
 import yaml
 
-from sb3_isaac.files.safe_zip import open_zip
+from sb3_isaac.files.safe_zip import TightlyPackedError, open_zip
 
 LOW_LEVEL = (
     EOFError,
@@ -76,6 +76,8 @@ def read_settings(path: str) -> Dict[str, Any]:
             with open(path, "rb") as file, open_zip(file, path) as archive:
                 broken = archive.testzip()
                 settings: Any = json.loads(archive.read("data"))
+        except TightlyPackedError:
+            raise
         except (KeyError, ValueError, RuntimeError) as error:  # no part of this name, no JSON, an encrypted part
             raise unreadable(path, what, error) from error
         if broken is not None or not isinstance(settings, dict):

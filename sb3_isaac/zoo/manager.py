@@ -217,7 +217,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def _preprocess_hyperparams(self, hyperparams: Dict[str, Any]) -> Any:
         with entries.explained_entry(f"{self.config} or -params"):
-            plain = without_texts(hyperparams, self.config)
+            plain = without_texts(hyperparams, f"{self.config} or -params")
             return self._make_objects(with_classes(plain))  # a copy: config.yml keeps the plain values
 
     def _make_objects(self, hyperparams: Dict[str, Any]) -> Any:
