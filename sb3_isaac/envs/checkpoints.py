@@ -196,10 +196,10 @@ def _state(model: Any, missing: List[str]) -> Dict[str, Any]:
         "env": env_state(model.env, missing),
         "spaces": [packer.pack(getattr(owner.action_space, "_np_random", None)) for owner in (model, model.env)],
         "learning": learning,
+        "run": model._run_state(packer),
         "random": _random_state(packer),
     }
     if learning is not None:
-        state["run"] = model._run_state(packer)
         names = ("name_to_value", "name_to_count", "name_to_excluded")
         state["log"] = packer.attributes(model.logger, names)
         if checkpoints.callback is not None:
@@ -367,14 +367,14 @@ def _restore(model: Any, state: Dict[str, Any], callback: BaseCallback, same_lea
     for owner, saved in zip((model, model.env), state["spaces"]):
         if saved is not None:
             unpacker.unpack(saved, owner.action_space.np_random)
-    if same_learn and state["learning"] is not None:
+    same_learn = same_learn and state["learning"] is not None
+    model._set_run_state(unpacker, state["run"], same_learn)
+    if same_learn:
         model.start_time = int((time.time() - state["seconds"]) * 1e9)
-        model._set_run_state(unpacker, state["run"])
         unpacker.attributes(model.logger, state["log"])
         _restore_callbacks(callback, state.get("callbacks", []))
     else:
         model._num_timesteps_at_start, model.start_time = now
-        model._set_run_state(unpacker, {})
     saved = state["random"]
     random.setstate(unpacker.unpack(saved["python"]))
     np.random.set_state(unpacker.unpack(saved["numpy"]))

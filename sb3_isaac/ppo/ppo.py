@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
+from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs import checkpoints
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
@@ -174,11 +175,13 @@ class PPO(SB3_PPO):
         return checkpoints.resume(cls, path, env, device, **kwargs)
 
     def _run_state(self, packer: Any) -> Dict[str, Any]:
-        """What a checkpoint needs of the tensors that training keeps: nothing, between two rollouts."""
-        return {}
+        """What a checkpoint needs of the tensors that training keeps."""
+        # MKL rounds by where its operands lie: an optimizer that is flat has moved the parameters
+        return {"flat": self._run.update is not None and self._run.update.adam is not None}
 
-    def _set_run_state(self, unpacker: Any, state: Dict[str, Any]) -> None:
-        pass
+    def _set_run_state(self, unpacker: Any, state: Dict[str, Any], same_learn: bool) -> None:
+        if state["flat"] and FlatAdam.supports(self.policy.optimizer):
+            share_storage(self.policy.optimizer.param_groups[0]["params"])
 
     def _setup_model(self) -> None:
         asked_for = self.rollout_buffer_class
