@@ -27,6 +27,7 @@ from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.flat_adam import optimizer_settings
+from sb3_isaac.envs import checkpoints
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
 from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
@@ -105,6 +106,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.vec_normalize: Any = None
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run: Optional[TensorRun] = None  # not None: training runs in tensors
+        self._checkpoints = checkpoints.Checkpoints(logs_rollouts=False)
         if SB3_HAS_N_STEPS:
             kwargs["n_steps"] = n_steps
         super().__init__(policy, env, *args, **kwargs)
@@ -270,8 +272,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         """As SB3's, on as many threads as pay unless their number was chosen, see ``device/threads.py``."""
-        with threads.torch_threads(threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)):
-            return super().learn(*args, **kwargs)
+        learn = super().learn
+        with self._checkpoints.learning(learn, args, kwargs) as arguments, threads.torch_threads(
+            threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
+        ):
+            return learn(**arguments)
 
     def _setup_learn(
         self,
@@ -342,6 +347,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         log_interval: Optional[int] = None,
     ) -> RolloutReturn:
         """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
+        self._checkpoints.at_boundary(self, callback)
         run = self._run
         if run is None:
             return super().collect_rollouts(
@@ -506,7 +512,54 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return model
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "vec_normalize"]
+        return [*super()._excluded_save_params(), "_run", "_checkpoints", "vec_normalize"]
+
+    def save_checkpoint(self, path: Any, replay_buffer: bool = True) -> None:
+        """Save all that training depends on, for :meth:`resume`. docs/resume.md says what that is.
+
+        Beside ``path.zip``, which is what :meth:`save` writes, there will be ``path_state.pt``, ``path_replay_buffer.pt``, the
+        statistics of VecNormalize, and ``path.json``, without which the others do not count: whoever kills the process leaves
+        the last checkpoint whole. Called by a callback, it is done after the updates that follow this rollout.
+
+        :param path: with or without ".zip"
+        :param replay_buffer: save it too; without it, what is resumed is another training
+        :raises OSError: a file cannot be written
+        """
+        self._checkpoints.ask(lambda: checkpoints.write(self, path, replay_buffer))
+
+    @classmethod
+    def resume(cls, path: Any, env: Any, device: Any = "auto", **kwargs: Any) -> Any:
+        """A model that goes on from a checkpoint as the interrupted one would have: on the CPU bit for bit.
+
+        ``model.learn()``, with the same callbacks as before, goes on to the planned number of timesteps; given
+        ``total_timesteps``, it is as if the interrupted ``learn`` had been given it. Random numbers of the whole process are
+        put back when it begins. Warns of what is missing.
+
+        :param path: what :meth:`save_checkpoint` was given, or a folder, of which the newest complete checkpoint is taken
+        :param env: made as the environment of the interrupted training was, with or without VecNormalize around it
+        :param device: torch device
+        :param kwargs: more arguments of :meth:`load`
+        :raises FileNotFoundError: there is no checkpoint
+        :raises ValueError: it is not complete, of another algorithm or another kind of environment
+        """
+        return checkpoints.resume(cls, path, env, device, **kwargs)
+
+    def _run_state(self, packer: Any) -> Dict[str, Any]:
+        """What a checkpoint needs of what training keeps: the log, and where the exploration's noise is."""
+        if self._run is None:
+            return {"noise": packer.pack(self.action_noise, "action_noise")}
+        return {"log": packer.attributes(self._run.log), "exploration": packer.pack(self._run.exploration, "exploration")}
+
+    def _set_run_state(self, unpacker: Any, state: Dict[str, Any], same_learn: bool) -> None:
+        run = self._run
+        if run is None:
+            unpacker.unpack(state.get("noise"), self.action_noise)
+            return
+        if same_learn and "log" in state:
+            unpacker.attributes(run.log, state["log"])
+            unpacker.unpack(state["exploration"], run.exploration)
+        if self.__dict__["_last_obs"] is not None:
+            run.rollout.act_on(self.__dict__["_last_obs"], cast(Optional[np.ndarray], self._last_original_obs))
 
     def save_replay_buffer(self, path: Any) -> None:
         """Save the replay buffer as SB3's own, which stock SB3 loads too."""
