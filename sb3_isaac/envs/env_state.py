@@ -16,7 +16,7 @@ from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.files.plain_state import Packer, Unpacker
 
 NO_STATE = (spaces.Space, VecEnv, BaseAlgorithm, Logger, EnvSpec, TensorEnv)
-NOT_RESTORED = ("t_start", "metadata", "render_mode", "num_envs", "device", "reset_infos")
+NOT_RESTORED = ("t_start", "metadata", "render_mode", "num_envs", "device", "reset_infos", "class_attributes")
 
 
 def layers_inside_out(env: VecEnv) -> List[Any]:

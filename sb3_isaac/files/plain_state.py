@@ -57,7 +57,8 @@ class Packer:
     def pack(self, value: Any, where: str = "") -> Any:
         """:raises TypeError: the value is of a kind that cannot be packed"""
         if isinstance(value, np.generic):
-            value = value.item()
+            if value.dtype.kind in "biuf":
+                return {"kind": "scalar", "dtype": value.dtype.str, "value": value.item()}
         if type(value) in PLAIN:
             return value
         if isinstance(value, th.Tensor):
@@ -114,6 +115,8 @@ class Unpacker:
         kind, value = packed["kind"], packed.get("value")
         if kind == "left out":
             return present
+        if kind == "scalar":
+            return np.dtype(packed["dtype"]).type(value)
         if kind == "array":
             array = value.numpy().astype(packed["dtype"])
             if isinstance(present, np.ndarray) and present.shape == array.shape and present.flags.writeable:

@@ -52,11 +52,11 @@ def vec_env(algo: str, wrapped: str = "", seed: int = 1, n_envs: int = 8, evalua
     return env
 
 
-def make(algo: str, wrapped: str = "", **options: Any) -> Any:
+def make(algo: str, wrapped: str = "", env: Any = None, **options: Any) -> Any:
     options = {**OPTIONS[algo], "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu", **options}
     if algo == "ddpg":
         options.setdefault("action_noise", OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.3 * np.ones(1)))
-    return ALGOS[algo]("MlpPolicy", vec_env(algo, wrapped), **options)
+    return ALGOS[algo]("MlpPolicy", vec_env(algo, wrapped) if env is None else env, **options)
 
 
 def callbacks(algo: str, wrapped: str, folder: Path, after: int, ask: bool) -> List[BaseCallback]:
