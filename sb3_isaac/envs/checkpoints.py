@@ -49,8 +49,7 @@ class Checkpoints:
         self._logs_rollouts = logs_rollouts
         self.active = False
         """Whether the model learns"""
-        self.stop = False
-        """End training at the next boundary, as Ctrl-C does"""
+        self._stop = False
         self.callback: Optional[BaseCallback] = None
         self.resumed: Optional[Dict[str, Any]] = None
         """What is to be put back before the first rollout"""
@@ -65,6 +64,12 @@ class Checkpoints:
         self._wanted.append(write)
         if not self.active:
             self._serve()
+
+    def end(self, write: Callable[[], Any]) -> None:
+        """End training at the next boundary, as Ctrl-C does, after a call of ``write``. A signal's handler may call it."""
+        if self.active:
+            self._wanted.append(write)
+            self._stop = True
 
     def _serve(self) -> None:
         wanted, self._wanted = self._wanted, []
@@ -82,7 +87,7 @@ class Checkpoints:
         self._log_interval = arguments.get("log_interval", signature.parameters["log_interval"].default)
         if self._logs_rollouts and self._rollouts_before > 0 and self._log_interval is not None:
             arguments["log_interval"] = 1  # SB3 counts rollouts from 0 again, see logs_now
-        self.active, self.callback = True, None
+        self.active, self.callback, self._stop = True, None, False
         try:
             yield arguments
             self._serve()
@@ -111,15 +116,14 @@ class Checkpoints:
     def at_boundary(self, model: Any, callback: BaseCallback) -> None:
         """Before each rollout: put back what was resumed, write what was asked for.
 
-        :raises KeyboardInterrupt: training is to end here, see :attr:`stop`
+        :raises KeyboardInterrupt: training is to end here, see :meth:`end`
         """
         if self.resumed is not None:
             state, self.resumed = self.resumed, None
             _restore(model, state, callback, self._same_learn)
         self.callback = callback
         self._serve()
-        if self.stop:
-            self.stop = False
+        if self._stop:
             raise KeyboardInterrupt
         self._rollouts += 1
 
@@ -159,9 +163,21 @@ def write(model: Any, path: Any, replay_buffer: bool = True) -> files.Checkpoint
         "num_timesteps": model.num_timesteps,
         "total_timesteps": model._total_timesteps,
         "missing": missing,
+        "logs": _logs(model),
         "version": __version__,
     }
     return files.write(path, writers, info)
+
+
+def _logs(model: Any) -> Dict[str, int]:
+    """Sizes of files that training appends to: what comes after the checkpoint can be taken from them."""
+    callback = model._checkpoints.callback
+    paths = [getattr(one, "appends_to", None) for one in ([] if callback is None else _callbacks(callback))]
+    writer = getattr(model.env.unwrapped, "results_writer", None)
+    if writer is not None:
+        writer.file_handler.flush()
+        paths.append(writer.file_handler.name)
+    return {path: os.path.getsize(path) for path in paths if path is not None and os.path.isfile(path)}
 
 
 def _algo(cls: type) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Callable, Dict, List, Optional
 
 import torch as th
@@ -69,7 +70,8 @@ def env_state(env: VecEnv, missing: List[str]) -> Dict[str, Any]:
     if not goes_on:
         missing.append(f"the running episodes of {type(env.unwrapped).__name__}: new ones begin")
     device = getattr(env.unwrapped, "device", th.device("cpu")).type
-    return {"n_envs": env.num_envs, "goes_on": goes_on, "device": device, "layers": saved}
+    seconds = time.time() - getattr(env.unwrapped, "t_start", time.time())
+    return {"n_envs": env.num_envs, "goes_on": goes_on, "device": device, "seconds": seconds, "layers": saved}
 
 
 def _is_ours(thing: Any) -> bool:
@@ -89,7 +91,10 @@ def set_env_state(env: VecEnv, saved: Dict[str, Any]) -> None:
             f"{env.num_envs} ({' in '.join(now)}): make it as it was."
         )
     unpacker = Unpacker()
+    t_start = time.time() - saved["seconds"]
     for layer, entry in zip(layers, saved["layers"]):
+        if "t_start" in vars(layer):
+            layer.t_start = t_start
         state = entry["state"]
         if state is None:
             continue

@@ -19,6 +19,7 @@ from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import LoadedVecNormalize, stack_frames
 from sb3_isaac.zoo.manager import IsaacExperimentManager
+from sb3_isaac.zoo.resume import CheckpointCallback
 
 
 def _choose_manager(cls: Type[ExperimentManager], *args: Any, **kwargs: Any) -> ExperimentManager:
@@ -67,3 +68,4 @@ def install() -> None:
     rl_zoo3.utils.VecNormalize, rl_zoo3.exp_manager.VecNormalize = LoadedVecNormalize, VecNormalize
     rl_zoo3.utils.VecFrameStack = rl_zoo3.exp_manager.VecFrameStack = stack_frames
     rl_zoo3.exp_manager.EvalCallback = BatchedEvalCallback
+    rl_zoo3.exp_manager.CheckpointCallback = CheckpointCallback

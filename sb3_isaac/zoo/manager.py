@@ -8,7 +8,9 @@ import difflib
 import functools
 import inspect
 import io
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Set, Tuple, Type
 
@@ -28,12 +30,15 @@ from torch import nn
 import sb3_isaac
 from sb3_isaac import backends
 from sb3_isaac.device import threads
+from sb3_isaac.envs import checkpoints
 from sb3_isaac.envs.make import task_file, task_hyperparams
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
-from sb3_isaac.zoo import search
+from sb3_isaac.files import checkpoint as files
+from sb3_isaac.zoo import resume, search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
+from sb3_isaac.zoo.signals import Signals
 from sb3_isaac.zoo.studies import explained, load_study
 
 ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.DQN, "ddpg": sb3_isaac.DDPG}
@@ -46,7 +51,7 @@ OFF_POLICY_ALGOS = DISCRETE_ALGOS + CONTINUOUS_ALGOS
 # What an entry may hold beside the arguments of the algorithm.
 ZOO_KEYS = (
     "n_envs n_timesteps normalize env_wrapper vec_env_wrapper env_kwargs frame_stack callback monitor_kwargs "
-    "noise_type noise_std until_solved reward_threshold"
+    "noise_type noise_std until_solved reward_threshold keep_checkpoints"
 ).split()
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -87,6 +92,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
+        self.resumes = bool((self.custom_hyperparams or {}).pop("resume", False))
+        """Whether the run of the checkpoint goes on in its own folder (--resume)"""
+        if self.resumes:
+            self.save_path = os.path.dirname(self.trained_agent)
+            self.params_path = os.path.join(self.save_path, self.env_name)
+        self.signals = Signals()
         backends.resolve_device(self.device)
         if getattr(args, "num_threads", -1) > 0:
             threads.ask_for(args.num_threads)
@@ -130,7 +141,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             # rl_zoo3 prints them at every level
             silent = contextlib.redirect_stdout(io.StringIO()) if self.verbose <= 0 else contextlib.nullcontext()
             with silent:
-                hyperparams, saved = super().read_hyperparameters()
+                hyperparams, saved = self._saved_hyperparameters() if self.resumes else super().read_hyperparameters()
         except ValueError as error:  # no entry: the wrong algorithm?
             _check_action_space(self.algo, self.env_name.gym_id, self.env_kwargs)
             if self.is_own_task and str(error).startswith("Hyperparameters not found"):
@@ -163,6 +174,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             _check_action_space(self.algo, self.env_name.gym_id, {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs})
         return hyperparams, saved
 
+    def _saved_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Those of the run that goes on, and what -params say otherwise."""
+        self.config = os.path.join(self.params_path, "config.yml")
+        saved = {**resume.read_yaml(Path(self.config)), **(self.custom_hyperparams or {})}
+        return dict(saved), saved
+
     def _suggested_file(self) -> Path:
         """Where hyperparameters of an own task are looked for."""
         name = f"{self.task_file.stem if self.task_file else 'my_task'}.{self.algo}.yml"
@@ -184,6 +201,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def _preprocess_hyperparams(self, hyperparams: Dict[str, Any]) -> Any:
         hyperparams = with_classes(hyperparams)  # a copy: config.yml keeps the plain values
+        self.keep_checkpoints = hyperparams.pop("keep_checkpoints", None)
+        if self.keep_checkpoints is not None and not (type(self.keep_checkpoints) is int and self.keep_checkpoints >= 1):
+            raise ValueError(f"--keep-checkpoints must be a whole number of at least 1, got {self.keep_checkpoints!r}.")
         threshold = hyperparams.pop("reward_threshold", None)
         threshold = gym.spec(self.env_name.gym_id).reward_threshold if threshold is None else threshold
         if hyperparams.pop("until_solved", False) and not self.optimize_hyperparameters:
@@ -229,6 +249,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         given = self.env_kwargs, self.eval_env_kwargs
+        if self.resumes and os.path.isfile(os.path.join(self.save_path, "0.monitor.csv")):
+            self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
         # The simulation runs where the model does, unless told otherwise.
         default = {} if "device" in gym.spec(self.env_name.gym_id).kwargs else {"device": self.device}
         self.env_kwargs, self.eval_env_kwargs = ({**default, **(kwargs or {})} for kwargs in given)
@@ -259,6 +281,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.verbose > 0 and self.eval_freq > 0 and not self.optimize_hyperparameters:
             print(f"Evaluating {self.n_eval_episodes} episodes every {self.eval_freq} timesteps")
         super().create_callbacks()
+        for callback in self.callbacks:
+            if isinstance(callback, resume.CheckpointCallback):
+                callback.keep, callback.whole_buffer = self.keep_checkpoints, self.save_replay_buffer
         if self.stop_when_solved is not None:
             evaluation = next(callback for callback in self.callbacks if isinstance(callback, EvalCallback))
             evaluation.callback, self.stop_when_solved.parent = self.stop_when_solved, evaluation
@@ -266,6 +291,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def setup_experiment(self) -> Any:
+        if self.resumes:
+            resume.cut_logs(self.trained_agent)
         zoo_algos = rl_zoo3.exp_manager.ALGOS
         rl_zoo3.exp_manager.ALGOS = {**zoo_algos, **self.algorithms}  # for a while: runs on other environments keep rl_zoo3's
         try:
@@ -273,7 +300,50 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         finally:
             rl_zoo3.exp_manager.ALGOS = zoo_algos
 
+    def _load_pretrained_agent(self, hyperparams: Dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        """For -i: a checkpoint of ours goes on exactly, with what -params say otherwise; another file as rl_zoo3 has it."""
+        if self.algo not in self.algorithms or files.read(self.trained_agent) is None:
+            if self.algo in self.algorithms:
+                warnings.warn(checkpoints.OLD_FILE.format(path=self.trained_agent), stacklevel=2)
+            model: BaseAlgorithm = super()._load_pretrained_agent(hyperparams, env)
+            return model
+        changed = {name: hyperparams[name] for name in self.custom_hyperparams or () if name in hyperparams}
+        changed.update(tensorboard_log=self.tensorboard_log, verbose=self.verbose)
+        algorithm: Any = self.algorithm_class
+        resumed: BaseAlgorithm = algorithm.resume(self.trained_agent, env, self.device, **changed)
+        return resumed
+
+    def _save_config(self, saved_hyperparams: Dict[str, Any]) -> None:
+        if self.resumes:  # they stay as they were
+            print(f"Log path: {self.save_path}")
+        else:
+            super()._save_config(saved_hyperparams)
+
     def learn(self, model: BaseAlgorithm) -> None:
+        checkpoint = resume.CheckpointCallback(1, self.save_path, resume.PREFIX)
+        checkpoint.model, checkpoint.keep, checkpoint.whole_buffer = model, self.keep_checkpoints, self.save_replay_buffer
+        self.signals.install(model, checkpoint.write)
+        try:
+            self._learn(model)
+        except BaseException:
+            self.signals.restore()
+            raise
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """As rl_zoo3's.
+
+        :raises SystemExit: after a signal, with the status that tells of it
+        """
+        try:
+            super().save_trained_model(model)
+            if self.signals.received is None:
+                resume.note_end(self.save_path)
+        finally:
+            self.signals.restore()
+        if self.signals.status is not None:
+            raise SystemExit(self.signals.status)
+
+    def _learn(self, model: BaseAlgorithm) -> None:
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
             self.log_interval = max(4, self.n_envs)  # SB3 counts episodes: every 4 is many times a step here
         n_threads = th.get_num_threads()
@@ -282,7 +352,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         with threads.torch_threads(n_threads):
             super().learn(model)
         stop = self.stop_when_solved
-        if stop is not None and not stop.solved:
+        if stop is not None and not stop.solved and self.signals.received is None:
             print(
                 f"Not solved in {model.num_timesteps:,} steps: no two evaluations in a row reached {stop.reward_threshold:g}. "
                 "Train longer with -n, or try another --seed"
