@@ -109,8 +109,8 @@ def _train_flags(flags: List[str]) -> List[str]:
         nargs="?",
         const="",
         metavar="RUN",
-        help="go on with a run from its newest checkpoint, in its own folder: its number or folder, or the latest run of --algo "
-        "and --env",
+        help="go on with a run from its newest checkpoint, in its own folder: its number or folder, or the latest run of "
+        "--algo and --env",
     )
     args, rest = parser.parse_known_args(flags)
     if args.resume is None or {"-h", "--help"} & set(rest):

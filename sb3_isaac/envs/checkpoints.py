@@ -19,7 +19,6 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_isaac._version import __version__
 from sb3_isaac.envs.env_state import NO_STATE, can_go_on, env_state, layers_inside_out, set_env_state
 from sb3_isaac.envs.portable_pickle import PortablePickler
 from sb3_isaac.envs.vec_normalize import SETTINGS, VecNormalize
@@ -33,8 +32,8 @@ COUNTERS = (
 ).split()
 """What algorithms count and remember, by SB3's names"""
 OLD_FILE = (
-    "{path} is a model without a checkpoint's other files: training goes on with its parameters, its optimizer and its count of "
-    "timesteps. Missing are the state of the environments, random numbers, running statistics, the replay buffer and what "
+    "{path} is a model without a checkpoint's other files: training goes on with its parameters, its optimizer and its count "
+    "of timesteps. Missing are the state of the environments, random numbers, running statistics, the replay buffer and what "
     "callbacks knew: it will not be what it would have been. model.save_checkpoint writes all."
 )
 
@@ -141,7 +140,7 @@ class Checkpoints:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def write(model: Any, path: Any, replay_buffer: bool = True) -> files.Checkpoint:
+def write_checkpoint(model: Any, path: Any, replay_buffer: bool = True) -> files.Checkpoint:
     """Write a checkpoint now. For the arguments see ``PPO.save_checkpoint``.
 
     :raises OSError: a file cannot be written
@@ -164,7 +163,6 @@ def write(model: Any, path: Any, replay_buffer: bool = True) -> files.Checkpoint
         "total_timesteps": model._total_timesteps,
         "missing": missing,
         "logs": _logs(model),
-        "version": __version__,
     }
     return files.write(path, writers, info)
 
@@ -225,9 +223,10 @@ def _state(model: Any, missing: List[str]) -> Dict[str, Any]:
 
 
 def _random_state(packer: Packer) -> Dict[str, Any]:
+    cuda: Any = th.cuda
     return {
         "torch": th.get_rng_state(),
-        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() and th.cuda.is_initialized() else [],
+        "cuda": cuda.get_rng_state_all() if cuda.is_available() and cuda.is_initialized() else [],
         "numpy": packer.pack(np.random.get_state(legacy=False)),
         "python": packer.pack(random.getstate()),
     }
@@ -288,7 +287,7 @@ def find(path: Any) -> Tuple[Optional[files.Checkpoint], str]:
     return None, name
 
 
-def resume(cls: Any, path: Any, env: VecEnv, device: Any = "auto", **kwargs: Any) -> Any:
+def resume_model(cls: Any, path: Any, env: VecEnv, device: Any = "auto", **kwargs: Any) -> Any:
     """See ``PPO.resume``."""
     found, model_file = find(path)
     if found is None:

@@ -19,7 +19,6 @@ from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
 from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, forward_tensor_path, supports_tensors
 
-
 SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
 
 

@@ -44,7 +44,7 @@ class IncompleteCheckpoint(ValueError):
 
 def set_name(path: Any) -> str:
     """The name of the set, given it, its model's file, its manifest or its state."""
-    name = os.fspath(path)
+    name = str(os.fspath(path))
     for suffix in (*sorted(SUFFIXES.values(), key=len, reverse=True), ".json"):
         if name.endswith(suffix):
             return name[: -len(suffix)]
@@ -162,7 +162,8 @@ def _find(name: str, key: str, wanted: Mapping[str, Any]) -> str:
     """
     candidates = (name + SUFFIXES[key], _new(name, key))
     for path in candidates:
-        if os.path.isfile(path) and os.path.getsize(path) == wanted["size"] and _fingerprint(path)["sha256"] == wanted["sha256"]:
+        same_size = os.path.isfile(path) and os.path.getsize(path) == wanted["size"]
+        if same_size and _fingerprint(path)["sha256"] == wanted["sha256"]:
             return path
     raise IncompleteCheckpoint(f"The checkpoint {name} is not complete: {candidates[0]} is missing, cut or another file.")
 

@@ -39,7 +39,9 @@ class Packer:
         self._seen: Set[int] = set()
         self._kept: List[Any] = []  # so that no id is given twice
 
-    def attributes(self, owner: Any, names: Optional[Collection[str]] = None, but: Collection[str] = (), where: str = "") -> Any:
+    def attributes(
+        self, owner: Any, names: Optional[Collection[str]] = None, but: Collection[str] = (), where: str = ""
+    ) -> Any:
         """The attributes of an object: those named, or all but some."""
         where = where or type(owner).__name__
         packed: Dict[str, Any] = {}
@@ -112,7 +114,8 @@ class Unpacker:
             return self._tensor(packed, present)
         if not isinstance(packed, dict):
             return packed
-        kind, value = packed["kind"], packed.get("value")
+        kind: str = packed["kind"]
+        value: Any = packed.get("value")
         if kind == "left out":
             return present
         if kind == "scalar":
@@ -130,7 +133,9 @@ class Unpacker:
                 present.set_state(value)
             return present
         if kind == "numpy generator":
-            present = np.random.Generator(getattr(np.random, value["value"]["bit_generator"])()) if present is None else present
+            present = (
+                np.random.Generator(getattr(np.random, value["value"]["bit_generator"])()) if present is None else present
+            )
             present.bit_generator.state = self.unpack(value)
             return present
         if kind == "random state":

@@ -27,8 +27,8 @@ from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.flat_adam import optimizer_settings
-from sb3_isaac.envs import checkpoints
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
+from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
@@ -106,7 +106,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self.vec_normalize: Any = None
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run: Optional[TensorRun] = None  # not None: training runs in tensors
-        self._checkpoints = checkpoints.Checkpoints(logs_rollouts=False)
+        self._checkpoints = Checkpoints(logs_rollouts=False)
         if SB3_HAS_N_STEPS:
             kwargs["n_steps"] = n_steps
         super().__init__(policy, env, *args, **kwargs)
@@ -525,7 +525,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         :param replay_buffer: save it too; without it, what is resumed is another training
         :raises OSError: a file cannot be written
         """
-        self._checkpoints.ask(lambda: checkpoints.write(self, path, replay_buffer))
+        self._checkpoints.ask(lambda: write_checkpoint(self, path, replay_buffer))
 
     @classmethod
     def resume(cls, path: Any, env: Any, device: Any = "auto", **kwargs: Any) -> Any:
@@ -542,7 +542,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises FileNotFoundError: there is no checkpoint
         :raises ValueError: it is not complete, of another algorithm or another kind of environment
         """
-        return checkpoints.resume(cls, path, env, device, **kwargs)
+        return resume_model(cls, path, env, device, **kwargs)
 
     def _run_state(self, packer: Any) -> Dict[str, Any]:
         """What a checkpoint needs of what training keeps: the log, and where the exploration's noise is."""

@@ -19,8 +19,8 @@ from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs import checkpoints
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
@@ -105,7 +105,7 @@ class PPO(SB3_PPO):
         self.vec_normalize: Any = None
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run = _Run()
-        self._checkpoints = checkpoints.Checkpoints(logs_rollouts=True)
+        self._checkpoints = Checkpoints(logs_rollouts=True)
         if adaptive_lr_kl is not None and not adaptive_lr_kl > 0.0:
             raise ValueError(f"adaptive_lr_kl must be greater than 0, or None for a fixed rate, got {adaptive_lr_kl!r}.")
         if not (adaptive_lr_factor > 1.0 and 0.0 < adaptive_lr_min <= adaptive_lr_max):
@@ -148,14 +148,14 @@ class PPO(SB3_PPO):
     def save_checkpoint(self, path: Any) -> None:
         """Save all that training depends on, for :meth:`resume`. docs/resume.md says what that is.
 
-        Beside ``path.zip``, which is what :meth:`save` writes, there will be ``path_state.pt``, the statistics of VecNormalize,
-        and ``path.json``, without which the others do not count: whoever kills the process leaves the last checkpoint whole. Called
-        by a callback, it is done after the update that follows this rollout.
+        Beside ``path.zip``, which is what :meth:`save` writes, there will be ``path_state.pt``, the statistics of
+        VecNormalize, and ``path.json``, without which the others do not count: whoever kills the process leaves the last
+        checkpoint whole. Called by a callback, it is done after the update that follows this rollout.
 
         :param path: with or without ".zip"
         :raises OSError: a file cannot be written
         """
-        self._checkpoints.ask(lambda: checkpoints.write(self, path))
+        self._checkpoints.ask(lambda: write_checkpoint(self, path))
 
     @classmethod
     def resume(cls, path: Any, env: VecEnv, device: Any = "auto", **kwargs: Any) -> Any:
@@ -172,7 +172,7 @@ class PPO(SB3_PPO):
         :raises FileNotFoundError: there is no checkpoint
         :raises ValueError: it is not complete, of another algorithm or another kind of environment
         """
-        return checkpoints.resume(cls, path, env, device, **kwargs)
+        return resume_model(cls, path, env, device, **kwargs)
 
     def _run_state(self, packer: Any) -> Dict[str, Any]:
         """What a checkpoint needs of the tensors that training keeps."""

@@ -30,7 +30,7 @@ from torch import nn
 import sb3_isaac
 from sb3_isaac import backends
 from sb3_isaac.device import threads
-from sb3_isaac.envs import checkpoints
+from sb3_isaac.envs.checkpoints import OLD_FILE
 from sb3_isaac.envs.make import task_file, task_hyperparams
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
@@ -86,6 +86,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     eval_freq: int
     save_freq: int
     log_interval: int
+    monitor_kwargs: Dict[str, Any]
     n_eval_episodes: int
     n_eval_envs: int
     trial_id: Any
@@ -304,7 +305,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         """For -i: a checkpoint of ours goes on exactly, with what -params say otherwise; another file as rl_zoo3 has it."""
         if self.algo not in self.algorithms or files.read(self.trained_agent) is None:
             if self.algo in self.algorithms:
-                warnings.warn(checkpoints.OLD_FILE.format(path=self.trained_agent), stacklevel=2)
+                warnings.warn(OLD_FILE.format(path=self.trained_agent), stacklevel=2)
             model: BaseAlgorithm = super()._load_pretrained_agent(hyperparams, env)
             return model
         changed = {name: hyperparams[name] for name in self.custom_hyperparams or () if name in hyperparams}

@@ -11,7 +11,7 @@ import yaml
 from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 
-from sb3_isaac.envs import checkpoints
+from sb3_isaac.envs.checkpoints import write_checkpoint
 from sb3_isaac.files import checkpoint as files
 
 PREFIX = "rl_model"
@@ -43,7 +43,8 @@ class CheckpointCallback(SB3CheckpointCallback):
         if not hasattr(self.model, "save_checkpoint"):
             return super()._on_step()
         if self.n_calls % self.save_freq == 0:
-            self.model._checkpoints.ask(self.write)
+            model: Any = self.model
+            model._checkpoints.ask(self.write)
         return True
 
     def write(self) -> None:
@@ -59,7 +60,7 @@ class CheckpointCallback(SB3CheckpointCallback):
                 "would have: add --save-replay-buffer."
             )
         try:
-            checkpoints.write(self.model, path, with_buffer)
+            write_checkpoint(self.model, path, with_buffer)
             if self.keep is not None:
                 files.prune(self.save_path, self.keep, f"{self.name_prefix}_")
         except OSError as error:
@@ -131,10 +132,14 @@ class _Loader(yaml.SafeLoader):
     """Reads what rl_zoo3 writes about a run: plain data, an OrderedDict and tuples."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, True)))
+def _sequence(loader: Any, node: Any) -> Any:
+    return loader.construct_sequence(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(_sequence(loader, node)))
 _Loader.add_constructor(
     "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
-    lambda loader, node: OrderedDict(loader.construct_sequence(node, True)[0]),
+    lambda loader, node: OrderedDict(_sequence(loader, node)[0]),
 )
 
 

@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import Any, Callable, Dict, Optional
 
-HANDLED = [number for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP", "SIGINT")) if number is not None]
+HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
 
 
 class Signals:
@@ -43,7 +43,7 @@ class Signals:
 
     @property
     def status(self) -> Optional[int]:
-        """The exit status that tells of the signal; None: there was none, or it was Ctrl-C, after which rl_zoo3 exits with 0."""
+        """The exit status that tells of the signal; None: none, or it was Ctrl-C, after which rl_zoo3 exits with 0."""
         return None if self.received in (None, signal.SIGINT) else 128 + int(self.received or 0)
 
     def _handle(self, number: int, frame: Any) -> None:

@@ -13,7 +13,6 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from tests.conftest import run_python
-from tests.reliability import resume_helpers as helpers
 from tests.reliability.resume_helpers import ALGOS, TOTAL, differences, everything, learn, make, rows, vec_env
 
 
