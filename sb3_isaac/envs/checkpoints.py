@@ -38,6 +38,10 @@ OLD_FILE = (
 )
 
 
+HOLDERS = ("RootCallback", "CallbackList", "ConvertCallback")
+"""Callbacks that hold others"""
+
+
 class Checkpoints:
     """What a model keeps for its checkpoints. Never saved.
 
@@ -412,7 +416,7 @@ def _restore_callbacks(root: BaseCallback, saved: List[Dict[str, Any]]) -> None:
             env = getattr(callback, name, None)
             if isinstance(env, VecEnv) and state["goes_on"] and can_go_on(env):
                 set_env_state(env, state)
-    lost = [entry["class"] for entry in left if entry["state"].get("n_calls", 0) > 0 and entry["class"] != "RootCallback"]
+    lost = [entry["class"] for entry in left if entry["state"].get("n_calls", 0) > 0 and entry["class"] not in HOLDERS]
     if lost:
         warnings.warn(
             f"The interrupted training had callbacks that this one has not: {', '.join(lost)}. Give learn the same ones.",

@@ -33,7 +33,8 @@ class Signals:
         """
         self._model, self._write = model, write
         if threading.current_thread() is threading.main_thread():  # Python allows no other
-            self._before = {number: signal.signal(number, self._handle) for number in HANDLED}
+            heard = [number for number in HANDLED if signal.getsignal(number) != signal.SIG_IGN]  # nohup, jobs of a shell
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
 
     def restore(self) -> None:
         """Leave signals to whom they were left before."""

@@ -31,13 +31,15 @@ TOTAL = {"ppo": 16 * 8 * 7, "dqn": 1600, "ddpg": 1600}
 class Ask(BaseCallback):
     """Saves a checkpoint when so many timesteps are done, and draws random numbers as callbacks of users do."""
 
-    def __init__(self, path: Optional[Path], after: int) -> None:
+    def __init__(self, path: Optional[Path], after: int, draws: bool = True) -> None:
         super().__init__()
+        self.draws = draws
         self.path, self.after = path, after
         self.seen: List[float] = []
 
     def _on_step(self) -> bool:
-        self.seen.append(float(np.random.rand() + th.rand(()).item()))
+        if self.draws:
+            self.seen.append(float(np.random.rand() + th.rand(()).item()))
         if self.path is not None and self.num_timesteps == self.after:
             self.model.save_checkpoint(self.path)
         return True
