@@ -312,6 +312,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         changed.update(tensorboard_log=self.tensorboard_log, verbose=self.verbose)
         algorithm: Any = self.algorithm_class
         resumed: BaseAlgorithm = algorithm.resume(self.trained_agent, env, self.device, **changed)
+        resume.take_along_best(self.trained_agent, self.save_path)
         return resumed
 
     def _save_config(self, saved_hyperparams: Dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -12,7 +13,9 @@ from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 
 from sb3_isaac.envs.checkpoints import write_checkpoint
+from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files import checkpoint as files
+from sb3_isaac.files.atomic import replacing
 
 PREFIX = "rl_model"
 """rl_zoo3's, of names of checkpoints"""
@@ -168,6 +171,15 @@ def cut_logs(model_file: str) -> None:
         path = os.path.join(os.path.dirname(model_file), os.path.basename(name))
         if os.path.isfile(path) and os.path.getsize(path) > size:
             os.truncate(path, size)
+
+
+def take_along_best(model_file: str, folder: str) -> None:
+    """Copy the best model of the run that a checkpoint is of, which only a better one replaces."""
+    for name in ("best_model.zip", statistics_path("best_model.zip").name):
+        old, new = os.path.join(os.path.dirname(model_file), name), os.path.join(folder, name)
+        if os.path.isfile(old) and not os.path.exists(new):
+            with replacing(new) as temporary:
+                shutil.copyfile(old, temporary)
 
 
 def note_end(folder: str) -> None:

@@ -91,7 +91,7 @@ def test_killed_runs_and_minus_i(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert done.returncode == 0 and "as if it had not been interrupted" in done.stdout, done.stdout
     assert outcome("dqn") == outcome("dqn", folder="whole")
     other, whole = outcome("dqn", run=2), outcome("dqn", folder="whole")
-    assert other[ENV_IDS["dqn"]] == whole[ENV_IDS["dqn"]] and other["evaluations"] == whole["evaluations"]
+    assert all(other[name] == whole[name] for name in (ENV_IDS["dqn"], "evaluations"))
     assert len(list(folder.glob("*_steps.zip"))) == 2  # what --keep-checkpoints says
 
 
