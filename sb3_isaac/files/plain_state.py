@@ -6,6 +6,7 @@ it back, in place where it can: tensors keep their address, so that views of the
 
 from __future__ import annotations
 
+import json
 import random
 import types
 from collections import deque
@@ -80,9 +81,9 @@ class Packer:
             if type(value) is cls:
                 return {"kind": kind, "value": [self.pack(entry, f"{where}[{i}]") for i, entry in enumerate(value)]}
         if isinstance(value, dict) and all(type(key) in PLAIN for key in value):
-            return {"kind": "dict", "value": {key: self.pack(entry, f"{where}[{key!r}]") for key, entry in value.items()}}
+            return {"kind": "dict", "value": [[key, self.pack(entry, f"{where}[{key!r}]")] for key, entry in value.items()]}
         if isinstance(value, th.nn.Module):
-            return {"kind": "module", "value": {key: tensor.cpu().clone() for key, tensor in value.state_dict().items()}}
+            return {"kind": "module", "value": {key: self.pack(entry) for key, entry in value.state_dict().items()}}
         if isinstance(value, self._leave_out):
             return {"kind": "left out"}
         if self._descend and hasattr(value, "__dict__") and not hasattr(value, "fileno"):
@@ -133,10 +134,10 @@ class Unpacker:
                 present.set_state(value)
             return present
         if kind == "numpy generator":
-            present = (
-                np.random.Generator(getattr(np.random, value["value"]["bit_generator"])()) if present is None else present
-            )
-            present.bit_generator.state = self.unpack(value)
+            state = self.unpack(value)
+            if present is None or type(present.bit_generator).__name__ != state["bit_generator"]:
+                present = np.random.Generator(getattr(np.random, state["bit_generator"])())
+            present.bit_generator.state = state
             return present
         if kind == "random state":
             present = np.random.RandomState() if present is None else present
@@ -150,14 +151,14 @@ class Unpacker:
             return self._sequence(kind, value, present)
         if kind == "dict":
             before = present if isinstance(present, dict) else {}
-            entries = {key: self.unpack(entry, before.get(key)) for key, entry in value.items()}
+            entries = {key: self.unpack(entry, before.get(key)) for key, entry in value}
             if not isinstance(present, dict):
                 return entries
             present.clear()
             present.update(entries)
             return present
         if kind == "module":
-            present.load_state_dict(value)
+            present.load_state_dict({key: self.unpack(entry) for key, entry in value.items()})
             return present
         if kind == "object":
             if present is not None:
@@ -196,8 +197,10 @@ def _same_number(one: Any, other: Any) -> bool:
 
 
 def save(state: Dict[str, Any], file: IO[bytes]) -> None:
-    """Write what was packed."""
-    th.save(state, file)
+    """Write what was packed: tensors as torch does, the rest as JSON, because torch 1.13 reads no floats."""
+    tensors: List[th.Tensor] = []
+    rest = json.dumps(_without_tensors(state, tensors))
+    th.save({"tensors": tensors, "rest": rest}, file)
 
 
 def load(path: str) -> Dict[str, Any]:
@@ -206,9 +209,27 @@ def load(path: str) -> Dict[str, Any]:
     :raises ValueError: the file holds something else
     """
     try:
-        state = th.load(path, map_location="cpu", weights_only=True)
+        saved = th.load(path, map_location="cpu", weights_only=True)
+        state: Dict[str, Any] = _with_tensors(json.loads(saved["rest"]), saved["tensors"])
+        return state
     except Exception as error:
         raise ValueError(f"{path} is not the state of a checkpoint ({type(error).__name__}).") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} is not the state of a checkpoint.")
-    return state
+
+
+def _without_tensors(value: Any, tensors: List[th.Tensor]) -> Any:
+    if isinstance(value, th.Tensor):
+        tensors.append(value)
+        return {"kind": "tensor", "value": len(tensors) - 1}
+    if isinstance(value, dict):
+        return {key: _without_tensors(entry, tensors) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(entry, tensors) for entry in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _with_tensors(value: Any, tensors: List[th.Tensor]) -> Any:
+    if isinstance(value, dict):
+        if value.get("kind") == "tensor":
+            return tensors[value["value"]]
+        return {key: _with_tensors(entry, tensors) for key, entry in value.items()}
+    return [_with_tensors(entry, tensors) for entry in value] if isinstance(value, list) else value

@@ -74,6 +74,7 @@ def learn(model: Any, algo: str, wrapped: str, folder: Path, after: int, ask: bo
     model.set_logger(configure(str(folder), ["csv"]))
     used = callbacks(algo, wrapped, folder, after, ask)
     model.learn(*args, callback=used, **kwargs)
+    model.logger.close()
     return used
 
 
