@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 import os
 import random
 import time
 import warnings
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch as th
@@ -145,22 +146,37 @@ class Checkpoints:
 
 
 def write_checkpoint(model: Any, path: Any, replay_buffer: bool = True) -> files.Checkpoint:
-    """Write a checkpoint now. For the arguments see ``PPO.save_checkpoint``.
+    """Write a checkpoint now. For the arguments see ``DQN.save_checkpoint``.
 
     :raises OSError: a file cannot be written
     """
+    return prepare_checkpoint(model, path, replay_buffer)()
+
+
+def prepare_checkpoint(
+    model: Any, path: Any, replay_buffer: bool = True, snapshot: bool = False
+) -> Callable[[], files.Checkpoint]:
+    """What writes a checkpoint.
+
+    :param snapshot: of how things stand now, so that another thread can write it while training goes on
+    """
     missing: List[str] = []
     state = _state(model, missing)
-    writers: Dict[str, files.Writer] = {"model": model.save, "state": functools.partial(plain_state.save, state)}
+    writers: Dict[str, files.Writer] = {"model": model.save}
     normalize = unwrap_vec_normalize(model.env)
     if normalize is not None:
         writers["statistics"] = lambda file: PortablePickler(file).dump(normalize)
+    if snapshot:
+        writers = {key: _bytes_of(writer) for key, writer in writers.items()}
+    writers["state"] = functools.partial(plain_state.save, state)
     buffer = getattr(model, "replay_buffer", None)
-    if buffer is not None:
-        if replay_buffer:
-            writers["replay_buffer"] = functools.partial(plain_state.save, _buffer_state(buffer, missing))
-        else:
-            missing.append("the replay buffer")
+    if buffer is not None and replay_buffer:
+        saved = _buffer_state(buffer, missing)
+        if snapshot:  # else the rows are the buffer's own
+            saved = {name: value.clone() if isinstance(value, th.Tensor) else value for name, value in saved.items()}
+        writers["replay_buffer"] = functools.partial(plain_state.save, saved)
+    elif buffer is not None:
+        missing.append("the replay buffer")
     info = {
         "algo": _algo(type(model)),
         "num_timesteps": model.num_timesteps,
@@ -168,7 +184,18 @@ def write_checkpoint(model: Any, path: Any, replay_buffer: bool = True) -> files
         "missing": missing,
         "logs": _logs(model),
     }
-    return files.write(path, writers, info)
+    return functools.partial(files.write, path, writers, info)
+
+
+def _bytes_of(writer: files.Writer) -> files.Writer:
+    """What writes again what ``writer`` writes now."""
+    memory = io.BytesIO()
+    writer(memory)
+
+    def write(file: IO[bytes]) -> None:
+        file.write(memory.getbuffer())
+
+    return write
 
 
 def _logs(model: Any) -> Dict[str, int]:
@@ -248,7 +275,7 @@ def _callbacks(root: BaseCallback) -> List[BaseCallback]:
 
 def _settings(callback: BaseCallback) -> List[str]:
     """Attributes that are no state: of SB3's, rl_zoo3's and our callbacks those that are named as arguments are."""
-    names = ["model", "parent", "locals", "globals", "callbacks", "verbose"]
+    names = ["model", "parent", "locals", "globals", "callbacks", "verbose", *getattr(callback, "no_state", ())]
     if type(callback).__module__.split(".")[0] in ("stable_baselines3", "rl_zoo3", "sb3_isaac"):
         for cls in type(callback).__mro__:
             names += inspect.signature(cls.__init__).parameters if "__init__" in vars(cls) else ()  # type: ignore[misc]

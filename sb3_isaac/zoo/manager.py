@@ -322,7 +322,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             super()._save_config(saved_hyperparams)
 
     def learn(self, model: BaseAlgorithm) -> None:
-        checkpoint = resume.CheckpointCallback(1, self.save_path, resume.PREFIX)
+        written = [callback for callback in self.callbacks if isinstance(callback, resume.CheckpointCallback)]
+        checkpoint = written[0] if written else resume.CheckpointCallback(1, self.save_path, resume.PREFIX)
         checkpoint.model, checkpoint.keep, checkpoint.whole_buffer = model, self.keep_checkpoints, self.save_replay_buffer
         self.signals.install(model, checkpoint.write)
         try:
@@ -330,6 +331,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         except BaseException:
             self.signals.restore()
             raise
+        finally:
+            checkpoint.wait()
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """As rl_zoo3's.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import yaml
 from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 
-from sb3_isaac.envs.checkpoints import write_checkpoint
+from sb3_isaac.envs.checkpoints import prepare_checkpoint
 from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files import checkpoint as files
 from sb3_isaac.files.atomic import replacing
@@ -36,11 +37,16 @@ class CheckpointCallback(SB3CheckpointCallback):
     A checkpoint that cannot be written is told of once; training goes on. With algorithms of others it is SB3's callback.
     """
 
+    no_state = ("keep", "whole_buffer", "_said", "_newest", "_thread")
+    """What a checkpoint leaves out of this callback"""
     keep: Optional[int] = None
     """How many are kept; None: all"""
     whole_buffer = False
     """Whether replay buffers of any size are in them"""
-    _said: Any = ()
+    _said: Tuple[str, ...] = ()
+    _newest: Optional[int] = None
+    """Timesteps of the last one"""
+    _thread: Optional[threading.Thread] = None
 
     def _on_step(self) -> bool:
         if not hasattr(self.model, "save_checkpoint"):
@@ -52,7 +58,9 @@ class CheckpointCallback(SB3CheckpointCallback):
 
     def write(self) -> None:
         """Write a checkpoint now, and remove the oldest ones."""
-        self.num_timesteps = self.model.num_timesteps
+        if self._newest == self.model.num_timesteps:  # a signal came when it was time for one anyway
+            return
+        self._newest = self.num_timesteps = self.model.num_timesteps
         path = self._checkpoint_path(extension="zip")
         buffer: Any = getattr(self.model, "replay_buffer", None)
         size = getattr(buffer, "nbytes", 0)
@@ -62,12 +70,28 @@ class CheckpointCallback(SB3CheckpointCallback):
                 f"Checkpoints are without the replay buffer ({size / 1e9:.1f} GB), and without it a run does not go on as it "
                 "would have: add --save-replay-buffer."
             )
+        self.wait()
+        # Training waits for a snapshot only: files take their time
+        commit = prepare_checkpoint(self.model, path, with_buffer, snapshot=True)
+        self._thread = threading.Thread(target=self._commit, args=(commit, path))
+        self._thread.start()
+
+    def _commit(self, commit: Callable[[], Any], path: str) -> None:
         try:
-            write_checkpoint(self.model, path, with_buffer)
+            commit()
             if self.keep is not None:
                 files.prune(self.save_path, self.keep, f"{self.name_prefix}_")
         except OSError as error:
             self._say_once(f"The checkpoint {path} could not be written ({error}). The last one stays, and training goes on.")
+
+    def wait(self) -> None:
+        """Until the last checkpoint is written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _on_training_end(self) -> None:
+        self.wait()
 
     def _say_once(self, text: str) -> None:
         if text[:20] not in self._said:
