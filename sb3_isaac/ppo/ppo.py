@@ -251,18 +251,16 @@ class PPO(SB3_PPO):
         ):
             return learn(**arguments)
 
-    def _dump_logs(self, iteration: int = 0) -> None:
-        """SB3's before 2.6."""
-        self._log_rollouts(super()._dump_logs, iteration)
-
     def dump_logs(self, iteration: int = 0) -> None:
-        """As SB3's, with rollouts counted on when training was resumed."""
-        self._log_rollouts(super().dump_logs, iteration)
-
-    def _log_rollouts(self, dump: Callable[[int], None], iteration: int) -> None:
+        """As SB3's, which counts rollouts from 0 again where training was resumed."""
         rollouts = self._checkpoints.logs_now(iteration)
         if rollouts is not None:
-            dump(rollouts)
+            parent: Any = super()
+            (getattr(parent, "dump_logs", None) or parent._dump_logs)(rollouts)
+
+    def _dump_logs(self, iteration: int = 0) -> None:
+        """Its name before SB3 2.6."""
+        self.dump_logs(iteration)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
         tensors = self._trains_in_tensors()
