@@ -64,8 +64,12 @@ class TensorEnv(ABC):
     def seed(self, seed: int) -> None:
         """Seed the generator that draws the reset states, from now on."""
 
+    exact_state: bool = True
+    """Whether the steps after :meth:`set_state` repeat to the last bit. PhysX keeps more than it tells."""
+
     def get_state(self) -> Dict[str, th.Tensor]:
-        """Copies of everything that the following steps depend on, the random generator included. Training needs it not.
+        """Copies of everything that the following steps depend on, the random generator included. Training needs it not;
+        checkpoints (docs/resume.md) take the attributes of a task that does not have this method.
 
         :raises NotImplementedError: the task cannot tell its state
         """

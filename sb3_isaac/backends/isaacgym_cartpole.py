@@ -232,6 +232,7 @@ class IsaacGymCartpole(CartpoleTensorEnv):
     """
 
     one_per_process = True
+    exact_state = False
 
     def __init__(
         self,

@@ -441,6 +441,29 @@ class DeviceReplayBuffer(ReplayBuffer):
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is in it, as tensors and numbers: the rows in use are a copy if the buffer is not full."""
+        rows = self.pos + self.optimize_memory_usage  # the newest transition's next_obs is in the row after it
+        used = self._storage if self.full else self._storage[:rows].clone()
+        generator = None if self.generator is None else self.generator.get_state()
+        return {"rows": used, "pos": self.pos, "full": self.full, "generator": generator}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        :raises ValueError: the rows do not fit
+        """
+        rows = state["rows"]
+        if rows.shape[1:] != self._storage.shape[1:] or len(rows) > self.buffer_size:
+            raise ValueError(
+                f"The saved replay buffer has rows {tuple(rows.shape)}, and this one holds {tuple(self._storage.shape)}: make "
+                "it with the same buffer_size, environments and spaces."
+            )
+        self._storage[: len(rows)].copy_(rows)
+        self.pos, self.full = state["pos"], state["full"]
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"])
+
     def __getstate__(self) -> dict[str, Any]:
         """Numpy arrays and names of devices, so that it loads without a GPU, and only the rows in use."""
         state = self.__dict__.copy()

@@ -113,7 +113,40 @@ def _train_flags(flags: List[str]) -> List[str]:
         default=None,
         help="stop when two evaluations in a row reach the reward_threshold of the hyperparameter entry or environment",
     )
-    return _with_own_flags(parser, flags)
+    parser.add_argument(
+        "--keep-checkpoints", type=int, metavar="N", help="of the checkpoints that --save-freq writes, keep the newest N"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="go on with a run from its newest checkpoint, in its own folder: its number or folder, or the latest run of "
+        "--algo and --env",
+    )
+    args, rest = parser.parse_known_args(flags)
+    if args.resume is None or {"-h", "--help"} & set(rest):
+        return _with_own_flags(parser, flags)
+    which = argparse.ArgumentParser(prog="sb3-isaac train", add_help=False)
+    which.add_argument("--algo", default="ppo")
+    which.add_argument("--env")
+    which.add_argument("-f", "--log-folder", default="logs")
+    which.add_argument("-params", "--hyperparams", nargs="+", default=[])
+    which.add_argument("--gym-packages", nargs="+", default=[])
+    run, more = which.parse_known_args(rest)
+    from sb3_isaac.zoo.agents import import_packages
+    from sb3_isaac.zoo.resume import find_run, flags_of
+
+    import_packages(run)
+
+    folder = find_run(args.resume or None, run.algo, run.env, run.log_folder)
+    saved = flags_of(folder)
+    if saved is None:
+        print(f"The run {folder} has finished. Its agent can be trained on with -i FILE -n TIMESTEPS.")
+        raise SystemExit(0)
+    own = [f"{name}:{value!r}" for name, value in vars(args).items() if name != "resume" and value is not None]
+    packages = ["--gym-packages", *run.gym_packages] if run.gym_packages else []
+    return [*saved, *more, *packages, "-params", "resume:True", *run.hyperparams, *own]
 
 
 def _without_packages(flags: List[str]) -> List[str]:

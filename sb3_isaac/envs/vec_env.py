@@ -134,6 +134,17 @@ class IsaacVecEnv(VecEnv):
         """:raises RuntimeError: always, to say why there is no step"""
         raise RuntimeError(f"This environment {self.needs_reset}.")
 
+    def state_dict(self) -> Dict[str, th.Tensor]:
+        """Copies of what :meth:`step_tensor` depends on, without the simulator's own state."""
+        names = ("obs_tensor", "dones", "episode_returns", "episode_lengths")
+        return {name: getattr(self, name).clone() for name in names}
+
+    def load_state_dict(self, state: Dict[str, th.Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned. All but the observations keep their address."""
+        self.obs_tensor = state["obs_tensor"].to(self.device)
+        for name in ("dones", "episode_returns", "episode_lengths"):
+            getattr(self, name).copy_(state[name])
+
     def _check_once(self, method: str, result: Any) -> None:
         """:raises ValueError: what the simulator returned is not what the contract says"""
         if method not in self._checked:

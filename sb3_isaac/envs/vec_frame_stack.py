@@ -48,6 +48,15 @@ class VecFrameStack(sb3.VecFrameStack):
         self._stack.copy_(self.obs_tensor)
         return result._replace(obs=self.obs_tensor, final_obs=final_obs)
 
+    def state_dict(self) -> Optional[Dict[str, th.Tensor]]:
+        """A copy of the stacked observations; None: there is no tensor path."""
+        return None if self._inside is None else {"stack": self._stack.clone()}
+
+    def load_state_dict(self, state: Dict[str, th.Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._stack.copy_(state["stack"])
+        self.obs_tensor = self._stack.clone()
+
     def _tensor_venv(self) -> TensorVecEnv:
         if self._inside is None:
             raise RuntimeError(f"{type(self.unwrapped).__name__} has no tensor path: use reset() and step().")

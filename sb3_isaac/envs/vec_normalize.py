@@ -23,6 +23,8 @@ from sb3_isaac.envs.tensor_path import FORWARDED, TensorVecEnv, forward_tensor_p
 from sb3_isaac.files.atomic import write
 from sb3_isaac.settings.check import check, defaults_of
 
+SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
+
 
 class _TensorState:
     """What the tensor path keeps beside SB3's attributes, all at fixed addresses. Never saved.
@@ -186,6 +188,29 @@ class VecNormalize(SB3VecNormalize):
         """(N, obs_dim): ``final_obs`` of the last ``step_tensor`` as the environment gave it, for a replay buffer."""
         self._tensor_state()
         return self._original_final_obs
+
+    def state_dict(self) -> Optional[Dict[str, Any]]:
+        """Settings, statistics and running returns; None: there is no tensor path."""
+        if self._state is None:
+            return None
+        moments = self._state.moments
+        tensors = {"mean": moments.mean, "var": moments.var, "count": moments.count, "returns": self._state.returns}
+        return {
+            **{name: getattr(self, name) for name in SETTINGS},
+            **{name: tensor.detach().cpu().clone() for name, tensor in tensors.items()},
+            "obs": self.obs_tensor.cpu().clone(),
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        own = self._tensor_state()
+        for name in SETTINGS:
+            setattr(self, name, state[name])
+        for name in ("mean", "var", "count"):
+            getattr(own.moments, name).copy_(state[name])
+        own.moments.refresh()
+        own.returns.copy_(state["returns"])
+        self.obs_tensor = state["obs"].to(self.device)
 
     def _tensor_state(self) -> _TensorState:
         if self._state is None:

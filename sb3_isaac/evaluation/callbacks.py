@@ -50,7 +50,8 @@ class RewardLog(BaseCallback):
         self._env = env
         if self.path is None and self._env.results_writer is not None:
             self.path = os.path.join(os.path.dirname(self._env.results_writer.file_handler.name), FILE_NAME)
-            self._write(COLUMNS, "w")
+            if self.num_timesteps == 0 or not os.path.isfile(self.path):  # else a run goes on
+                self._write(COLUMNS, "w")
         self._total = th.zeros((), dtype=th.float64, device=self._env.device)
         self._running = self._sum_of_running_returns()
 
@@ -64,6 +65,11 @@ class RewardLog(BaseCallback):
             self._total.zero_()
             self._write([self.n_steps - self.window, self.n_steps - 1, round(mean, 6), self._env.num_envs], "a")
         return True
+
+    @property
+    def appends_to(self) -> Optional[str]:
+        """The file, of which a checkpoint notes how long it is."""
+        return self.path
 
     def _sum_of_running_returns(self) -> th.Tensor:
         return self._env.episode_returns.masked_fill(self._env.dones, 0.0).sum(dtype=th.float64)

@@ -30,6 +30,7 @@ from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
+from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.last_finite import (
     LastFinite,
     check_buffer,
@@ -126,6 +127,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run: Optional[TensorRun] = None  # not None: training runs in tensors
         self._last_finite: Optional[LastFinite] = None
+        self._checkpoints = Checkpoints(logs_rollouts=False)
         own = {"n_steps": n_steps, "reward_scale": reward_scale, "spread_time_limits": spread_time_limits, "compile": compile}
         given = inspect.signature(super().__init__).bind_partial(policy, env, *args, **kwargs).arguments
         check("algorithm", {**given, **own, **vars(self)}, defaults=defaults_of(type(self)))
@@ -300,10 +302,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises NotFiniteError: an observation, reward, action or loss was NaN or infinite. The model is then as it was when it
             was last seen to be finite: at most 100 steps of all environments ago.
         """
-        check_learn(super().learn, args, kwargs)
+        learn = super().learn
         n_threads = threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
-        with threads.torch_threads(n_threads), finite_training(self):
-            return super().learn(*args, **kwargs)
+        with self._checkpoints.learning(learn, args, kwargs) as arguments:
+            check_learn(learn, (), arguments)
+            with threads.torch_threads(n_threads), finite_training(self):
+                return learn(**arguments)
 
     def _setup_learn(
         self,
@@ -378,6 +382,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         log_interval: Optional[int] = None,
     ) -> RolloutReturn:
         """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
+        self._checkpoints.at_boundary(self, callback)
         run = self._run
         if run is None:
             return super().collect_rollouts(
@@ -583,7 +588,54 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return model
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "_last_finite", "_trained", "vec_normalize"]
+        return [*super()._excluded_save_params(), "_run", "_checkpoints", "_last_finite", "_trained", "vec_normalize"]
+
+    def save_checkpoint(self, path: Any, replay_buffer: bool = True) -> None:
+        """Save all that training depends on, for :meth:`resume`. docs/resume.md says what that is.
+
+        Beside ``path.zip``, which is what :meth:`save` writes, there will be ``path_state.pt``, ``path_replay_buffer.pt``, the
+        statistics of VecNormalize, and ``path.json``, without which the others do not count: whoever kills the process leaves
+        the last checkpoint whole. Called by a callback, it is done after the updates that follow this rollout.
+
+        :param path: with or without ".zip"
+        :param replay_buffer: save it too; without it, what is resumed is another training
+        :raises OSError: a file cannot be written
+        """
+        self._checkpoints.ask(lambda: write_checkpoint(self, path, replay_buffer))
+
+    @classmethod
+    def resume(cls, path: Any, env: Any, device: Any = "auto", **kwargs: Any) -> Any:
+        """A model that goes on from a checkpoint as the interrupted one would have: on the CPU bit for bit.
+
+        ``model.learn()``, with the same callbacks as before, goes on to the planned number of timesteps; given
+        ``total_timesteps``, it is as if the interrupted ``learn`` had been given it. Random numbers of the whole process are
+        put back when it begins. Warns of what is missing.
+
+        :param path: what :meth:`save_checkpoint` was given, or a folder, of which the newest complete checkpoint is taken
+        :param env: made as the environment of the interrupted training was, with or without VecNormalize around it
+        :param device: torch device
+        :param kwargs: more arguments of :meth:`load`
+        :raises FileNotFoundError: there is no checkpoint
+        :raises ValueError: it is not complete, of another algorithm or another kind of environment
+        """
+        return resume_model(cls, path, env, device, **kwargs)
+
+    def _run_state(self, packer: Any) -> Dict[str, Any]:
+        """What a checkpoint needs of what training keeps: the log, and where the exploration's noise is."""
+        if self._run is None:
+            return {"noise": packer.pack(self.action_noise, "action_noise")}
+        return {"log": packer.attributes(self._run.log), "exploration": packer.pack(self._run.exploration, "exploration")}
+
+    def _set_run_state(self, unpacker: Any, state: Dict[str, Any], same_learn: bool) -> None:
+        run = self._run
+        if run is None:
+            unpacker.unpack(state.get("noise"), self.action_noise)
+            return
+        if same_learn and "log" in state:
+            unpacker.attributes(run.log, state["log"])
+            unpacker.unpack(state["exploration"], run.exploration)
+        if self.__dict__["_last_obs"] is not None:
+            run.rollout.act_on(self.__dict__["_last_obs"], cast(Optional[np.ndarray], self._last_original_obs))
 
     def save_replay_buffer(self, path: Any) -> None:
         """Save the replay buffer as SB3's own, which stock SB3 loads too. An older file is replaced by a complete one only.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from functools import partial
-from typing import Any, Callable, Iterable, List, Optional, Tuple, cast
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, cast
 
 import stable_baselines3
 import torch as th
@@ -17,8 +17,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device import threads
 from sb3_isaac.device.cuda_graph import check_compile
+from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.last_finite import LastFinite, check_given, check_obs, finite_training, look_first, said
 from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
@@ -109,6 +111,7 @@ class PPO(SB3_PPO):
         """Statistics that :func:`sb3_isaac.load` found beside the model, if it was given no env"""
         self._run = _Run()
         self._last_finite: Optional[LastFinite] = None
+        self._checkpoints = Checkpoints(logs_rollouts=True)
         arguments = inspect.signature(SB3_PPO).bind(policy, env, *args, **kwargs)
         own = {
             "n_minibatches": n_minibatches,
@@ -161,6 +164,44 @@ class PPO(SB3_PPO):
         """As SB3's, and the statistics of VecNormalize beside the file, which :func:`sb3_isaac.load` reads. It takes the place
         of an older file only when it is complete."""
         save_model(self, lambda file: super(PPO, self).save(file, exclude, include), path)
+
+    def save_checkpoint(self, path: Any) -> None:
+        """Save all that training depends on, for :meth:`resume`. docs/resume.md says what that is.
+
+        Beside ``path.zip``, which is what :meth:`save` writes, there will be ``path_state.pt``, the statistics of
+        VecNormalize, and ``path.json``, without which the others do not count: whoever kills the process leaves the last
+        checkpoint whole. Called by a callback, it is done after the update that follows this rollout.
+
+        :param path: with or without ".zip"
+        :raises OSError: a file cannot be written
+        """
+        self._checkpoints.ask(lambda: write_checkpoint(self, path))
+
+    @classmethod
+    def resume(cls, path: Any, env: VecEnv, device: Any = "auto", **kwargs: Any) -> Any:
+        """A model that goes on from a checkpoint as the interrupted one would have: on the CPU bit for bit.
+
+        ``model.learn()``, with the same callbacks as before, goes on to the planned number of timesteps; given
+        ``total_timesteps``, it is as if the interrupted ``learn`` had been given it. Random numbers of the whole process are
+        put back when it begins. Warns of what is missing.
+
+        :param path: what :meth:`save_checkpoint` was given, or a folder, of which the newest complete checkpoint is taken
+        :param env: made as the environment of the interrupted training was, with or without VecNormalize around it
+        :param device: torch device
+        :param kwargs: more arguments of :meth:`load`
+        :raises FileNotFoundError: there is no checkpoint
+        :raises ValueError: it is not complete, of another algorithm or another kind of environment
+        """
+        return resume_model(cls, path, env, device, **kwargs)
+
+    def _run_state(self, packer: Any) -> Dict[str, Any]:
+        """What a checkpoint needs of the tensors that training keeps."""
+        # MKL rounds by where its operands lie: an optimizer that is flat has moved the parameters
+        return {"flat": self._run.update is not None and self._run.update.adam is not None}
+
+    def _set_run_state(self, unpacker: Any, state: Dict[str, Any], same_learn: bool) -> None:
+        if state["flat"] and FlatAdam.supports(self.policy.optimizer):
+            share_storage(self.policy.optimizer.param_groups[0]["params"])
 
     def _setup_model(self) -> None:
         asked_for = self.rollout_buffer_class
@@ -229,10 +270,23 @@ class PPO(SB3_PPO):
         :raises NotFiniteError: an observation, reward, action or loss was NaN or infinite. The model is then as it was when it
             was last seen to be finite: after an update.
         """
-        check_learn(super().learn, args, kwargs)
+        learn = super().learn
         n_threads = threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
-        with threads.torch_threads(n_threads), finite_training(self):
-            return super().learn(*args, **kwargs)
+        with self._checkpoints.learning(learn, args, kwargs) as arguments:
+            check_learn(learn, (), arguments)
+            with threads.torch_threads(n_threads), finite_training(self):
+                return learn(**arguments)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """As SB3's, which counts rollouts from 0 again where training was resumed."""
+        rollouts = self._checkpoints.logs_now(iteration)
+        if rollouts is not None:
+            parent: Any = super()
+            (getattr(parent, "dump_logs", None) or parent._dump_logs)(rollouts)
+
+    def _dump_logs(self, iteration: int = 0) -> None:
+        """Its name before SB3 2.6."""
+        self.dump_logs(iteration)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
         tensors = self._trains_in_tensors()
@@ -255,6 +309,7 @@ class PPO(SB3_PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """As SB3's, in tensors if ``env`` supports them."""
+        self._checkpoints.at_boundary(self, callback)
         if self._why_not_tensors() is not None or rollout_buffer is not self.rollout_buffer or env is not self.env:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         tensor_env, buffer = cast(TensorVecEnv, env), cast(DeviceRolloutBuffer, rollout_buffer)
@@ -385,7 +440,7 @@ class PPO(SB3_PPO):
         self.logger.record("time/update", time.perf_counter() - start)
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "_last_finite", "vec_normalize"]
+        return [*super()._excluded_save_params(), "_run", "_checkpoints", "_last_finite", "vec_normalize"]
 
 
 def _batch_size(n_minibatches: int, n_steps: int, n_envs: int) -> int:

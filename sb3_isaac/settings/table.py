@@ -156,6 +156,7 @@ ENTRY: Dict[str, Setting] = {
     "noise_type": Setting("word", optional=True),
     "noise_std": Setting("number", "[0, inf)"),
     "until_solved": FLAG,
+    "keep_checkpoints": Setting("whole", "[1, inf)", optional=True),
     "reward_threshold": Setting("number", optional=True),
     "trial_timeout": Setting("number", "(0, inf)", "seconds", optional=True),
     "write_yaml": Setting("word", optional=True),

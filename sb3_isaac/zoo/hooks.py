@@ -20,6 +20,7 @@ from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import LoadedVecNormalize, stack_frames
 from sb3_isaac.zoo.manager import IsaacExperimentManager
+from sb3_isaac.zoo.resume import CheckpointCallback
 from sb3_isaac.zoo.run_files import model_path
 from sb3_isaac.zoo.run_folder import opening_safely
 
@@ -90,3 +91,4 @@ def install() -> None:
     rl_zoo3.utils.VecFrameStack = rl_zoo3.exp_manager.VecFrameStack = stack_frames
     rl_zoo3.exp_manager.EvalCallback = BatchedEvalCallback
     _open_runs_safely()
+    rl_zoo3.exp_manager.CheckpointCallback = CheckpointCallback

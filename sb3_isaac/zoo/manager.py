@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Set, Tuple, Type
 
@@ -29,20 +30,23 @@ from torch import nn
 import sb3_isaac
 from sb3_isaac import backends
 from sb3_isaac.device import threads
+from sb3_isaac.envs.checkpoints import OLD_FILE
 from sb3_isaac.envs.make import task_file, task_hyperparams
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
+from sb3_isaac.files import checkpoint as files
 from sb3_isaac.files.atomic import staging
 from sb3_isaac.files.full_disk import output_goes_on, save_parts
 from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.files.trust import trusted
 from sb3_isaac.settings import check, defaults_of
-from sb3_isaac.zoo import entries, search
+from sb3_isaac.zoo import entries, resume, search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
 from sb3_isaac.zoo.run_files import check_agent
-from sb3_isaac.zoo.run_folder import check_hyperparams, without_texts
+from sb3_isaac.zoo.run_folder import check_hyperparams, saved_entry, without_texts
 from sb3_isaac.zoo.run_folders import make_run_folder
+from sb3_isaac.zoo.signals import Signals
 from sb3_isaac.zoo.stock_algorithms import saving_whole
 from sb3_isaac.zoo.studies import explained, load_study
 
@@ -56,7 +60,7 @@ OFF_POLICY_ALGOS = DISCRETE_ALGOS + CONTINUOUS_ALGOS
 # What an entry may hold beside the arguments of the algorithm.
 ZOO_KEYS = (
     "n_envs n_timesteps normalize env_wrapper vec_env_wrapper env_kwargs frame_stack callback monitor_kwargs "
-    "noise_type noise_std until_solved reward_threshold"
+    "noise_type noise_std until_solved reward_threshold keep_checkpoints"
 ).split()
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -91,6 +95,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     eval_freq: int
     save_freq: int
     log_interval: int
+    monitor_kwargs: Dict[str, Any]
     n_eval_episodes: int
     n_eval_envs: int
     trial_id: Any
@@ -101,6 +106,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
         check("sb3-isaac train", {**vars(args), **kwargs}, flags=True)
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
+        self.resumes = bool((self.custom_hyperparams or {}).pop("resume", False))
+        """Whether the run of the checkpoint goes on in its own folder (--resume)"""
+        if self.resumes:
+            self.save_path = os.path.dirname(self.trained_agent)
+            self.params_path = os.path.join(self.save_path, self.env_name)
+        self.signals = Signals()
         self.torch_device = backends.resolve_device(self.device)
         entries.check_writable(log_folder, "-f")
         for name, flag in (("tensorboard_log", "-tb"), ("optimization_log_path", "--optimization-log-path")):
@@ -144,12 +155,13 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def read_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         if self.is_own_task and not self.config_given and not Path(self.config).is_file():
             raise ValueError(self._no_entry())
-        entries.check_file(self.config, self.env_name.gym_id)
+        if not self.resumes:
+            entries.check_file(self.config, self.env_name.gym_id)
         try:
             # rl_zoo3 prints them at every level
             silent = contextlib.redirect_stdout(io.StringIO()) if self.verbose <= 0 else contextlib.nullcontext()
             with silent:
-                hyperparams, saved = super().read_hyperparameters()
+                hyperparams, saved = self._saved_hyperparameters() if self.resumes else super().read_hyperparameters()
         except ValueError as error:  # no entry: the wrong algorithm?
             _check_action_space(self.algo, self.env_name.gym_id, self.env_kwargs)
             if self.is_own_task and str(error).startswith("Hyperparameters not found"):
@@ -196,6 +208,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         entry = entries.get(self.env_name.gym_id, entries.get("default")) if isinstance(entries, dict) else None
         return entry if isinstance(entry, dict) else {}
 
+    def _saved_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """Those of the run that goes on, and what -params say otherwise."""
+        self.config = os.path.join(self.params_path, "config.yml")
+        saved = {**saved_entry(self.config), **(self.custom_hyperparams or {})}
+        return dict(saved), saved
+
     def _suggested_file(self) -> Path:
         """Where hyperparameters of an own task are looked for."""
         name = f"{self.task_file.stem if self.task_file else 'my_task'}.{self.algo}.yml"
@@ -223,6 +241,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def _make_objects(self, hyperparams: Dict[str, Any]) -> Any:
         if hyperparams.get("noise_type") is None:  # rl_zoo3 would hand it on to the algorithm
             hyperparams.pop("noise_type", None)
+        self.keep_checkpoints = hyperparams.pop("keep_checkpoints", None)
         threshold = hyperparams.pop("reward_threshold", None)
         threshold = gym.spec(self.env_name.gym_id).reward_threshold if threshold is None else threshold
         if hyperparams.pop("until_solved", False) and not self.optimize_hyperparameters:
@@ -268,6 +287,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         given = self.env_kwargs, self.eval_env_kwargs
+        if self.resumes and os.path.isfile(os.path.join(self.save_path, "0.monitor.csv")):
+            self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
         # The simulation runs where the model does, unless told otherwise.
         default = {} if "device" in gym.spec(self.env_name.gym_id).kwargs else {"device": self.device}
         self.env_kwargs, self.eval_env_kwargs = ({**default, **(kwargs or {})} for kwargs in given)
@@ -298,6 +319,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.verbose > 0 and self.eval_freq > 0 and not self.optimize_hyperparameters:
             print(f"Evaluating {self.n_eval_episodes} episodes every {self.eval_freq} timesteps")
         super().create_callbacks()
+        for callback in self.callbacks:
+            if isinstance(callback, resume.CheckpointCallback):
+                callback.keep, callback.whole_buffer = self.keep_checkpoints, self.save_replay_buffer
         if self.stop_when_solved is not None:
             evaluation = next(callback for callback in self.callbacks if isinstance(callback, EvalCallback))
             evaluation.callback, self.stop_when_solved.parent = self.stop_when_solved, evaluation
@@ -305,6 +329,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def setup_experiment(self) -> Any:
+        if self.resumes:
+            resume.cut_logs(self.trained_agent)
         zoo_algos = rl_zoo3.exp_manager.ALGOS
         stock = {name: saving_whole(algorithm) for name, algorithm in zoo_algos.items()}
         rl_zoo3.exp_manager.ALGOS = {**stock, **self.algorithms}  # for a while: runs on other environments keep rl_zoo3's
@@ -319,9 +345,10 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def create_log_folder(self) -> None:
         """Make the run's folder, ``ALGO/ENV_N`` with the first N that nobody else has, also if others start at this moment."""
-        self.save_path = make_run_folder(self.save_path)
-        self.params_path = os.path.join(self.save_path, str(self.env_name))
-        self.has_made_folder = True
+        if not self.resumes:
+            self.save_path = make_run_folder(self.save_path)
+            self.params_path = os.path.join(self.save_path, str(self.env_name))
+            self.has_made_folder = True
         super().create_log_folder()
 
     def remove_run_folder(self) -> None:
@@ -330,10 +357,68 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             shutil.rmtree(self.save_path, ignore_errors=True)
 
     def _load_pretrained_agent(self, hyperparams: Dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        """For -i: a checkpoint of ours goes on exactly, with what -params say otherwise; another file as rl_zoo3 has it."""
         with reading_safely(given=hyperparams):
-            return super()._load_pretrained_agent(hyperparams, env)  # type: ignore[no-any-return]
+            if self.algo not in self.algorithms or files.read(self.trained_agent) is None:
+                if self.algo in self.algorithms:
+                    warnings.warn(OLD_FILE.format(path=self.trained_agent), stacklevel=2)
+                return super()._load_pretrained_agent(hyperparams, env)  # type: ignore[no-any-return]
+            changed = {name: hyperparams[name] for name in self.custom_hyperparams or () if name in hyperparams}
+            changed.update(tensorboard_log=self.tensorboard_log, verbose=self.verbose)
+            algorithm: Any = self.algorithm_class
+            resumed: BaseAlgorithm = algorithm.resume(self.trained_agent, env, self.device, **changed)
+        resume.take_along_best(self.trained_agent, self.save_path)
+        return resumed
+
+    def _save_config(self, saved_hyperparams: Dict[str, Any]) -> None:
+        if self.resumes:  # they stay as they were
+            print(f"Log path: {self.save_path}")
+            return
+        folder = self.params_path
+        with staging(folder) as inside:
+            self.params_path = inside
+            try:
+                super()._save_config(saved_hyperparams)
+            finally:
+                self.params_path = folder
 
     def learn(self, model: BaseAlgorithm) -> None:
+        written = [callback for callback in self.callbacks if isinstance(callback, resume.CheckpointCallback)]
+        checkpoint = written[0] if written else resume.CheckpointCallback(1, self.save_path, resume.PREFIX)
+        checkpoint.model, checkpoint.keep, checkpoint.whole_buffer = model, self.keep_checkpoints, self.save_replay_buffer
+        self.signals.install(model, checkpoint.write)
+        try:
+            self._learn(model)
+        except BaseException:
+            self.signals.restore()
+            raise
+        finally:
+            checkpoint.wait()
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """As rl_zoo3's, but what is small comes first, and what cannot be saved does not keep the rest from it.
+
+        :raises OSError: something was not saved; the message says what
+        :raises SystemExit: after a signal, with the status that tells of it
+        """
+        with output_goes_on():
+            print(f"Saving to {self.save_path}", flush=True)
+        folder, statistics = Path(self.save_path), model.get_vec_normalize_env() if self.normalize else None
+        parts: Dict[str, Callable[[], Any]] = {"model": lambda: model.save(folder / str(self.env_name))}
+        if statistics is not None:
+            parts["statistics of VecNormalize"] = lambda: statistics.save(str(Path(self.params_path, "vecnormalize.pkl")))
+        if self.save_replay_buffer and hasattr(model, "save_replay_buffer"):
+            parts["replay buffer"] = lambda: model.save_replay_buffer(folder / "replay_buffer.pkl")
+        try:
+            save_parts(parts)
+            if self.signals.received is None:
+                resume.note_end(self.save_path)
+        finally:
+            self.signals.restore()
+        if self.signals.status is not None:
+            raise SystemExit(self.signals.status)
+
+    def _learn(self, model: BaseAlgorithm) -> None:
         if self.log_interval == -1 and self.algo in OFF_POLICY_ALGOS:
             self.log_interval = max(4, self.n_envs)  # SB3 counts episodes: every 4 is many times a step here
         n_threads = th.get_num_threads()
@@ -349,35 +434,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 self.save_trained_model(model)  # as it was when it was last seen to be finite
             raise
         stop = self.stop_when_solved
-        if stop is not None and not stop.solved:
+        if stop is not None and not stop.solved and self.signals.received is None:
             print(
                 f"Not solved in {model.num_timesteps:,} steps: no two evaluations in a row reached {stop.reward_threshold:g}. "
                 "Train longer with -n, or try another --seed"
             )
-
-    def _save_config(self, saved_hyperparams: Dict[str, Any]) -> None:
-        folder = self.params_path
-        with staging(folder) as inside:
-            self.params_path = inside
-            try:
-                super()._save_config(saved_hyperparams)
-            finally:
-                self.params_path = folder
-
-    def save_trained_model(self, model: BaseAlgorithm) -> None:
-        """As rl_zoo3's, but what is small comes first, and what cannot be saved does not keep the rest from it.
-
-        :raises OSError: something was not saved; the message says what
-        """
-        with output_goes_on():
-            print(f"Saving to {self.save_path}", flush=True)
-        folder, statistics = Path(self.save_path), model.get_vec_normalize_env() if self.normalize else None
-        parts: Dict[str, Callable[[], Any]] = {"model": lambda: model.save(folder / str(self.env_name))}
-        if statistics is not None:
-            parts["statistics of VecNormalize"] = lambda: statistics.save(str(Path(self.params_path, "vecnormalize.pkl")))
-        if self.save_replay_buffer and hasattr(model, "save_replay_buffer"):
-            parts["replay buffer"] = lambda: model.save_replay_buffer(folder / "replay_buffer.pkl")
-        save_parts(parts)
 
     # -- hyperparameter search: see search ---------------------------------------------------------------------------
 

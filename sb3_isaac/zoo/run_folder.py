@@ -97,6 +97,19 @@ def _mapping(path: str) -> Dict[str, Any]:
     return content
 
 
+def saved_entry(path: str) -> Dict[str, Any]:
+    """All hyperparameters of a run, of its config.yml, to train on with.
+
+    :raises UntrustedFileError: they want to run something
+    :raises ValueError: it is no YAML
+    """
+    entry = _mapping(path)
+    if not trusted():
+        safe_yaml.check_read(entry, path)
+        check_hyperparams(entry, path)
+    return entry
+
+
 def saved_hyperparams(
     stats_path: str, norm_reward: bool = False, test_mode: bool = False
 ) -> Tuple[Dict[str, Any], Optional[str]]:

@@ -1,0 +1,1 @@
+"""Files, checkpoints and signals: nothing is lost, whatever happens."""

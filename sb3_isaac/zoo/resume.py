@@ -1,0 +1,190 @@
+"""Checkpoints of runs of the command line, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Tuple
+
+from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
+
+from sb3_isaac.envs.checkpoints import prepare_checkpoint
+from sb3_isaac.envs.model_files import statistics_path
+from sb3_isaac.files import checkpoint as files
+from sb3_isaac.files.atomic import replacing
+from sb3_isaac.files.trust import UntrustedFileError, trusted
+from sb3_isaac.zoo.run_folder import named_packages, saved_args
+from sb3_isaac.zoo.run_folders import run_ids
+
+PREFIX = "rl_model"
+"""rl_zoo3's, of names of checkpoints"""
+MAX_BUFFER = 2**30
+"""Bytes of a replay buffer up to which checkpoints have it unless told otherwise"""
+OTHERS = (
+    "trained_agent hyperparams conf_file log_folder optimize_hyperparameters storage study_name trial_id uuid command "
+    "saved_hyperparams truncate_last_trajectory"
+).split()
+"""Arguments of rl_zoo3.train that a run does not go on with: the checkpoint, config.yml and the folder are in their place"""
+WATCHED = {"eval_freq": 25_000, "eval_episodes": 5, "n_eval_envs": 1}
+"""Defaults of rl_zoo3 that mean something else where nobody typed them"""
+
+
+class CheckpointCallback(SB3CheckpointCallback):
+    """SB3's CheckpointCallback, of which a run goes on exactly: the same names, and more files of each.
+
+    A checkpoint that cannot be written is told of once; training goes on. With algorithms of others it is SB3's callback.
+    """
+
+    no_state = ("keep", "whole_buffer", "_said", "_newest", "_thread")
+    """What a checkpoint leaves out of this callback"""
+    keep: Optional[int] = None
+    """How many are kept; None: all"""
+    whole_buffer = False
+    """Whether replay buffers of any size are in them"""
+    _said: Tuple[str, ...] = ()
+    _newest: Optional[int] = None
+    """Timesteps of the last one"""
+    _thread: Optional[threading.Thread] = None
+
+    def _on_step(self) -> bool:
+        if not hasattr(self.model, "save_checkpoint"):
+            return super()._on_step()
+        if self.n_calls % self.save_freq == 0:
+            model: Any = self.model
+            model._checkpoints.ask(self.write)
+        return True
+
+    def write(self) -> None:
+        """Write a checkpoint now, and remove the oldest ones."""
+        if self._newest == self.model.num_timesteps:  # a signal came when it was time for one anyway
+            return
+        self._newest = self.num_timesteps = self.model.num_timesteps
+        path = self._checkpoint_path(extension="zip")
+        buffer: Any = getattr(self.model, "replay_buffer", None)
+        size = getattr(buffer, "nbytes", 0)
+        with_buffer = self.whole_buffer or size <= MAX_BUFFER
+        if not with_buffer:
+            self._say_once(
+                f"Checkpoints are without the replay buffer ({size / 1e9:.1f} GB), and without it a run does not go on as it "
+                "would have: add --save-replay-buffer."
+            )
+        self.wait()
+        # Training waits for a snapshot only: files take their time
+        commit = prepare_checkpoint(self.model, path, with_buffer, snapshot=True)
+        self._thread = threading.Thread(target=self._commit, args=(commit, path))
+        self._thread.start()
+
+    def _commit(self, commit: Callable[[], Any], path: str) -> None:
+        try:
+            commit()
+            if self.keep is not None:
+                files.prune(self.save_path, self.keep, f"{self.name_prefix}_")
+        except OSError as error:
+            self._say_once(f"The checkpoint {path} could not be written ({error}). The last one stays, and training goes on.")
+
+    def wait(self) -> None:
+        """Until the last checkpoint is written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _on_training_end(self) -> None:
+        self.wait()
+
+    def _say_once(self, text: str) -> None:
+        if text[:20] not in self._said:
+            self._said = (*self._said, text[:20])
+            print(text)
+
+
+# -- which run -------------------------------------------------------------------------------------------------------
+
+
+def find_run(run: Optional[str], algo: str, env_id: Optional[str], folder: str) -> Path:
+    """The folder of a run: given it, its number, or the latest one.
+
+    :raises FileNotFoundError: there is none
+    :raises ValueError: it is not said of which environment
+    """
+    if run is not None and os.path.isdir(run):
+        return Path(run)
+    if env_id is None:
+        raise ValueError("--resume needs --env, whose latest run goes on, or the folder of a run: --resume logs/ppo/ENV_1.")
+    if run is not None and not run.isdigit():
+        raise FileNotFoundError(f"--resume {run}: there is no such folder, and it is no number of a run.")
+    number = int(run) if run is not None else max(run_ids(os.path.join(folder, algo), env_id), default=0)
+    found = Path(folder, algo, f"{env_id}_{number}")
+    if not found.is_dir():
+        what = f"no run {number}" if run is not None else "no run"
+        raise FileNotFoundError(f"There is {what} of {algo} on {env_id} in {folder}: say where with -f, --algo and --env.")
+    return found
+
+
+def flags_of(run: Path) -> Optional[List[str]]:
+    """rl_zoo3.train's flags with which a run goes on; None: it has finished.
+
+    :raises FileNotFoundError: it has no checkpoint
+    """
+    found = files.newest(run)
+    settings = [path.parent for path in run.glob("*/args.yml")]
+    if not settings:
+        raise FileNotFoundError(f"{run} is no folder of a run: it has no args.yml.")
+    if found is None:
+        raise FileNotFoundError(f"{run} has no checkpoint to go on from: train with --save-freq N to have them.")
+    if found.info.get("finished"):
+        return None
+    saved = saved_args(str(settings[0] / "args.yml"))
+    unnamed = sorted(set(saved.pop("gym_packages", None) or ()) - named_packages)
+    if unnamed and not trusted():
+        raise UntrustedFileError(
+            str(settings[0] / "args.yml"), f"the module {unnamed[0]}, which --gym-packages {unnamed[0]} may name"
+        )
+    typed = (settings[0] / "command.txt").read_text() if (settings[0] / "command.txt").is_file() else ""
+    flags: List[str] = []
+    for name, value in saved.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in OTHERS or value is None or value is False or value in ([], {}, ""):
+            continue
+        if WATCHED.get(name) == value and flag not in typed:
+            continue
+        if value is True:
+            flags.append(flag)
+        elif isinstance(value, dict):
+            flags += [flag, *(f"{key}:{entry!r}" for key, entry in value.items())]
+        elif isinstance(value, (list, tuple)):
+            flags += [flag, *map(str, value)]
+        else:
+            flags.append(f"{flag}={value}")
+    return [*flags, "-f", os.fspath(run.parent.parent), "-i", found.files["model"]]
+
+
+# -- going on --------------------------------------------------------------------------------------------------------
+
+
+def cut_logs(model_file: str) -> None:
+    """Take from the logs of a run what was written after a checkpoint: it comes again.
+
+    :param model_file: of the checkpoint
+    """
+    found = files.read(model_file)
+    for name, size in (found.info.get("logs", {}) if found is not None else {}).items():
+        path = os.path.join(os.path.dirname(model_file), os.path.basename(name))
+        if os.path.isfile(path) and os.path.getsize(path) > size:
+            os.truncate(path, size)
+
+
+def take_along_best(model_file: str, folder: str) -> None:
+    """Copy the best model of the run that a checkpoint is of, which only a better one replaces."""
+    for name in ("best_model.zip", statistics_path("best_model.zip").name):
+        old, new = os.path.join(os.path.dirname(model_file), name), os.path.join(folder, name)
+        if os.path.isfile(old) and not os.path.exists(new):
+            with replacing(new) as temporary:
+                shutil.copyfile(old, temporary)
+
+
+def note_end(folder: str) -> None:
+    """Let the newest checkpoint of a run know that the run has finished."""
+    for name, _ in files.all_in(folder)[:1]:
+        files.note(name, finished=True)
