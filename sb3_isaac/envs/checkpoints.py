@@ -278,6 +278,7 @@ def _callbacks(root: BaseCallback) -> List[BaseCallback]:
 def _settings(callback: BaseCallback) -> List[str]:
     """Attributes that are no state: of SB3's, rl_zoo3's and our callbacks those that are named as arguments are."""
     names = ["model", "parent", "locals", "globals", "callbacks", "verbose", *getattr(callback, "no_state", ())]
+    names += [name for name, value in vars(callback).items() if getattr(value, "guards", False)]  # see files/full_disk.py
     if type(callback).__module__.split(".")[0] in ("stable_baselines3", "rl_zoo3", "sb3_isaac"):
         for cls in type(callback).__mro__:
             names += inspect.signature(cls.__init__).parameters if "__init__" in vars(cls) else ()  # type: ignore[misc]

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 import gymnasium as gym
 import rl_zoo3.utils
 import yaml
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_isaac.envs.make import is_isaac_env_id
@@ -40,13 +41,13 @@ def _is_own(module: str) -> bool:
 
 
 def _check_class(name: Any, what: str) -> None:
-    """:raises UntrustedFileError: unless it is a listed class, or a wrapper of a module of ``--gym-packages``"""
+    """:raises UntrustedFileError: unless it is a listed class, or a wrapper or callback of a module of ``--gym-packages``"""
     if not isinstance(name, str) or "." not in name or listed(name):
         return
     module, _, attribute = name.rpartition(".")
     if _is_own(module):
         found = getattr(importlib.import_module(module), attribute, None)
-        if isinstance(found, type) and issubclass(found, (gym.Wrapper, VecEnvWrapper)):
+        if isinstance(found, type) and issubclass(found, (gym.Wrapper, VecEnvWrapper, BaseCallback)):
             return
     raise UntrustedFileError(what, name)
 

@@ -66,7 +66,7 @@ def test_a_run_goes_on_after_a_signal(
     assert f"{name}: training ends after this rollout" in capfd.readouterr().err
     assert [signal.getsignal(number) for number in signals.HANDLED] == before
     assert ALGOS[algo].load(f"logs/{algo}/{ENV_IDS[algo]}_1/{ENV_IDS[algo]}.zip", device="cpu").num_timesteps < 1000
-    assert call(["train", "--resume", "--algo", algo, "--env", ENV_IDS[algo]]) == 0
+    assert call(["train", "--resume", "--trust", "--algo", algo, "--env", ENV_IDS[algo]]) == 0
     assert outcome(algo) == outcome(algo, folder="../whole")
     assert sorted(os.listdir(f"logs/{algo}")) == [f"{ENV_IDS[algo]}_1"]
     with pytest.raises(SystemExit) as exited:
@@ -87,7 +87,18 @@ def test_killed_runs_and_minus_i(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     checkpoints = sorted(folder.glob("*_steps.zip"))
     assert call([*flags("dqn"), "-i", str(checkpoints[0])]) == 0
     assert "as if it had not been interrupted" not in capfd.readouterr().out  # --verbose 0
-    done = run_python("-m", "sb3_isaac.cli", "train", "--resume", str(folder), "--verbose", "1", cwd=tmp_path)
+    done = run_python(
+        "-m",
+        "sb3_isaac.cli",
+        "train",
+        "--resume",
+        str(folder),
+        "--gym-packages",
+        "tests.reliability.cli_callback",
+        "--verbose",
+        "1",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0 and "as if it had not been interrupted" in done.stdout, done.stdout
     assert outcome("dqn") == outcome("dqn", folder="whole")
     other, whole = outcome("dqn", run=2), outcome("dqn", folder="whole")
