@@ -14,6 +14,7 @@ from sb3_isaac.envs.checkpoints import prepare_checkpoint
 from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files import checkpoint as files
 from sb3_isaac.files.atomic import replacing
+from sb3_isaac.files.full_disk import training_goes_on
 from sb3_isaac.files.trust import UntrustedFileError, trusted
 from sb3_isaac.zoo.run_folder import named_packages, saved_args
 from sb3_isaac.zoo.run_folders import run_ids
@@ -37,7 +38,7 @@ class CheckpointCallback(SB3CheckpointCallback):
     A checkpoint that cannot be written is told of once; training goes on. With algorithms of others it is SB3's callback.
     """
 
-    no_state = ("keep", "whole_buffer", "_said", "_newest", "_thread")
+    no_state = ("keep", "whole_buffer", "_said", "_newest", "_thread", "_error")
     """What a checkpoint leaves out of this callback"""
     keep: Optional[int] = None
     """How many are kept; None: all"""
@@ -47,6 +48,8 @@ class CheckpointCallback(SB3CheckpointCallback):
     _newest: Optional[int] = None
     """Timesteps of the last one"""
     _thread: Optional[threading.Thread] = None
+    _error: Optional[BaseException] = None
+    """What the thread met"""
 
     def _on_step(self) -> bool:
         if not hasattr(self.model, "save_checkpoint"):
@@ -78,17 +81,23 @@ class CheckpointCallback(SB3CheckpointCallback):
 
     def _commit(self, commit: Callable[[], Any], path: str) -> None:
         try:
-            commit()
-            if self.keep is not None:
-                files.prune(self.save_path, self.keep, f"{self.name_prefix}_")
-        except OSError as error:
-            self._say_once(f"The checkpoint {path} could not be written ({error}). The last one stays, and training goes on.")
+            with training_goes_on("checkpoint", path):
+                commit()
+                if self.keep is not None:
+                    files.prune(self.save_path, self.keep, f"{self.name_prefix}_")
+        except BaseException as error:
+            self._error = error
 
     def wait(self) -> None:
-        """Until the last checkpoint is written."""
+        """Until the last checkpoint is written.
+
+        :raises Exception: it could not be written, for another reason than its disk
+        """
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
+            error, self._thread, self._error = self._error, None, None
+            if error is not None:
+                raise error
 
     def _on_training_end(self) -> None:
         self.wait()

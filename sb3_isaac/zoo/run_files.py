@@ -36,10 +36,10 @@ def model_path(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, 
     try:
         name, path, run = find_model(exp_id, folder, algo, env_name, *which, **more)
     except (AssertionError, ValueError) as error:
-        if not is_isaac_env_id(env_name.gym_id):  # of these rl_zoo3 has models to download
+        if not is_isaac_env_id(getattr(env_name, "gym_id", env_name)):  # of these rl_zoo3 has models to download
             raise
         raise FileNotFoundError(str(error) + TRAIN_FIRST) from error
-    if is_isaac_env_id(env_name.gym_id):
+    if is_isaac_env_id(getattr(env_name, "gym_id", env_name)):
         check_agent(path, algo)
         settings = os.path.join(run, env_name)
         for file in ("config.yml", "args.yml"):

@@ -184,7 +184,7 @@ def opening_safely(get_model_path: Callable[..., Any]) -> Callable[..., Any]:
     def call(exp_id: int, folder: str, algo: str, env_name: Any, *args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1)
         script = caller.f_globals
-        if script.get("__package__") == "rl_zoo3" and is_isaac_env_id(env_name.gym_id) and not trusted():
+        if script.get("__package__") == "rl_zoo3" and is_isaac_env_id(getattr(env_name, "gym_id", env_name)) and not trusted():
             named_packages.update(getattr(caller.f_locals.get("args"), "gym_packages", []))
             safe = {"yaml": _Yaml, "get_saved_hyperparams": saved_hyperparams}
             script.update({name: value for name, value in safe.items() if name in script})

@@ -178,7 +178,7 @@ def test_a_disk_that_fills_during_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     """What can be used afterwards is the last checkpoint."""
     with faulty_files(tmp_path) as layer:
         assert main([*TRAIN, "-f", str(tmp_path / "room"), *PARAMS, "normalize:False"]) == 0
-    second = [number for number, step in enumerate(layer.done) if step == "replace rl_model_128_steps.zip"][0]
+    second = [number for number, step in enumerate(layer.done) if step == "replace rl_model_128_steps.new.zip"][0]
     with faulty_files(tmp_path, second, lasting=True), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert main([*TRAIN, "-f", str(tmp_path / "full"), *PARAMS, "normalize:False"]) == 1

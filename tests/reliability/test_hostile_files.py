@@ -225,7 +225,7 @@ def test_texts_of_a_hyperparameter_file_are_no_code(key: str, tmp_path: Path, ca
     (tmp_path / "ppo.yml").write_text(json.dumps({"IsaacGymCartpole-v0": entry}))
     argv = ["train", "--algo", "ppo", "--env", "IsaacGymCartpole-v0", "-conf", str(tmp_path / "ppo.yml"), "-f", str(tmp_path)]
     assert call([*argv, "--device", "cpu"]) == 1 and not marker.exists()
-    assert f"ppo.yml (in its entry '{key}') wants to run" in capsys.readouterr().err
+    assert f"ppo.yml or -params (in its entry '{key}') wants to run" in capsys.readouterr().err
     assert makes_marker(marker, lambda: call([*argv, "--device", "cpu", "--trust"]))
 
 
