@@ -23,9 +23,9 @@ from sb3_isaac.files.safe_model import NOT_FOR_ACTING, reading_safely
 from sb3_isaac.settings.check import check_one
 from sb3_isaac.settings.memory import check_envs
 from sb3_isaac.settings.table import COUNT
-from sb3_isaac.zoo import run_folder
+from sb3_isaac.zoo import run_settings
 from sb3_isaac.zoo.manager import ALGOS
-from sb3_isaac.zoo.run_files import TRAIN_FIRST, model_path
+from sb3_isaac.zoo.run_folders import TRAIN_FIRST, model_path
 
 ALGO_NAMES = sorted(rl_zoo3.utils.ALGOS)
 """What ``--algo`` may be."""
@@ -68,7 +68,7 @@ def import_packages(args: argparse.Namespace) -> None:
     """Import the modules of ``--gym-packages``, which register environments."""
     for package in args.gym_packages:
         importlib.import_module(package)
-    run_folder.named_packages.update(args.gym_packages)
+    run_settings.named_packages.update(args.gym_packages)
 
 
 def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str] = None) -> TrainedAgent:
@@ -100,12 +100,12 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
         raise FileNotFoundError(str(error) + TRAIN_FIRST) from error
     set_random_seed(args.seed)
     settings = os.path.join(folder, args.env)
-    hyperparams, settings_or_none = run_folder.saved_hyperparams(settings, norm_reward=False, test_mode=True)
+    hyperparams, settings_or_none = run_settings.saved_hyperparams(settings, norm_reward=False, test_mode=True)
     # As in the training run, from its hyperparameter entry and then its command line, unless told otherwise
     env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
     saved_args = os.path.join(settings, "args.yml")
     if os.path.isfile(saved_args):
-        env_kwargs.update(run_folder.saved_args(saved_args).get("env_kwargs") or {})
+        env_kwargs.update(run_settings.saved_args(saved_args).get("env_kwargs") or {})
     env_kwargs.update(args.env_kwargs or {})
     if render_mode is not None:
         env_kwargs["render_mode"] = render_mode

@@ -21,8 +21,8 @@ from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import LoadedVecNormalize, stack_frames
 from sb3_isaac.zoo.manager import IsaacExperimentManager
 from sb3_isaac.zoo.resume import CheckpointCallback
-from sb3_isaac.zoo.run_files import model_path
-from sb3_isaac.zoo.run_folder import opening_safely
+from sb3_isaac.zoo.run_folders import model_path
+from sb3_isaac.zoo.run_settings import opening_safely
 
 
 def _choose_manager(cls: Type[ExperimentManager], *args: Any, **kwargs: Any) -> ExperimentManager:

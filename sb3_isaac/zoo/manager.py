@@ -43,9 +43,8 @@ from sb3_isaac.settings import check, defaults_of
 from sb3_isaac.zoo import entries, resume, search
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
-from sb3_isaac.zoo.run_files import check_agent
-from sb3_isaac.zoo.run_folder import check_hyperparams, saved_entry, without_texts
-from sb3_isaac.zoo.run_folders import make_run_folder
+from sb3_isaac.zoo.run_folders import check_agent, make_run_folder
+from sb3_isaac.zoo.run_settings import check_hyperparams, saved_entry, without_texts
 from sb3_isaac.zoo.signals import Signals
 from sb3_isaac.zoo.stock_algorithms import saving_whole
 from sb3_isaac.zoo.studies import explained, load_study

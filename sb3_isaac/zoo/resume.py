@@ -16,8 +16,8 @@ from sb3_isaac.files import checkpoint as files
 from sb3_isaac.files.atomic import replacing
 from sb3_isaac.files.full_disk import training_goes_on
 from sb3_isaac.files.trust import UntrustedFileError, trusted
-from sb3_isaac.zoo.run_folder import named_packages, saved_args
 from sb3_isaac.zoo.run_folders import run_ids
+from sb3_isaac.zoo.run_settings import named_packages, saved_args
 
 PREFIX = "rl_model"
 """rl_zoo3's, of names of checkpoints"""

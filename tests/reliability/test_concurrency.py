@@ -17,7 +17,7 @@ import torch as th
 from optuna.trial import TrialState
 
 from sb3_isaac import PPO
-from sb3_isaac.zoo import run_files, run_folders, studies
+from sb3_isaac.zoo import run_folders, studies
 from tests.conftest import parameters
 from tests.zoo.conftest import call
 
@@ -41,7 +41,7 @@ def test_the_latest_run_is_the_latest_with_that_model(tmp_path: Path, capsys: py
             (folder / name).touch()
 
     def find(**which: Any) -> str:
-        return str(run_files.find_model(0, str(tmp_path), "ppo", ENV, **which)[1])
+        return str(run_folders.find_model(0, str(tmp_path), "ppo", ENV, **which)[1])
 
     assert find() == f"{tmp_path}/ppo/{ENV}_1/{ENV}.zip"
     assert "Loading latest experiment, id=1 (later ones have no such model" in capsys.readouterr().out
@@ -49,7 +49,7 @@ def test_the_latest_run_is_the_latest_with_that_model(tmp_path: Path, capsys: py
     with pytest.raises(ValueError, match="No checkpoint found"):
         find(load_last_checkpoint=True)
     with pytest.raises(ValueError, match=f"No model found .*{ENV}_2"):
-        run_files.find_model(2, str(tmp_path), "ppo", ENV)
+        run_folders.find_model(2, str(tmp_path), "ppo", ENV)
 
 
 def folders(logs: str = "logs") -> List[str]:

@@ -21,7 +21,7 @@ import sb3_isaac
 from sb3_isaac.files import safe_pickle, safe_text, safe_yaml
 from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.files.trust import UntrustedFileError, trusted, trusting
-from sb3_isaac.zoo import run_folder
+from sb3_isaac.zoo import run_settings
 from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env
 from tests.reliability.hostile import flags, make_run, with_config
 from tests.zoo.conftest import call
@@ -209,7 +209,7 @@ def test_wrappers_of_runs(tmp_path: Path, capsys: Any, monkeypatch: pytest.Monke
     with_config(run, env_wrapper="rl_zoo3.wrappers.ActionNoiseWrapper")
     assert call(flags(run, "evaluate")) == 0
     with_config(run, env_wrapper=f"{__name__}.MyWrapper")
-    monkeypatch.setattr(run_folder, "named_packages", set())
+    monkeypatch.setattr(run_settings, "named_packages", set())
     assert call(flags(run, "evaluate")) == 1
     assert "wants to run tests.reliability.test_safe_loading.MyWrapper" in capsys.readouterr().err and MyWrapper.used == 0
     assert call([*flags(run, "evaluate"), "--n-envs", "1", "--trust"]) == 0 and MyWrapper.used > 0
