@@ -101,6 +101,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     set_random_seed(args.seed)
     settings = os.path.join(folder, args.env)
     hyperparams, settings_or_none = run_settings.saved_hyperparams(settings, norm_reward=False, test_mode=True)
+    statistics = run_settings.statistics_folder(path, settings_or_none)
     # As in the training run, from its hyperparameter entry and then its command line, unless told otherwise
     env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
     saved_args = os.path.join(settings, "args.yml")
@@ -112,7 +113,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
     if is_isaac_env_id(env_id) and "device" not in gym.spec(env_id).kwargs:
         env_kwargs.setdefault("device", args.device)
     env = create_test_env(
-        env_id, n_envs, settings_or_none, args.seed, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs
+        env_id, n_envs, statistics, args.seed, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs
     )
     algorithm = {**rl_zoo3.utils.ALGOS, **ALGOS}[args.algo]
     unused = dict(NOT_FOR_ACTING)

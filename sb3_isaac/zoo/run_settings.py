@@ -6,9 +6,12 @@ that they name, and has SB3 unpickle the model. docs/threat_model.md says what i
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import shutil
 import sys
+import tempfile
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import gymnasium as gym
@@ -18,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_isaac.envs.make import is_isaac_env_id
+from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files import safe_yaml
 from sb3_isaac.files.safe_model import NOT_FOR_ACTING, reading_safely
 from sb3_isaac.files.safe_names import listed
@@ -153,6 +157,26 @@ def saved_args(path: str) -> Dict[str, Any]:
     return args
 
 
+_folders: List[Any] = []
+"""Removed when the process ends"""
+
+
+def statistics_folder(model_file: str, settings: Optional[str]) -> Optional[str]:
+    """The folder whose ``vecnormalize.pkl`` rl_zoo3 is to load.
+
+    :param model_file: of the agent. The statistics that were saved with it are the right ones: those of the run are as of the
+        last best model or the end, and a run that was killed may have none
+    :param settings: the run's folder of settings; None: there is none
+    """
+    beside = statistics_path(model_file)
+    if settings is None or not beside.is_file():
+        return settings
+    folder = tempfile.TemporaryDirectory()
+    _folders.append(folder)
+    shutil.copyfile(beside, os.path.join(folder.name, "vecnormalize.pkl"))
+    return folder.name
+
+
 # -- rl_zoo3's own scripts --------------------------------------------------------------------------------------------
 
 
@@ -190,6 +214,14 @@ def opening_safely(get_model_path: Callable[..., Any]) -> Callable[..., Any]:
             script.update({name: value for name, value in safe.items() if name in script})
             if "ALGOS" in script:
                 script["ALGOS"] = {name: _ToAct(algorithm) for name, algorithm in rl_zoo3.utils.ALGOS.items()}
-        return get_model_path(exp_id, folder, algo, env_name, *args, **kwargs)
+        found = get_model_path(exp_id, folder, algo, env_name, *args, **kwargs)
+        if script.get("get_saved_hyperparams") is saved_hyperparams:
+            script["get_saved_hyperparams"] = functools.partial(_with_statistics, found[1])
+        return found
 
     return call
+
+
+def _with_statistics(model_file: str, stats_path: str, *args: Any, **kwargs: Any) -> Tuple[Dict[str, Any], Optional[str]]:
+    entry, settings = saved_hyperparams(stats_path, *args, **kwargs)
+    return entry, statistics_folder(model_file, settings)

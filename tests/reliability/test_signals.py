@@ -46,6 +46,24 @@ def outcome(algo: str, run: int = 1, folder: str = ".") -> Dict[str, Any]:
     return found
 
 
+def test_agents_come_with_the_statistics_that_were_saved_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """A run that was killed before its first evaluation has no vecnormalize.pkl, and later ones are of other agents."""
+    monkeypatch.chdir(tmp_path)
+    given = "--algo ppo --env IsaacGymCartpole-v0 --device cpu".split()
+    assert (
+        call(["train", *given, *"-n 512 --save-freq 256 --eval-freq -1 --seed 3 --verbose 0 -params normalize:True".split()])
+        == 0
+    )
+    run = Path("logs/ppo/IsaacGymCartpole-v0_1")
+    (run / "IsaacGymCartpole-v0" / "vecnormalize.pkl").unlink()
+    (run / "IsaacGymCartpole-v0.zip").unlink()
+    capfd.readouterr()
+    assert call(["evaluate", *given, "--load-last-checkpoint", "-n", "4"]) == 0
+    assert call(["enjoy", *given, "--load-last-checkpoint", "-n", "50", "--no-render"]) == 0
+
+
 @pytest.mark.parametrize("algo, name, status", [("ppo", "SIGTERM", 143), ("dqn", "SIGHUP", 129), ("ddpg", "SIGINT", 0)])
 def test_a_run_goes_on_after_a_signal(
     algo: str, name: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
