@@ -281,12 +281,13 @@ class PPO(SB3_PPO):
         """As SB3's, which counts rollouts from 0 again where training was resumed."""
         rollouts = self._checkpoints.logs_now(iteration)
         if rollouts is not None:
-            parent: Any = super()
-            (getattr(parent, "dump_logs", None) or parent._dump_logs)(rollouts)
+            super().dump_logs(rollouts)
 
     def _dump_logs(self, iteration: int = 0) -> None:
         """Its name before SB3 2.6."""
-        self.dump_logs(iteration)
+        rollouts, parent = self._checkpoints.logs_now(iteration), super()
+        if rollouts is not None:
+            parent._dump_logs(rollouts)  # type: ignore[attr-defined]
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
         tensors = self._trains_in_tensors()
