@@ -321,11 +321,23 @@ def find(path: Any) -> Tuple[Optional[files.Checkpoint], str]:
     return None, name
 
 
-def resume_model(cls: Any, path: Any, env: VecEnv, device: Any = "auto", **kwargs: Any) -> Any:
-    """See ``PPO.resume``."""
+def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kwargs: Any) -> Any:
+    """A model that goes on from a checkpoint as the interrupted one would have: on the CPU bit for bit.
+
+    ``model.learn()``, with the same callbacks as before, goes on to the planned number of timesteps; given
+    ``total_timesteps``, it is as if the interrupted ``learn`` had been given it. Random numbers of the whole process are
+    put back when it begins. Warns of what is missing.
+
+    :param path: what ``save_checkpoint`` was given, or a folder, of which the newest complete checkpoint is taken
+    :param env: made as the environment of the interrupted training was, with or without VecNormalize around it
+    :param device: torch device
+    :param kwargs: more arguments of ``load``
+    :raises FileNotFoundError: there is no checkpoint
+    :raises ValueError: it is not complete, of another algorithm or another kind of environment
+    """
     found, model_file = find(path)
     if found is None:
-        warnings.warn(OLD_FILE.format(path=model_file), stacklevel=3)
+        warnings.warn(OLD_FILE.format(path=model_file), stacklevel=2)
         model = cls.load(model_file, env=env, device=device, **kwargs)
         packed = Packer().attributes(model, ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start"))
         model._checkpoints.resumed = {"model": packed}
@@ -360,7 +372,7 @@ def resume_model(cls: Any, path: Any, env: VecEnv, device: Any = "auto", **kwarg
         warnings.warn(
             f"Training goes on at {model.num_timesteps:,} of {total:,} timesteps, but not exactly as it would have: the "
             f"checkpoint {found.name} is without {'; '.join(missing)}.",
-            stacklevel=3,
+            stacklevel=2,
         )
     elif model.verbose >= 1:
         print(f"Training goes on at {model.num_timesteps:,} of {total:,} timesteps, as if it had not been interrupted")

@@ -177,22 +177,7 @@ class PPO(SB3_PPO):
         """
         self._checkpoints.ask(lambda: write_checkpoint(self, path))
 
-    @classmethod
-    def resume(cls, path: Any, env: VecEnv, device: Any = "auto", **kwargs: Any) -> Any:
-        """A model that goes on from a checkpoint as the interrupted one would have: on the CPU bit for bit.
-
-        ``model.learn()``, with the same callbacks as before, goes on to the planned number of timesteps; given
-        ``total_timesteps``, it is as if the interrupted ``learn`` had been given it. Random numbers of the whole process are
-        put back when it begins. Warns of what is missing.
-
-        :param path: what :meth:`save_checkpoint` was given, or a folder, of which the newest complete checkpoint is taken
-        :param env: made as the environment of the interrupted training was, with or without VecNormalize around it
-        :param device: torch device
-        :param kwargs: more arguments of :meth:`load`
-        :raises FileNotFoundError: there is no checkpoint
-        :raises ValueError: it is not complete, of another algorithm or another kind of environment
-        """
-        return resume_model(cls, path, env, device, **kwargs)
+    resume = classmethod(resume_model)
 
     def _run_state(self, packer: Any) -> Dict[str, Any]:
         """What a checkpoint needs of the tensors that training keeps."""

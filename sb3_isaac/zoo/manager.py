@@ -318,9 +318,6 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.verbose > 0 and self.eval_freq > 0 and not self.optimize_hyperparameters:
             print(f"Evaluating {self.n_eval_episodes} episodes every {self.eval_freq} timesteps")
         super().create_callbacks()
-        for callback in self.callbacks:
-            if isinstance(callback, resume.CheckpointCallback):
-                callback.keep, callback.whole_buffer = self.keep_checkpoints, self.save_replay_buffer
         if self.stop_when_solved is not None:
             evaluation = next(callback for callback in self.callbacks if isinstance(callback, EvalCallback))
             evaluation.callback, self.stop_when_solved.parent = self.stop_when_solved, evaluation
