@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_isaac.envs.portable_pickle import load_pickle
 from sb3_isaac.envs.vec_frame_stack import VecFrameStack
 from sb3_isaac.envs.vec_normalize import VecNormalize
+from sb3_isaac.zoo.run_settings import statistics_files
 
 
 class InnerFrameStack(VecFrameStack):
@@ -33,6 +34,7 @@ class LoadedVecNormalize(VecNormalize):
     @staticmethod
     def load(load_path: str, venv: VecEnv, trust: bool = False) -> VecNormalize:
         """See :meth:`VecNormalize.load`."""
+        load_path = statistics_files.get(load_path, load_path)
         spaces = [getattr(env, "observation_space", None) for env in (load_pickle(load_path, trust), venv)]
         saved, given = (np.atleast_1d(getattr(space, "shape", None) or ()) for space in spaces)
         if len(saved) == len(given) == 1 and saved[0] > given[0] and saved[0] % given[0] == 0:

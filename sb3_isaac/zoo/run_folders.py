@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
 import rl_zoo3.utils
 
 from sb3_isaac.envs.make import is_isaac_env_id
+from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files.readable import check_mapping, check_model, check_pickle
 
 TRAIN_FIRST = ": train one first, or name another with --algo, --env, -f or --exp-id."
@@ -100,7 +102,8 @@ def model_path(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, 
         for file in ("config.yml", "args.yml"):
             if os.path.exists(os.path.join(settings, file)):
                 check_mapping(os.path.join(settings, file))
-        statistics = os.path.join(settings, "vecnormalize.pkl")
-        if os.path.exists(statistics):
-            check_pickle(statistics, "the statistics of VecNormalize")
+        beside = statistics_path(path)
+        statistics = beside if beside.is_file() else Path(settings, "vecnormalize.pkl")
+        if statistics.exists():
+            check_pickle(str(statistics), "the statistics of VecNormalize")
     return name, path, run

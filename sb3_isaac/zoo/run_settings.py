@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import shutil
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import gymnasium as gym
@@ -157,8 +157,10 @@ def saved_args(path: str) -> Dict[str, Any]:
     return args
 
 
-_folders: List[Any] = []
+_stand_ins: List[Any] = []
 """Removed when the process ends"""
+statistics_files: Dict[str, str] = {}
+"""What ``vecnormalize.pkl`` of a stand-in's folder stands for"""
 
 
 def statistics_folder(model_file: str, settings: Optional[str]) -> Optional[str]:
@@ -171,9 +173,12 @@ def statistics_folder(model_file: str, settings: Optional[str]) -> Optional[str]
     beside = statistics_path(model_file)
     if settings is None or not beside.is_file():
         return settings
+    # rl_zoo3 knows no other name. The file itself stays where it is, so that what is wrong with it names it.
     folder = tempfile.TemporaryDirectory()
-    _folders.append(folder)
-    shutil.copyfile(beside, os.path.join(folder.name, "vecnormalize.pkl"))
+    _stand_ins.append(folder)
+    stand_in = Path(folder.name, "vecnormalize.pkl")
+    stand_in.touch()
+    statistics_files[str(stand_in)] = str(beside)
     return folder.name
 
 

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
+from typing import List
 
 import numpy as np
 
@@ -74,6 +75,11 @@ def with_damage(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def statistics_files(run: Path) -> List[Path]:
+    """Of the model, and of the run."""
+    return [run / f"{CONTINUOUS}_vecnormalize.pkl", run / CONTINUOUS / "vecnormalize.pkl"]
+
+
 RUN_DAMAGES = {
     "model_empty": lambda run: (run / f"{CONTINUOUS}.zip").write_bytes(b""),
     "model_cut": lambda run: cut(run / f"{CONTINUOUS}.zip"),
@@ -85,11 +91,11 @@ RUN_DAMAGES = {
     "config_list": lambda run: (run / CONTINUOUS / "config.yml").write_text("just words"),
     "args_binary": lambda run: (run / CONTINUOUS / "args.yml").write_bytes(b"\x00\xff\x10"),
     "args_empty": lambda run: (run / CONTINUOUS / "args.yml").write_text(""),
-    "stats_empty": lambda run: (run / CONTINUOUS / "vecnormalize.pkl").write_bytes(b""),
-    "stats_cut": lambda run: cut(run / CONTINUOUS / "vecnormalize.pkl", 0.9),
-    "stats_text": lambda run: (run / CONTINUOUS / "vecnormalize.pkl").write_text("not a pickle"),
-    "stats_number": lambda run: (run / CONTINUOUS / "vecnormalize.pkl").write_bytes(pickle.dumps(3)),
-    "stats_missing": lambda run: (run / CONTINUOUS / "vecnormalize.pkl").unlink(),
+    "stats_empty": lambda run: [path.write_bytes(b"") for path in statistics_files(run)],
+    "stats_cut": lambda run: [cut(path, 0.9) for path in statistics_files(run)],
+    "stats_text": lambda run: [path.write_text("not a pickle") for path in statistics_files(run)],
+    "stats_number": lambda run: [path.write_bytes(pickle.dumps(3)) for path in statistics_files(run)],
+    "stats_missing": lambda run: [path.unlink() for path in statistics_files(run)],
     "evaluations_empty": lambda run: (run / "evaluations.npz").write_bytes(b""),
     "evaluations_cut": lambda run: cut(run / "evaluations.npz"),
     "evaluations_text": lambda run: (run / "evaluations.npz").write_text("not an npz"),

@@ -17,6 +17,7 @@ import numpy as np
 import torch as th
 
 import sb3_isaac
+from sb3_isaac.envs.model_files import statistics_path
 from tests.conftest import CONTINUOUS, DISCRETE, make_env
 
 # -- pickles, written by hand: a pickler would not write most of them --------------------------------------------------
@@ -281,7 +282,8 @@ RUNS: Dict[str, Attack] = {
     "args: the reward": lambda run, m: with_args(run, f"{{termination: '{evil_module(m)}:reward'}}"),
     # its statistics
     "statistics: within": lambda run, m: _statistics(run, m),
-    "statistics: all of it": lambda run, m: (run.settings / "vecnormalize.pkl").write_bytes(_value(m)) and None,
+    "statistics: all of it": lambda run, m: statistics_path(run.zip).write_bytes(_value(m)) and None,
+    "statistics: of the run": lambda run, m: _statistics_of_run(run, m),
 }
 """Attacks on whoever evaluates, watches or films the agent of a run."""
 PTH = [way for way in RUNS if way in ("zip: parameters", "zip: optimizer, old format", "zip: variables")]
@@ -304,7 +306,13 @@ def _policy(m: str) -> Any:
 def _statistics(run: Run, m: str) -> None:
     env = sb3_isaac.VecNormalize(make_env(run.env_id, n_envs=2))
     env.clip_obs = Evil(m)  # type: ignore[assignment]
-    env.save(str(run.settings / "vecnormalize.pkl"))
+    env.save(str(statistics_path(run.zip)))
+
+
+def _statistics_of_run(run: Run, m: str) -> None:
+    """As rl_zoo3 has them; read where there are none beside the model."""
+    statistics_path(run.zip).unlink()
+    (run.settings / "vecnormalize.pkl").write_bytes(_value(m))
 
 
 def flags(run: Run, command: str) -> List[str]:
