@@ -7,9 +7,13 @@ other environments stay as they were. The hooks are in :mod:`sb3_isaac.zoo.hooks
 
 from __future__ import annotations
 
-from sb3_isaac.zoo.batched_vec_env import batched_vec_env
-from sb3_isaac.zoo.hooks import install
-from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager, hyperparams_dir
+from sb3_isaac.zoo.late_plots import import_manager
+
+import_manager()  # before anything else does
+
+from sb3_isaac.zoo.batched_vec_env import batched_vec_env  # noqa: E402
+from sb3_isaac.zoo.hooks import install  # noqa: E402
+from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager, hyperparams_dir  # noqa: E402
 
 BatchedVecEnv = batched_vec_env
 """For ``vec_env_cls`` of SB3's make_vec_env."""

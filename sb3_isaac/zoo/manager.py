@@ -12,7 +12,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Set, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Set, Tuple, Type
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
@@ -40,14 +40,16 @@ from sb3_isaac.files.full_disk import output_goes_on, save_parts
 from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.files.trust import trusted
 from sb3_isaac.settings import check, defaults_of
-from sb3_isaac.zoo import entries, resume, search
+from sb3_isaac.zoo import entries, resume
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
 from sb3_isaac.zoo.run_folders import check_agent, make_run_folder
 from sb3_isaac.zoo.run_settings import check_hyperparams, saved_entry, without_texts
 from sb3_isaac.zoo.signals import Signals
 from sb3_isaac.zoo.stock_algorithms import saving_whole
-from sb3_isaac.zoo.studies import explained, load_study
+
+if TYPE_CHECKING:  # Optuna's storages and SQLAlchemy take time to import, and only a search needs them
+    from sb3_isaac.zoo.search import Search
 
 ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.DQN, "ddpg": sb3_isaac.DDPG}
 """The algorithms of this package, by rl_zoo3's names. The other algorithms of rl_zoo3 work on our environments as they are."""
@@ -140,7 +142,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         self.steps_per_update = 1
         self.stop_when_solved: Optional[StopWhenSolved] = None
         """Set by --until-solved."""
-        self.search: Optional[search.Search] = None
+        self.search: Optional[Search] = None
         """Set by -optimize, for the algorithms of this package."""
         self.trial_hyperparams: Optional[Dict[str, Any]] = None
         """Set by --trial-id."""
@@ -175,8 +177,10 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             for key in set(hyperparams) - set(self.trial_hyperparams) - set(self.custom_hyperparams or {}):
                 del hyperparams[key], saved[key]
         if self.optimize_hyperparameters and self.algo in self.algorithms:
-            self.search = search.Search(self, hyperparams)
-        known = known_keys(self.algorithm_class) | set(search.SETTINGS if self.search else ())
+            from sb3_isaac.zoo.search import Search
+
+            self.search = Search(self, hyperparams)
+        known = known_keys(self.algorithm_class) | set(self.search.KEYS if self.search else ())
         for key in hyperparams:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
@@ -452,13 +456,17 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def objective(self, trial: Any) -> float:
         if self.search is None:
             return float(super().objective(trial))
-        return search.run_trial(self.search, trial)
+        from sb3_isaac.zoo.search import run_trial
+
+        return run_trial(self.search, trial)
 
     def hyperparameters_optimization(self) -> None:
         if self.search is None:
             super().hyperparameters_optimization()
         else:
-            search.optimize(self.search, pruner=self._create_pruner(self.pruner))
+            from sb3_isaac.zoo.search import optimize
+
+            optimize(self.search, pruner=self._create_pruner(self.pruner))
 
     def load_trial(self, storage: str, study_name: str, trial_id: Any = None, convert: bool = True) -> Dict[str, Any]:
         """Hyperparameters of a trial (None: the best), for ``--trial-id``.
@@ -470,6 +478,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         number = None if trial_id is None else int(trial_id)
         if self.algo not in self.algorithms:
             return dict(super().load_trial(storage, study_name, number, convert))
+        from sb3_isaac.zoo.studies import explained, load_study
+
         study = load_study(storage, study_name)
         with explained(storage):
             trials = study.get_trials(deepcopy=False)

@@ -46,9 +46,6 @@ STEPS_PER_EVALUATION, MAX_EVALUATIONS = 10_000, 10
 """A trial is evaluated once in so many timesteps, at most so many times, if ``--n-evaluations`` is not given: pruners see more
 than with zoo's once in 100,000 timesteps."""
 
-SETTINGS = ("trial_timeout", "write_yaml")
-"""What ``-params`` may hold in a search, beside hyperparameters."""
-
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """What torch says of it, in a RuntimeError."""
 
@@ -57,9 +54,12 @@ class Search:
     """What one worker keeps during a search: its settings, and the environments that trials borrow.
 
     :param manager: an :class:`~sb3_isaac.zoo.manager.IsaacExperimentManager`
-    :param entry: the hyperparameters that trials start from; the settings of this module are taken out of it
+    :param entry: the hyperparameters that trials start from; the settings of a search are taken out of it
     :raises ValueError: a setting that makes no sense, or a YAML file that an entry cannot be added to
     """
+
+    KEYS = ("trial_timeout", "write_yaml")
+    """What ``-params`` may hold in a search, beside hyperparameters"""
 
     def __init__(self, manager: Any, entry: Dict[str, Any]) -> None:
         self.manager = manager

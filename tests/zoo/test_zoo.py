@@ -69,32 +69,38 @@ def test_train_solves_and_writes_what_zoo_writes(ppo_run: Path) -> None:
     assert result.mean >= 475
 
 
-def test_enjoy_and_continue(ppo_run: Path) -> None:
+def test_enjoy_and_continue(ppo_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(ppo_run)
     enjoy = f"--algo ppo --env {CONTINUOUS} -f logs --no-render -n 600"
     out = run(f"rl_zoo3.enjoy {enjoy} --gym-packages sb3_isaac.zoo", ppo_run)
     assert "Episode Length 499" in out
-    assert "499.00 +/- 0.00" in run(f"sb3_isaac.cli enjoy {enjoy} --load-best", ppo_run)
+    assert call(f"enjoy {enjoy} --load-best".split()) == 0
+    assert "499.00 +/- 0.00" in capsys.readouterr().out
     model = f"logs/ppo/{CONTINUOUS}_1/{CONTINUOUS}.zip"
-    out = run(f"sb3_isaac.cli train --algo ppo --env {CONTINUOUS} -i {model} -n 4096 --eval-freq -1", ppo_run)
+    assert call(f"train --algo ppo --env {CONTINUOUS} -i {model} -n 4096 --eval-freq -1".split()) == 0
+    out = capsys.readouterr().out
     assert "Loading pretrained agent" in out and "Loading saved VecNormalize stats" in out
     assert (ppo_run / "logs" / "ppo" / f"{CONTINUOUS}_2" / f"{CONTINUOUS}.zip").is_file()
 
 
 @pytest.mark.parametrize("algo, env_id", [("dqn", DISCRETE), ("ddpg", CONTINUOUS)])
-def test_off_policy_with_its_replay_buffer(tmp_path: Path, algo: str, env_id: str) -> None:
-    command = f"sb3_isaac.cli train --algo {algo} --env {env_id} -n 12000 --save-replay-buffer --eval-freq -1 --seed 0"
-    run(command + " -params n_envs:32 learning_starts:640 --env-kwargs backend:torch", tmp_path)
+def test_off_policy_with_its_replay_buffer(
+    tmp_path: Path, algo: str, env_id: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = f"train --algo {algo} --env {env_id} -n 12000 --save-replay-buffer --eval-freq -1 --seed 0"
+    assert call((command + " -params n_envs:32 learning_starts:640 --env-kwargs backend:torch").split()) == 0
     log = tmp_path / "logs" / algo / f"{env_id}_1"
     assert (log / "replay_buffer.pkl").is_file()
-    out = run(command + f" -i logs/{algo}/{env_id}_1/{env_id}.zip -params n_envs:32", tmp_path)
-    assert "Loading replay buffer" in out
+    assert call((command + f" -i logs/{algo}/{env_id}_1/{env_id}.zip -params n_envs:32").split()) == 0
+    assert "Loading replay buffer" in capsys.readouterr().out
     assert (tmp_path / "logs" / algo / f"{env_id}_2" / f"{env_id}.zip").is_file()
 
 
 def test_other_environments_stay_as_they_were(tmp_path: Path) -> None:
     out = run(
         "rl_zoo3.train --algo ppo --env CartPole-v1 --gym-packages sb3_isaac.zoo -n 300 --eval-freq 100 --eval-episodes 1 "
-        "-params n_steps:32 n_envs:2 batch_size:64 --vec-env subproc",
+        "-params n_steps:64 n_envs:1 batch_size:64 --vec-env subproc",
         tmp_path,
     )
     assert "Evaluating" not in out and "rl_zoo3/hyperparams/ppo.yml" in out.replace(os.sep, "/")
