@@ -9,7 +9,6 @@ lost, or if memory or open files grow.
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import random
 import re
@@ -131,15 +130,12 @@ def _steps_of(path: Path) -> int:
 
 
 def watch(folder: Path, minutes: float) -> List[str]:
-    """Train for long, with checkpoints, evaluations and logs, and watch memory and open files.
-
-    Only the last checkpoints stay, so that the folder does not grow for ever.
-    """
+    """Train for long, with checkpoints, evaluations and logs, and watch memory and open files."""
     samples: List[Any] = []
 
     def run() -> int:
-        flags = ["--save-freq", "100000", "--eval-freq", "200000", "--tensorboard-log", str(folder / "long" / "tb")]
-        return train("ppo", folder / "long", 10**10, *flags, "--log-interval", "10")
+        flags = ["--save-freq", "100000", "--keep-checkpoints", "5", "--eval-freq", "200000", "--log-interval", "10"]
+        return train("ppo", folder / "long", 10**10, *flags, "--tensorboard-log", str(folder / "long" / "tb"))
 
     pid = fork(run, folder / "long.txt")
     end = time.monotonic() + 60 * minutes
@@ -151,8 +147,6 @@ def watch(folder: Path, minutes: float) -> List[str]:
             status = Path(f"/proc/{pid}/status").read_text()
             resident = int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024  # type: ignore[union-attr]
             samples.append((resident, len(os.listdir(f"/proc/{pid}/fd"))))
-        for path in sorted(map(Path, glob.glob(f"{folder}/long/ppo/*/rl_model_*_steps*")), key=os.path.getmtime)[:-20]:
-            path.unlink()
     if ended:
         return [f"the long training ended by itself, see {folder}/long.txt"]
     kill_after(pid, 0.0)
