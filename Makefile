@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: train test soak lint type format commit-checks benchmark clean
+.PHONY: train test soak lint type format commit-checks benchmark docs docs-serve clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) install -e ".[dev]"
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) install -e ".[docs]"
+	touch $@
+
 train: $(VENV)/installed
 	$(BIN)/python scripts/first_run.py
 
@@ -30,6 +34,13 @@ test: $(VENV)/installed-dev
 # About an hour: processes that are killed while they train, save and search, and a long training. SOAK_ARGS="--minutes 5"
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.soak $(SOAK_ARGS)
+
+# The site, into build/site. A broken link or a missing piece of code is an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+docs-serve: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

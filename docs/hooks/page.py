@@ -1,0 +1,31 @@
+"""What MkDocs calls while it builds the site, see ``hooks`` in mkdocs.yml."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
+ROLE = re.compile(r":(?:class|func|meth|data|mod|attr|exc):\s*<code>(~?)([^<]*)</code>")
+LONELY_COLONS = re.compile(r"<p>::</p>\s*")
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Called with the HTML of each page. TeX becomes MathML, which browsers show by themselves: offline and without a script.
+    Sphinx's roles and double colons in docstrings, which Markdown does not know, become plain code.
+    """
+
+    def to_mathml(match: re.Match[str]) -> str:
+        tag, text = match.group(1), html.unescape(match.group(2)).strip()
+        display = "block" if tag == "div" else "inline"
+        return f'<{tag} class="formula">{convert(text[2:-2].strip(), display=display)}</{tag}>'
+
+    def to_code(match: re.Match[str]) -> str:
+        name = match.group(2)
+        return f"<code>{name.split('.')[-1] if match.group(1) else name}</code>"
+
+    content = ROLE.sub(to_code, FORMULA.sub(to_mathml, content))
+    return LONELY_COLONS.sub("", content).replace("::</p>", ":</p>")
