@@ -84,6 +84,17 @@ def check_agent(path: str, algo: str) -> None:
     check_model(path, algo)
 
 
+def statistics_of(model_file: str, settings: str) -> Path:
+    """The statistics of VecNormalize that belong to a model, which may be missing.
+
+    :param model_file: of the agent. What was saved with it is right: the run's are as of the last best model or the end, and a
+        run that was killed may have none
+    :param settings: the run's folder of settings
+    """
+    beside = statistics_path(model_file)
+    return beside if beside.is_file() else Path(settings, "vecnormalize.pkl")
+
+
 def model_path(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, **more: Any) -> Tuple[str, str, str]:
     """rl_zoo3's ``get_model_path``; of the environments of this package the files that it leads to are looked at.
 
@@ -102,8 +113,7 @@ def model_path(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, 
         for file in ("config.yml", "args.yml"):
             if os.path.exists(os.path.join(settings, file)):
                 check_mapping(os.path.join(settings, file))
-        beside = statistics_path(path)
-        statistics = beside if beside.is_file() else Path(settings, "vecnormalize.pkl")
+        statistics = statistics_of(path, settings)
         if statistics.exists():
             check_pickle(str(statistics), "the statistics of VecNormalize")
     return name, path, run

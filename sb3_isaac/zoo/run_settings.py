@@ -21,12 +21,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_isaac.envs.make import is_isaac_env_id
-from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files import safe_yaml
 from sb3_isaac.files.safe_model import NOT_FOR_ACTING, reading_safely
 from sb3_isaac.files.safe_names import listed
 from sb3_isaac.files.safe_text import evaluate
 from sb3_isaac.files.trust import UntrustedFileError, trusted
+from sb3_isaac.zoo.run_folders import statistics_of
 
 TEXTS = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
 """Hyperparameters that rl_zoo3 evaluates as Python if they are texts."""
@@ -166,19 +166,20 @@ statistics_files: Dict[str, str] = {}
 def statistics_folder(model_file: str, settings: Optional[str]) -> Optional[str]:
     """The folder whose ``vecnormalize.pkl`` rl_zoo3 is to load.
 
-    :param model_file: of the agent. The statistics that were saved with it are the right ones: those of the run are as of the
-        last best model or the end, and a run that was killed may have none
+    :param model_file: of the agent
     :param settings: the run's folder of settings; None: there is none
     """
-    beside = statistics_path(model_file)
-    if settings is None or not beside.is_file():
+    if settings is None:
+        return None
+    statistics = statistics_of(model_file, settings)
+    if statistics.parent == Path(settings):
         return settings
     # rl_zoo3 knows no other name. The file itself stays where it is, so that what is wrong with it names it.
     folder = tempfile.TemporaryDirectory()
     _stand_ins.append(folder)
     stand_in = Path(folder.name, "vecnormalize.pkl")
     stand_in.touch()
-    statistics_files[str(stand_in)] = str(beside)
+    statistics_files[str(stand_in)] = str(statistics)
     return folder.name
 
 
