@@ -214,14 +214,15 @@ def opening_safely(get_model_path: Callable[..., Any]) -> Callable[..., Any]:
     def call(exp_id: int, folder: str, algo: str, env_name: Any, *args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1)
         script = caller.f_globals
-        if script.get("__package__") == "rl_zoo3" and is_isaac_env_id(getattr(env_name, "gym_id", env_name)) and not trusted():
+        is_ours = script.get("__package__") == "rl_zoo3" and is_isaac_env_id(getattr(env_name, "gym_id", env_name))
+        if is_ours and not trusted():
             named_packages.update(getattr(caller.f_locals.get("args"), "gym_packages", []))
-            safe = {"yaml": _Yaml, "get_saved_hyperparams": saved_hyperparams}
-            script.update({name: value for name, value in safe.items() if name in script})
+            if "yaml" in script:
+                script["yaml"] = _Yaml
             if "ALGOS" in script:
                 script["ALGOS"] = {name: _ToAct(algorithm) for name, algorithm in rl_zoo3.utils.ALGOS.items()}
         found = get_model_path(exp_id, folder, algo, env_name, *args, **kwargs)
-        if script.get("get_saved_hyperparams") is saved_hyperparams:
+        if is_ours and "get_saved_hyperparams" in script:
             script["get_saved_hyperparams"] = functools.partial(_with_statistics, found[1])
         return found
 

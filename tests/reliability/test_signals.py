@@ -61,7 +61,8 @@ def test_agents_come_with_the_statistics_that_were_saved_with_them(
     (run / "IsaacGymCartpole-v0.zip").unlink()
     capfd.readouterr()
     assert call(["evaluate", *given, "--load-last-checkpoint", "-n", "4"]) == 0
-    assert call(["enjoy", *given, "--load-last-checkpoint", "-n", "50", "--no-render"]) == 0
+    for trust in ([], ["--trust"]):
+        assert call(["enjoy", *given, "--load-last-checkpoint", "-n", "50", "--no-render", *trust]) == 0
 
 
 @pytest.mark.parametrize("algo, name, status", [("ppo", "SIGTERM", 143), ("dqn", "SIGHUP", 129), ("ddpg", "SIGINT", 0)])
