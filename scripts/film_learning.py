@@ -58,9 +58,7 @@ def main() -> None:
             model.learn(steps - model.num_timesteps, reset_num_timesteps=model.num_timesteps == 0)
         title = captions.caption(SIZE[0], "untrained" if steps == 0 else f"after {model.num_timesteps:,} steps")
         films.append([np.concatenate([title, picture]) for picture in film(model, args.frames, args.seed + 1)])
-    pictures = (
-        np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)]) for a, b, c, d in zip(*films)
-    )
+    pictures = (np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)]) for a, b, c, d in zip(*films))
     n_frames = write_video(args.output, (picture for i, picture in enumerate(pictures) if i % 3 == 0), fps=20)
     print(f"{args.output}: {n_frames} frames")
 

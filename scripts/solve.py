@@ -24,15 +24,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 SOLVED_RETURN, N_EVAL_ENVS = 475.0, 64
 ENV_IDS = {"ppo": "IsaacGymCartpole-v0", "dqn": "IsaacGymCartpoleDiscrete-v0", "ddpg": "IsaacGymCartpole-v0"}
 STOCK_FILE = Path(__file__).with_name("stock_sb3.yml")
 
 
-def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
-    """Train with one seed. Returns training seconds, total seconds and environment steps (None where not solved)."""
+def solve_once(
+    args: argparse.Namespace,
+    seed: int,
+    algorithm: Optional[type] = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Dict[str, Any]:
+    """Train with one seed. Returns training seconds, total seconds and environment steps (None where not solved).
+
+    :param algorithm: a class to take in place of the algorithm's
+    :param clock: what training seconds are measured with
+    """
     start = time.perf_counter()
     import torch as th
     from rl_zoo3.exp_manager import ExperimentManager
@@ -57,7 +66,7 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
             self.later: List[bool] = []
 
         def _on_training_start(self) -> None:
-            self.clock = time.perf_counter()
+            self.clock = clock()
 
         def _on_step(self) -> bool:
             return self.solved_seconds is None or self.num_timesteps < args.stay * (self.steps or 0)
@@ -65,9 +74,9 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
         def _on_rollout_start(self) -> None:
             if self.num_timesteps < self.next_eval:
                 return
-            self.next_eval = self.num_timesteps + args.eval_every * self.training_env.num_envs
-            now = time.perf_counter()
-            self.seconds += now - self.clock
+            every = args.eval_every if self.solved_seconds is None else args.stay_every or args.eval_every
+            self.next_eval = self.num_timesteps + every * self.training_env.num_envs
+            self.seconds += clock() - self.clock
             if isinstance(self.training_env, VecNormalize):
                 sync_envs_normalization(self.training_env, eval_env)
             mean = evaluate(self.model, eval_env, n_episodes=N_EVAL_ENVS).mean
@@ -82,7 +91,7 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
             elif good:
                 self.first = self.seconds, self.num_timesteps
             self.previous = good
-            self.clock = time.perf_counter()
+            self.clock = clock()
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         manager = ExperimentManager(
@@ -101,6 +110,8 @@ def solve_once(args: argparse.Namespace, seed: int) -> Dict[str, Any]:
         )
         if args.stock:
             manager.algorithms = {}
+        if algorithm is not None:
+            manager.algorithms = {**manager.algorithms, args.algo: algorithm}
         th.manual_seed(seed)
         model, _ = manager.setup_experiment()
         eval_env = manager.create_envs(N_EVAL_ENVS, eval_env=True, no_log=True)
@@ -149,6 +160,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, default=None, help="give up after (default: n_timesteps of the entry)")
     parser.add_argument("--eval-every", type=int, default=16, help="steps of the batch between two evaluations")
     parser.add_argument("--stay", type=float, default=1.0, help="train this many times longer than it took, up to n_timesteps")
+    parser.add_argument("--stay-every", type=int, default=None, help="once solved: the same (default: --eval-every)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--verbose", action="store_true")

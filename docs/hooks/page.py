@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import html
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ablations"))
+
+import tables
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 ROLE = re.compile(r":(?:class|func|meth|data|mod|attr|exc):\s*<code>(~?)([^<]*)</code>")
 LONELY_COLONS = re.compile(r"<p>::</p>\s*")
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Called with the Markdown of each page. Puts in the tables of ablations, see docs/ablations/tables.py.
+
+    :raises PluginError: a page asks for results that there are not
+    """
+    try:
+        return tables.fill_in(markdown)
+    except (KeyError, OSError) as error:
+        raise PluginError(f"{page.file.src_path}: {error}") from error
 
 
 def on_page_content(content: str, **_: Any) -> str:
