@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -27,6 +28,9 @@ REPOSITORY, DATA, STANDIN = TESTS.parent, TESTS / "data", TESTS / "isaacgym_stan
 CONTINUOUS, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 ENV_IDS = {"ppo": CONTINUOUS, "dqn": DISCRETE, "ddpg": CONTINUOUS}
 N_ENVS = 8
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background: no Ctrl-C to test
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # -- environments and models -----------------------------------------------------------------------------------------
 
