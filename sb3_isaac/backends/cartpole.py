@@ -212,6 +212,7 @@ def finish_step(
     :param reset_width: (4,), :data:`RESET_WIDTH` on the device
     :param actions: (N, 1) float32, clipped to [-1, 1]
     """
+    # --8<-- [start:resets]
     progress += 1
     reward, terminated, truncated = reward_and_termination(final_obs, progress, actions, task)
     done = terminated | truncated
@@ -219,6 +220,7 @@ def finish_step(
     dof_state.copy_(obs)
     progress.masked_fill_(done, 0)
     return StepResult(obs, reward, terminated, truncated, final_obs)
+    # --8<-- [end:resets]
 
 
 class CartpoleTensorEnv(TensorEnv):

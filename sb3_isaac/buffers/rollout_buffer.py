@@ -254,6 +254,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
         tensors = self.tensors
         last_values = th.as_tensor(last_values, dtype=th.float32, device=self.device).reshape(1, self.n_envs)
         dones = th.as_tensor(dones, dtype=th.float32, device=self.device).reshape(1, self.n_envs)
+        # --8<-- [start:gae]
         next_values = th.cat((tensors.values[1:], last_values))
         not_done = 1.0 - th.cat((tensors.episode_starts[1:], dones))  # the next observation is of the same episode
         # delta = r + gamma V(next) - V, in SB3's order of operations, so that the rounding is SB3's
@@ -264,6 +265,7 @@ class DeviceRolloutBuffer(RolloutBuffer):
             steps[step].addcmul_(decay[step], steps[step + 1])
         tensors.advantages.copy_(advantages)
         th.add(advantages, tensors.values, out=tensors.returns)
+        # --8<-- [end:gae]
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         """All transitions once, in random order, in minibatches.

@@ -185,8 +185,10 @@ class IsaacVecEnv(VecEnv):
 
         Source: ``init_at_random_ep_len`` of rsl_rl (https://github.com/leggedrobotics/rsl_rl).
         """
+        # --8<-- [start:spread]
         age = th.rand(self.num_envs, generator=generator, device=self.device) * (self.tensor_env.max_episode_length - 1)
         self.tensor_env.progress.copy_(age.long())
+        # --8<-- [end:spread]
 
     # -- SB3's VecEnv ------------------------------------------------------------------------------------------------
 

@@ -79,12 +79,14 @@ def policy_gradient(
     :param advantages: (rows,) from :func:`scaled_advantages`
     :return: the loss's gradient with respect to ``log_ratio``, and loss, approximate KL, clipped of each row
     """
+    # --8<-- [start:clip]
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
     loss, clipped_loss = advantages * ratio, advantages * clipped_ratio
     # Where the clipped one is larger the gradient is zero; d ratio / d log_ratio = ratio
     grad = loss * (loss >= clipped_loss)
     return grad, th.maximum(loss, clipped_loss), ratio - 1.0 - log_ratio, (ratio != clipped_ratio).to(ratio.dtype)
+    # --8<-- [end:clip]
 
 
 def value_gradient(

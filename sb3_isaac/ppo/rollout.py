@@ -205,10 +205,12 @@ class Rollout:
         tensors = self.buffer.tensors
         dones = self._lengths.storage > 0.0
         with th.no_grad():
+            # --8<-- [start:time_limits]
             if len(truncated) > 0:
                 rows = th.from_numpy(truncated).to(self.buffer.device, non_blocking=True)
                 final_values = self._predict_values(self._final_obs.storage.flatten(0, 1).index_select(0, rows))
                 tensors.rewards.view(-1).index_add_(0, rows, final_values * gamma)
+            # --8<-- [end:time_limits]
             values = self._predict_values(self.obs)
             tensors.episode_starts[1:].copy_(dones[:-1])
             self.buffer.compute_returns_and_advantage(values, dones[-1])

@@ -39,10 +39,12 @@ class AdaptiveLR(NamedTuple):
 
     def adapt_(self, lr: th.Tensor, kl: th.Tensor) -> None:
         """Change ``lr`` () in place, given the KL divergence () of the minibatch at hand."""
+        # --8<-- [start:adapt]
         slower, faster = (lr / self.factor).clamp_(min=self.lowest), (lr * self.factor).clamp_(max=self.highest)
         # Before the first step the policy has not moved (but for rounding): nothing can be learned from that
         too_small = (kl < 0.5 * self.target) & (kl > 1e-6)
         lr.copy_(th.where(kl > 2.0 * self.target, slower, th.where(too_small, faster, lr)))
+        # --8<-- [end:adapt]
 
 
 class Settings(NamedTuple):
