@@ -134,12 +134,14 @@ def table(names: Sequence[str], all_results: Dict[str, Any]) -> str:
     return "\n".join([HEAD, *(row(name, all_results) for name in [base, *(name for name in names if name != base)])])
 
 
-PLACEHOLDER = re.compile(r"^<!-- ablations?: (\S+(?:,? \S+)*) -->$", re.MULTILINE)
+ONE = r"<!-- ablations?: (?:[\w/]+,? ?)+ -->"
+PLACEHOLDER = re.compile(rf"^{ONE}(?:\n+{ONE})*$", re.MULTILINE)
+NAME = re.compile(r"(?<=ablation: )[\w/]+|(?<=ablations: )\w+")
 
 
 def fill_in(markdown: str) -> str:
-    """Replace ``<!-- ablation: ppo/one_epoch -->`` (or several names) by a table, and ``<!-- ablations: ppo -->`` by figure,
-    table and rule.
+    """Replace ``<!-- ablation: ppo/one_epoch -->`` by a table, several such lines that follow each other by one table for
+    each algorithm, and ``<!-- ablations: ppo -->`` by the figure of all, their table, and the rule.
 
     :raises KeyError: an unknown detail, or one without results
     """
@@ -148,17 +150,21 @@ def fill_in(markdown: str) -> str:
     known, loaded = details(), results()
 
     def replace(match: Any) -> str:
-        names: List[str] = []
-        for name in re.split(r",? ", match.group(1)):
-            names += [name] if "/" in name else [one for one in known if one.startswith(f"{name}/")]
-        missing = [name for name in names if name not in known or name not in loaded["runs"]]
-        if missing or not names:
-            raise KeyError(f"{match.group(0)} names what docs/ablations.json does not hold: {missing or match.group(1)}")
-        shown = table(names, loaded)
-        if "/" not in match.group(1):
-            figure = f"![All ablations of {match.group(1).upper()}](../images/ablations_{match.group(1)}.png)"
-            machine, versions = loaded["machine"], ", ".join(f"{key} {value}" for key, value in loaded["versions"].items())
-            shown = f"{figure}\n\n{shown}\n\n{RULE} {len(loaded['runs'][names[0]])} seeds, {machine}, {versions}."
-        return shown
+        names = NAME.findall(match.group(0))
+        shown = []
+        for algo in dict.fromkeys(name.split("/")[0] for name in names):
+            whole = algo in names
+            wanted = [one for one in known if one.startswith(f"{algo}/") and (whole or one in names)]
+            missing = [name for name in (*wanted, *names) if "/" in name and name not in loaded["runs"]]
+            if missing or not wanted:
+                raise KeyError(f"{match.group(0)}: docs/ablations.json does not hold {', '.join(missing) or algo}")
+            text = table(wanted, loaded)
+            if whole:
+                figure = f"![All ablations of {algo.upper()}](../images/ablations_{algo}.png)"
+                versions = ", ".join(f"{key} {value}" for key, value in loaded["versions"].items())
+                runs = f"{len(loaded['runs'][wanted[0]])} seeds, {loaded['machine']}, {versions}."
+                text = f"{figure}\n\n{text}\n\n{RULE} {runs}"
+            shown.append(text)
+        return "\n\n".join(shown)
 
     return PLACEHOLDER.sub(replace, markdown)

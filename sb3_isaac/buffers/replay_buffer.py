@@ -432,12 +432,14 @@ class DeviceReplayBuffer(ReplayBuffer):
         )
         # Behind the newest transition come the oldest ones, or nothing
         until_newest = (newest - th.div(index, n, rounding_mode="floor")) % rows
+        # --8<-- [start:n_step]
         goes_on = (flags[:-1] == RUNNING) & (steps[1:] <= until_newest)
         weights = (goes_on * self.gamma).cumprod(0)  # (n_steps - 1, B), of the steps after the first
         rewards = storage.normalize(env, "reward", rewards)
         returns = (weights * rewards[1:]).sum(0).add_(rewards[0])
         extra = (weights > 0.0).sum(0)
         discounts = powers.index_select(0, extra + 1)
+        # --8<-- [end:n_step]
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 

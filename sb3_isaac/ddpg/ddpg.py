@@ -154,11 +154,13 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         assert self._run is not None
         fast, lr, losses = self._run.fast, self._run.lr, self._run.log.loss_sums
         obs = obs.flatten(1)
+        # --8<-- [start:step]
         next_values = fast.next_values(next_obs.flatten(1), self._target_noise(actions))
         fast.critic_step(obs, actions, th.addcmul(rewards, discounts, next_values), lr, losses[0])
         if self._n_updates % self.policy_delay == 0:
             fast.actor_step(obs, lr, losses[1])
             fast.update_targets(self.tau)
+        # --8<-- [end:step]
 
     def _autograd_step(
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, discounts: th.Tensor, rewards: th.Tensor

@@ -99,6 +99,7 @@ class FastTD3Policy:
         """One step of Adam up the first critic's slope; minus its mean value is added to ``loss_sum``."""
         batch = len(obs)
         for rows in chunks(batch, self._chunk):
+            # --8<-- [start:actor]
             actions = self._actor.forward(obs[rows])
             values = self._critics[0].forward(self._join(obs[rows], actions, self._input))
             loss_sum.sub_(values.sum(), alpha=1.0 / batch)
@@ -106,6 +107,7 @@ class FastTD3Policy:
             grad = self._critics[0].backward(values, parameters=False, inputs=True, first_column=self._obs_dim)
             assert grad is not None
             self._actor.backward(grad, accumulate=rows.start > 0)
+            # --8<-- [end:actor]
         self._actor_adam.clip_and_step(None, lr)
 
     def update_targets(self, tau: float) -> None:

@@ -120,6 +120,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     def _targets(self, samples: ReplaySamples) -> th.Tensor:
         """(B, 1) returns, bootstrapped from the target network."""
         assert self._run is not None
+        # --8<-- [start:targets]
         next_obs, fast = samples.next_observations, self._run.fast
         if fast is not None:
             values = fast.next_values(next_obs.flatten(1), self.double_q).unsqueeze(1)
@@ -130,6 +131,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         discounts = self.gamma if samples.discounts is None else samples.discounts
         targets: th.Tensor = values * (1.0 - samples.dones) * discounts
         return targets.add_(samples.rewards, alpha=self.reward_scale)
+        # --8<-- [end:targets]
 
     def _update(self, samples: ReplaySamples, gradient_steps: int) -> None:
         assert self._run is not None

@@ -84,12 +84,14 @@ class FastDQNPolicy:
         batch = len(obs)
         parts = zip(*(th.split(whole, self._chunk) for whole in (obs, actions, targets)))
         for i, (x, action, target) in enumerate(parts):
+            # --8<-- [start:step]
             q = self._online.forward(x)
             chosen = q.gather(1, action)
             loss_sum.add_(F.smooth_l1_loss(chosen, target, reduction="sum"), alpha=1.0 / batch)
             error = chosen.sub_(target).clamp_(-1.0, 1.0).mul_(1.0 / batch)  # the Huber loss's derivative
             grad = self._grad[: len(q)].zero_().scatter_(1, action, error)
             self._online.backward(grad, accumulate=i > 0)
+            # --8<-- [end:step]
         self.adam.clip_and_step(max_grad_norm, lr)
 
     def update_target(self, tau: float) -> None:

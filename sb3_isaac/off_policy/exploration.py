@@ -72,8 +72,10 @@ class EpsilonGreedy:
 
     def explore(self, greedy: th.Tensor) -> th.Tensor:
         """Greedy actions (N,) int64, each replaced by a random one with probability epsilon."""
+        # --8<-- [start:epsilon]
         explore = th.rand(greedy.shape, device=greedy.device) < self.epsilon
         return th.where(explore, self.random_actions(len(greedy)), greedy)
+        # --8<-- [end:epsilon]
 
 
 def noise_settings(noise: Optional[ActionNoise]) -> Any:
@@ -182,11 +184,13 @@ class DeviceNoise:
 
     def add_to(self, actions: th.Tensor) -> th.Tensor:
         """``actions`` (N, A) in [-1, 1] plus the next noise, clipped to [-1, 1]."""
+        # --8<-- [start:noise]
         draw = th.randn(self._shape, device=self._device)
         if self._pull is None:
             return th.addcmul(actions + self._mean, self._sigma, draw).clamp_(-1.0, 1.0)
         self._state.lerp_(self._mean, self._pull).addcmul_(self._sigma, draw)
         return (actions + self._state).clamp_(-1.0, 1.0)
+        # --8<-- [end:noise]
 
     def reset(self, dones: Optional[th.Tensor] = None) -> None:
         """Start the process anew where ``dones`` (N,) bool says so; None: everywhere."""
