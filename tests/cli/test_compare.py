@@ -117,9 +117,12 @@ def test_ctrl_c_begins_no_further_training(monkeypatch: pytest.MonkeyPatch) -> N
         time.sleep(0.3)  # rl_zoo3 saves the model, and its exit status says that all went well
         return leave_a_run(flags)
 
-    calls = stand_in(monkeypatch, interrupted)
+    calls, before = stand_in(monkeypatch, interrupted), set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         compare.compare(["--seeds", "4"])
+    # A pool that was just starting its thread when the signal came does not wait for it, and it would go on in another test
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
     assert len(calls) == 1
 
 
