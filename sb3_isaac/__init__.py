@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sb3_isaac.ddpg import DDPG
     from sb3_isaac.dqn import DQN
     from sb3_isaac.envs import IsaacVecEnv, VecFrameStack, VecNormalize, make_vec_env, register, wrap_vec_task
-    from sb3_isaac.evaluation import evaluate, load
+    from sb3_isaac.evaluation import evaluate, export, load
     from sb3_isaac.ppo import PPO
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "VecNormalize",
     "__version__",
     "evaluate",
+    "export",
     "load",
     "make_vec_env",
     "register",
@@ -45,7 +46,7 @@ __getattr__, __dir__ = lazy(
     ddpg=["DDPG"],
     dqn=["DQN"],
     envs=["IsaacVecEnv", "VecFrameStack", "VecNormalize", "make_vec_env", "register", "register_envs", "wrap_vec_task"],
-    evaluation=["evaluate", "load"],
+    evaluation=["evaluate", "export", "load"],
     ppo=["PPO"],
     **dict.fromkeys(("cli", "device", "off_policy", "zoo"), ()),
 )

@@ -1,4 +1,4 @@
-"""The commands ``sb3-isaac evaluate``, ``video`` and ``plot``. What goes wrong is raised, as the modules they use say."""
+"""The commands ``evaluate``, ``video``, ``export`` and ``plot``. What goes wrong is raised, as the modules they use say."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import contextlib
 import os
 from typing import Callable, Dict, List, Tuple
 
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from sb3_isaac.cli.flags import check_flags
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_env import MAX_RENDERED_ENVS
-from sb3_isaac.evaluation import curves, measure
+from sb3_isaac.evaluation import curves, exporting, measure
 from sb3_isaac.evaluation.callbacks import FILE_NAME
 from sb3_isaac.evaluation.film import CartpoleFilm, can_be_filmed, n_rows
 from sb3_isaac.evaluation.video import check_video_path, play_frames, write_video
@@ -108,6 +109,44 @@ def video(argv: List[str]) -> int:
         write_video(outputs, tqdm(frames, total=args.n_timesteps, unit="frame", disable=None), fps)
     for path in outputs:
         print(f"Wrote {path}")
+    return 0
+
+
+def export(argv: List[str]) -> int:
+    """Write the policy of a trained agent to files that need neither this package nor SB3."""
+    from sb3_isaac.zoo.agents import add_agent_arguments, import_packages, load_agent
+
+    parser = argparse.ArgumentParser(
+        prog="sb3-isaac export",
+        description="Write a trained agent's deterministic policy for a robot: raw observations in, the environment's actions "
+        "out. The statistics of VecNormalize and the action bounds are in the file.",
+    )
+    add_agent_arguments(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        nargs="+",
+        help="files ending in .onnx, or in .pt for TorchScript (default: one .pt in the run's folder)",
+    )
+    args = parser.parse_args(argv)
+    check_flags("export", args)
+    import_packages(args)
+    agent = load_agent(args, n_envs=1)
+    with contextlib.closing(agent.env):
+        normalize = unwrap_vec_normalize(agent.env)
+        for path in args.output or [os.path.join(agent.folder, f"{agent.name}.pt")]:
+            done = exporting.export(agent.model, path, normalize)
+            kind = "float32" if agent.model.action_space.shape else "int64"
+            obs, action = (", ".join(["N", *map(str, shape)]) for shape in (done.obs_shape, done.action_shape))
+            rows = {
+                "model": agent.path,
+                "file": f"{done.path}, {done.n_bytes / 1000:.1f} kB, {done.n_parameters:,} parameters",
+                "input": f"{exporting.OBS} ({obs}) float32, as the environment returns it",
+                "output": f"{exporting.ACTION} ({action}) {kind}, as the environment takes it",
+                "largest difference": f"{done.difference:.1e} from predict, on {exporting.N_CHECKED} random observations",
+            }
+            for label, value in rows.items():
+                print(f"{label:20s}{value}")
     return 0
 
 

@@ -20,10 +20,15 @@ COMMANDS: Dict[str, str] = {
     "video": "film a trained agent, in a grid of environments",
     "record_video": "the flags of python -m rl_zoo3.record_video, which does not find our environments by itself",
     "plot": "draw learning curves of several runs",
+    "export": "write a trained policy for a robot: ONNX or TorchScript, observations in, actions out",
     "compare": "train algorithms with several seeds and draw their learning curves",
     "check": "show versions, devices and which simulators can run here",
 }
-OWN_COMMANDS = {"evaluate": "commands", "video": "commands", "plot": "commands", "compare": "compare", "check": "check"}
+OWN_COMMANDS = {
+    **dict.fromkeys(("evaluate", "video", "plot", "export"), "commands"),
+    "compare": "compare",
+    "check": "check",
+}
 """Which module of this folder has the function of that name. The other commands are modules of rl_zoo3."""
 
 EXTRAS: Dict[str, Dict[str, str]] = {

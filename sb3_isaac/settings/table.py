@@ -249,7 +249,7 @@ _TRAIN: Dict[str, Setting] = {
 FLAGS: Dict[str, Dict[str, Setting]] = {
     "train": _TRAIN,
     "optimize": _TRAIN,
-    **dict.fromkeys(("evaluate", "video", "enjoy", "record_video"), _AGENT),
+    **dict.fromkeys(("evaluate", "video", "export", "enjoy", "record_video"), _AGENT),
     "plot": {"window": COUNT, "max_timesteps": Setting("number", "(0, inf)", optional=True)},
     "compare": {"seeds": COUNT, "jobs": COUNT, "n_timesteps": _TRAIN["n_timesteps"]},
 }
