@@ -25,7 +25,7 @@ from typing import Any, Dict, List, Tuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "docs" / "ablations"), str(ROOT / "scripts")]
 
-import tables  # noqa: E402
+import tables  # type: ignore[import-not-found]  # noqa: E402
 
 EVAL_STEPS, LATER_EVAL_STEPS = 2048, 8192
 """Environment steps from one evaluation to the next, until the task is solved and after."""
@@ -37,7 +37,7 @@ def train(task: Tuple[str, int]) -> Tuple[str, Dict[str, Any]]:
     """One seed of one detail, in a process that may have done others."""
     name, seed = task
     import solve
-    import subclasses
+    import subclasses  # type: ignore[import-not-found]
     import yaml
 
     detail = tables.details()[name]
@@ -172,6 +172,8 @@ def main() -> None:
             results["runs"][name] = fresh[name]
             write(args.out, results)
             print(f"{n}/{len(tasks)} {name} {json.dumps(run)}", flush=True)
+        pool.close()
+        pool.join()
     for algo in dict.fromkeys(name.split("/")[0] for name in names):
         done = [name for name in described if name.startswith(f"{algo}/") and name in results["runs"]]
         if f"{algo}/base" in done:

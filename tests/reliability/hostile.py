@@ -322,6 +322,8 @@ def flags(run: Run, command: str) -> List[str]:
         return [*common, "-n", "2", "--n-envs", "2", "--device", "cpu"]
     if command == "enjoy":
         return [*common, "-n", "2", "--n-envs", "2", "--device", "cpu", "--no-render"]
+    if command == "export":
+        return [*common, "--device", "cpu", "-o", str(run.folder / "policy.pt")]
     if command == "video":
         return [*common, "-n", "1", "--n-envs", "1", "--device", "cpu", "-o", str(run.folder / "film.gif")]
     if command == "record_video":

@@ -74,7 +74,7 @@ def test_a_pickle_runs_nothing(way: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "enjoy"])
+@pytest.mark.parametrize("command", ["evaluate", "enjoy", "export"])
 @pytest.mark.parametrize("way", RUNS)
 def test_opening_a_run_runs_nothing(way: str, command: str, run: Run, tmp_path: Path, capsys: Any) -> None:
     marker = tmp_path / "marker"
