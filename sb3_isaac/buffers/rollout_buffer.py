@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac.buffers.storage import existing_device, float32_exact_dtype, restore_generator, save_generator
 from sb3_isaac.settings.check import check
-from sb3_isaac.settings.memory import check_memory
+from sb3_isaac.settings.memory import check_memory, rollout_bytes
 
 ArrayOrTensor = Union[np.ndarray, th.Tensor]
 
@@ -119,7 +119,11 @@ class DeviceRolloutBuffer(RolloutBuffer):
         """:param n_columns: of the distributions"""
         n_steps, n = self.buffer_size, self.n_envs
         widths = [self.obs_dim, self.action_dim, 1, 1, 1, 1, n_columns]
-        needs = {f"rollouts of {n_steps} steps of {n} environments": 4 * n_steps * n * (sum(widths) + 4)}
+        needs = {
+            f"rollouts of {n_steps} steps of {n} environments": rollout_bytes(
+                n_steps, n, self.obs_dim, self.action_dim, n_columns
+            )
+        }
         check_memory(needs, self.device, "lower n_steps or n_envs")
         table = th.zeros(n_steps, n, sum(widths), device=self.device)
         self.rows = table.flatten(0, 1)

@@ -47,5 +47,22 @@ def check_envs(n_envs: Any, device: th.device, name: str = "n_envs", where: str 
     check_memory({f"{n_envs} environments": int(n_envs) * BYTES_PER_ENV}, device, f"lower {name}", where)
 
 
+def rollout_bytes(n_steps: int, n_envs: int, obs_dim: int, action_dim: int, n_columns: int = 0) -> int:
+    """What PPO's rollouts take, in bytes: float32 of observation, action, value, log-probability, advantage and return, and of
+    reward, episode start and their like.
+
+    :param n_columns: numbers that tell what an action was drawn from, kept with ``adaptive_lr_kl``
+    """
+    return 4 * n_steps * n_envs * (obs_dim + action_dim + 8 + n_columns)
+
+
+def replay_bytes(n_transitions: int, obs_dim: int, action_dim: int) -> int:
+    """What a replay buffer takes, in bytes: float32 of both observations, action, reward and how the transition ended.
+
+    :param n_transitions: ``buffer_size``, of all environments
+    """
+    return 4 * n_transitions * (2 * obs_dim + action_dim + 2)
+
+
 def _gigabytes(size: float) -> str:
     return f"{size / 1e9:,.2f} GB" if size < 1e15 else "more than 1,000,000 GB"

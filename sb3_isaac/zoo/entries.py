@@ -19,7 +19,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_isaac.settings import SETTINGS, check, check_memory, defaults_of
-from sb3_isaac.settings.memory import BYTES_PER_ENV
+from sb3_isaac.settings.memory import BYTES_PER_ENV, replay_bytes, rollout_bytes
 
 NOISES = ("normal", "ornstein-uhlenbeck")
 FLAGS_INSTEAD = {
@@ -277,11 +277,11 @@ def check_room(
     defaults = defaults_of(algorithm)
     if issubclass(algorithm, OffPolicyAlgorithm):
         size = max(int(entry.get("buffer_size", defaults.get("buffer_size", 1))), n_envs)
-        needs[f"a replay buffer of {size} transitions"] = size * 4 * (2 * obs_dim + action_dim + 2)
+        needs[f"a replay buffer of {size} transitions"] = replay_bytes(size, obs_dim, action_dim)
         lower = "buffer_size or n_envs"
     elif "n_steps" in defaults:
         n_steps = entry.get("n_steps", defaults["n_steps"])
-        needs[f"rollouts of {n_steps} steps"] = n_steps * n_envs * 4 * (obs_dim + action_dim + 8)
+        needs[f"rollouts of {n_steps} steps"] = rollout_bytes(n_steps, n_envs, obs_dim, action_dim)
         lower = "n_steps or n_envs"
     check_memory(needs, device, f"lower {lower}", where)
 
