@@ -5,7 +5,7 @@
     python scripts/ablate.py --draw                            only draw docs/images/ablations_*.png anew
 
 Results are merged into docs/ablations.json as they come, and the site's tables are made from there: see
-docs/ablations/tables.py, which has the rule for the verdicts.
+docs/ablations/summary.py, which has the rule for the verdicts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Dict, List, Tuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "docs" / "ablations"), str(ROOT / "scripts")]
 
-import tables  # type: ignore[import-not-found]  # noqa: E402
+import summary  # type: ignore[import-not-found]  # noqa: E402
 
 EVAL_STEPS, LATER_EVAL_STEPS = 2048, 8192
 """Environment steps from one evaluation to the next, until the task is solved and after."""
@@ -40,7 +40,7 @@ def train(task: Tuple[str, int]) -> Tuple[str, Dict[str, Any]]:
     import subclasses  # type: ignore[import-not-found]
     import yaml
 
-    detail = tables.details()[name]
+    detail = summary.details()[name]
     algo, env = detail["algo"], detail["env"]
     entry = yaml.safe_load((ROOT / "hyperparams" / f"{algo}.yml").read_text())[env]
     overrides = dict(detail["overrides"])
@@ -103,13 +103,13 @@ def draw(results: Dict[str, Any]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    described = tables.details()
+    described = summary.details()
     colors = {"worse": "tab:red", "better": "tab:green", "mixed": "tab:purple", "no difference shown": "tab:gray"}
     for algo in dict.fromkeys(detail["algo"] for detail in described.values()):
         names = [name for name in described if name.startswith(f"{algo}/") and name in results["runs"]]
         if f"{algo}/base" not in names:
             continue
-        found = {name: tables.summarise(results["runs"][name]) for name in names}
+        found = {name: summary.summarise(results["runs"][name]) for name in names}
         base = found[f"{algo}/base"]
         most = max([s.steps_interval[1] for s in found.values() if math.isfinite(s.steps_interval[1])] + [2.0 * base.steps])
         figure, (left, right) = plt.subplots(
@@ -117,7 +117,7 @@ def draw(results: Dict[str, Any]) -> None:
         )
         for y, name in enumerate(names):
             one = found[name]
-            color = "tab:blue" if one is base else colors[tables.verdict(one, base)]
+            color = "tab:blue" if one is base else colors[summary.verdict(one, base)]
             low, high = (min(end, 1.08 * most) for end in one.steps_interval)
             left.plot([low, high], [y, y], color=color, linewidth=2)
             if math.isfinite(one.steps):
@@ -144,16 +144,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=None, help="details (ppo/one_epoch) or algorithms (ppo)")
     parser.add_argument("--seeds", type=int, default=10, help="number of seeds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time, one thread each")
-    parser.add_argument("--out", type=Path, default=tables.DOCS / "ablations.json", help="results, merged into what is there")
+    parser.add_argument("--out", type=Path, default=summary.DOCS / "ablations.json", help="results, merged into what is there")
     parser.add_argument("--list", action="store_true", help="the details")
     parser.add_argument("--draw", action="store_true", help="only draw the figures")
     args = parser.parse_args()
-    described = tables.details()
+    described = summary.details()
     if args.list:
         print("\n".join(f"{name:32s} {detail['title']}" for name, detail in described.items()))
         return
     if args.draw:
-        draw(tables.results(args.out))
+        draw(summary.results(args.out))
         return
     names = [name for name in described if args.only is None or name in args.only or name.split("/")[0] in args.only]
     unknown = {one for one in args.only or [] if one not in described} - {detail["algo"] for detail in described.values()}
@@ -161,7 +161,7 @@ def main() -> None:
         parser.error(
             f"no such detail: {', '.join(sorted(unknown))} (see --list)" if unknown else "at least one seed and one job"
         )
-    results = tables.results(args.out) if args.out.is_file() else {"runs": {}}
+    results = summary.results(args.out) if args.out.is_file() else {"runs": {}}
     results.update(describe())
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     tasks = [(name, seed) for name in names for seed in range(1000, 1000 + args.seeds)]  # no entry was chosen on these
@@ -177,8 +177,8 @@ def main() -> None:
     for algo in dict.fromkeys(name.split("/")[0] for name in names):
         done = [name for name in described if name.startswith(f"{algo}/") and name in results["runs"]]
         if f"{algo}/base" in done:
-            print(f"\n{tables.table(done, results)}")
-    if args.out == tables.DOCS / "ablations.json":
+            print(f"\n{summary.table(done, results)}")
+    if args.out == summary.DOCS / "ablations.json":
         draw(results)
 
 

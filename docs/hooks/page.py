@@ -13,7 +13,7 @@ from mkdocs.exceptions import PluginError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ablations"))
 
-import tables
+import summary
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 ROLE = re.compile(r":(?:class|func|meth|data|mod|attr|exc):\s*<code>(~?)([^<]*)</code>")
@@ -21,12 +21,12 @@ LONELY_COLONS = re.compile(r"<p>::</p>\s*")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Called with the Markdown of each page. Puts in the tables of ablations, see docs/ablations/tables.py.
+    """Called with the Markdown of each page. Puts in the tables of ablations, see docs/ablations/summary.py.
 
     :raises PluginError: a page asks for results that there are not
     """
     try:
-        return tables.fill_in(markdown)
+        return summary.fill_in(markdown)
     except (KeyError, OSError) as error:
         raise PluginError(f"{page.file.src_path}: {error}") from error
 

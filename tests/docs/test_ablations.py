@@ -25,14 +25,14 @@ def load(path: str) -> Any:
     return module
 
 
-tables = load("docs/ablations/tables.py")
-DETAILS: Dict[str, Any] = tables.details()
+summary = load("docs/ablations/summary.py")
+DETAILS: Dict[str, Any] = summary.details()
 
 
 def test_enough_of_each_algorithm_and_all_were_run() -> None:
     counts = Counter(name.split("/")[0] for name in DETAILS if not name.endswith("/base"))
     assert set(counts) == {"ppo", "dqn", "ddpg"} and min(counts.values()) >= 10
-    runs = tables.results()["runs"]
+    runs = summary.results()["runs"]
     assert set(runs) == set(DETAILS)
     for name, found in runs.items():
         assert len({run["seed"] for run in found}) == len(found) >= 10, name
@@ -49,41 +49,41 @@ def test_each_detail_changes_something_that_there_is() -> None:
 
 def test_wilson() -> None:
     """Worked examples: 10 of 10 and 0 of 10 (Brown, Cai and DasGupta, 2001), 5 of 10."""
-    assert tables.wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert tables.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert tables.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert summary.wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert summary.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert summary.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
 
 
 def seeds(steps: List[Any], stayed: int = 10) -> Any:
     runs = [{"seed": i, "steps": s, "seconds": 1.0, "stayed": stayed, "evaluations": 10} for i, s in enumerate(steps)]
-    return tables.summarise(runs)
+    return summary.summarise(runs)
 
 
 def test_verdicts() -> None:
     base = seeds([100, 110, 120, 130, 140] * 2)
     assert base.steps == 120 and base.n_solved == 10 and base.stays == 1.0
     assert 100 <= base.steps_interval[0] <= 120 <= base.steps_interval[1] <= 140
-    assert tables.verdict(base, base) == "no difference shown"
-    assert tables.verdict(seeds([300, 310, 320, 330, 340] * 2), base) == "worse"
-    assert tables.verdict(seeds([10, 11, 12, 13, 14] * 2), base) == "better"
-    assert tables.verdict(seeds([100, 110, 120, 130, 140] * 2, stayed=5), base) == "worse"
-    assert tables.verdict(seeds([10, 11, 12, 13, 14] * 2, stayed=5), base) == "mixed"
+    assert summary.verdict(base, base) == "no difference shown"
+    assert summary.verdict(seeds([300, 310, 320, 330, 340] * 2), base) == "worse"
+    assert summary.verdict(seeds([10, 11, 12, 13, 14] * 2), base) == "better"
+    assert summary.verdict(seeds([100, 110, 120, 130, 140] * 2, stayed=5), base) == "worse"
+    assert summary.verdict(seeds([10, 11, 12, 13, 14] * 2, stayed=5), base) == "mixed"
     never = seeds([None] * 10)
-    assert math.isinf(never.steps) and math.isnan(never.stays) and tables.verdict(never, base) == "worse"
-    assert tables.verdict(base, never) == "better"
+    assert math.isinf(never.steps) and math.isnan(never.stays) and summary.verdict(never, base) == "worse"
+    assert summary.verdict(base, never) == "better"
 
 
 def test_what_a_page_asks_for() -> None:
-    text = tables.fill_in("before\n\n<!-- ablation: ppo/one_epoch -->\n\n<!-- ablation: ppo/relu -->\n\nafter")
+    text = summary.fill_in("before\n\n<!-- ablation: ppo/one_epoch -->\n\n<!-- ablation: ppo/relu -->\n\nafter")
     assert text.startswith("before\n\n| | solved |") and text.endswith("|\n\nafter")
     assert text.count("\n| ") == 4  # head, the entry, two details
     assert DETAILS["ppo/one_epoch"]["title"] in text and "the shipped entry" in text
-    whole = tables.fill_in("<!-- ablations: dqn -->")
+    whole = summary.fill_in("<!-- ablations: dqn -->")
     assert whole.count("\n| ") == sum(name.startswith("dqn/") for name in DETAILS)
-    assert "images/ablations_dqn.png" in whole and tables.RULE in whole
+    assert "images/ablations_dqn.png" in whole and summary.RULE in whole
     for wrong in ("ppo/no_such", "a2c"):
         with pytest.raises(KeyError, match=wrong):
-            tables.fill_in(f"<!-- ablation: {wrong} -->")
+            summary.fill_in(f"<!-- ablation: {wrong} -->")
 
 
 def test_a_run_again_gives_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     missing = [name for name in names if not (REPOSITORY / name.split(":")[0]).exists()]
     assert not missing
     for line in re.findall(r".*8 ?<.*", text):  # an include that is none would be shown as it is, without an error
-        assert re.fullmatch(r'--8<-- "[\w./]+(:\w+)?"', line), line
+        assert re.fullmatch(r' *--8<-- "[\w./]+(:\w+)?"', line), line
 
 
 def test_one_step_prints_what_the_page_shows() -> None:
