@@ -130,7 +130,7 @@ def draw(results: Dict[str, Any]) -> None:
         right.axvspan(*(100 * end for end in base.stays_interval), color="tab:blue", alpha=0.12, linewidth=0)
         left.set_yticks(range(len(names)), [described[name]["title"] for name in names], fontsize=8)
         left.invert_yaxis()
-        left.set(xlim=(0, 1.2 * most), xlabel="environment steps until solved, median and 95% interval; solved seeds")
+        left.set(xlim=(0, 1.2 * most), xlabel="environment steps until solved, median and 95%")
         right.set(xlim=(-2, 102), xlabel="evaluations that stay solved, %")
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
