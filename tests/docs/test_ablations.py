@@ -79,7 +79,7 @@ def test_what_a_page_asks_for() -> None:
     assert text.count("\n| ") == 4  # head, the entry, two details
     assert DETAILS["ppo/one_epoch"]["title"] in text and "the shipped entry" in text
     whole = summary.fill_in("<!-- ablations: dqn -->")
-    assert whole.count("\n| ") == sum(name.startswith("dqn/") for name in DETAILS)
+    assert whole.count("\n| ") == 1 + sum(name.startswith("dqn/") for name in DETAILS)  # and the head
     assert "images/ablations_dqn.png" in whole and summary.RULE in whole
     for wrong in ("ppo/no_such", "a2c"):
         with pytest.raises(KeyError, match=wrong):
