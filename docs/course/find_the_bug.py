@@ -40,6 +40,7 @@ OFF_POLICY = dict(
     learning_rate=3e-3, n_steps=10, batch_size=256, train_freq=1, learning_starts=1280, tau=0.04, reward_scale=0.3
 )
 DDPG = dict(OFF_POLICY, buffer_size=100_000, policy_kwargs=dict(net_arch=[32, 32], activation_fn=th.nn.Tanh))
+DDPG.update(learning_rate=lambda left: 0.006 * left, train_freq=2, gradient_steps=2)
 DQN = dict(OFF_POLICY, buffer_size=30_000, gradient_steps=2, per_env_epsilon=(0.6, 0.01), target_update_interval=64)
 # --8<-- [end:settings]
 
@@ -60,7 +61,7 @@ BUGS = {
     "time_limits": Bug(TorchCartpole, bugs.CartpoleOfOldGym, PPO, task={"max_episode_length": 60}),
     "gae_across_ends": Bug(sb3_isaac.PPO, bugs.PPOWithFaultyGae, PPO),
     "log_prob": Bug(sb3_isaac.PPO, bugs.PPOWithClipping, PPO),
-    "shared_noise": Bug(bugs.DDPGWithOwnNoise, bugs.DDPGWithFaultyNoise, DDPG, n_envs=64),
+    "shared_noise": Bug(bugs.DDPGWithOwnNoise, bugs.DDPGWithFaultyNoise, DDPG, n_envs=32),
     "replayed_rewards": Bug(bugs.RightCurve, bugs.Curve, DQN, n_envs=64, label="return of finished episodes"),
     "late_reset": Bug(TorchCartpole, bugs.CartpoleOfIsaacGymEnvs, PPO),
 }
