@@ -29,8 +29,10 @@ CONTINUOUS, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 ENV_IDS = {"ppo": CONTINUOUS, "dqn": DISCRETE, "ddpg": CONTINUOUS}
 N_ENVS = 8
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background: no Ctrl-C to test
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts in the background what ignores Ctrl-C, and nohup what ignores SIGHUP: nothing to test then
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # -- environments and models -----------------------------------------------------------------------------------------
 

@@ -8,10 +8,12 @@ SB3's page on it: https://stable-baselines3.readthedocs.io/en/master/guide/expor
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
@@ -23,7 +25,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 from torch import nn
 
-from sb3_isaac.envs.last_finite import check_model
+from sb3_isaac.envs.last_finite import check_model, check_statistics
 from sb3_isaac.files.atomic import replacing, write
 
 OBS, ACTION = "obs", "action"
@@ -34,6 +36,9 @@ N_CHECKED = 512
 """Observations on which a file is compared with ``predict`` before it is written."""
 TOLERANCE = 1e-4
 """How far actions may lie from those of ``predict``: a share of their range, or of the value of a discrete action."""
+
+
+Format = Tuple[Callable[[nn.Module, th.Tensor], bytes], Callable[[bytes, np.ndarray], np.ndarray]]
 
 
 class Exported(NamedTuple):
@@ -68,8 +73,8 @@ class PolicyModule(nn.Module):
         self.std: th.Tensor
         self._squashed, self._box = policy.squash_output, isinstance(space, spaces.Box)
         if isinstance(space, spaces.Box):
-            self.register_buffer("low", th.as_tensor(space.low))
-            self.register_buffer("high", th.as_tensor(space.high))
+            self.register_buffer("low", th.as_tensor(space.low.astype(np.float32)))
+            self.register_buffer("high", th.as_tensor(space.high.astype(np.float32)))
         self._clip = 0.0
         if normalize is not None:
             rms: Any = normalize.obs_rms
@@ -85,6 +90,7 @@ class PolicyModule(nn.Module):
         if not self._box:
             return actions
         low, high = self.low, self.high
+        actions = actions.reshape(-1, *low.shape)
         if self._squashed:
             return low + 0.5 * (actions + 1.0) * (high - low)
         return th.min(th.max(actions, low), high)
@@ -106,6 +112,8 @@ def export(model: Any, path: Any, vec_normalize: Optional[VecNormalize] = None) 
     :raises FileNotFoundError: no such folder
     :raises NotFiniteError: a parameter is NaN or infinite
     """
+    if isinstance(model, (str, os.PathLike)):
+        raise ValueError(f"export takes a model, not a path: sb3_isaac.export(sb3_isaac.load({os.fspath(model)!r}), path).")
     path = os.fspath(path)
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
@@ -118,22 +126,17 @@ def export(model: Any, path: Any, vec_normalize: Optional[VecNormalize] = None) 
     _check_spaces(model)
     check_model(model, "it is not exported.")
     normalize = _statistics(model, vec_normalize)
+    if normalize is not None:
+        check_statistics(normalize)
     observations = _some_observations(model, normalize)
-    policy = model.policy
-    device, training = policy.device, policy.training
-    try:
-        policy.to("cpu")
-        policy.set_training_mode(False)
-        module = PolicyModule(policy, normalize).eval()
-        # Normalised as predict's caller does it, in numpy
-        given: Any = observations if normalize is None else normalize.normalize_obs(observations)
-        wanted, _ = model.predict(given, deterministic=True)
-        make, run = FORMATS[suffix]
-        content = _made(make, module, th.as_tensor(observations[:2]), type(policy).__name__)
-        difference = _compare(model, given, np.asarray(wanted), run(content, observations), path)
-    finally:
-        policy.to(device)
-        policy.set_training_mode(training)
+    # Normalised as predict's caller does it, in numpy
+    given: Any = observations if normalize is None else normalize.normalize_obs(observations)
+    wanted, _ = model.predict(given, deterministic=True)
+    policy = copy.deepcopy(model.policy).to("cpu")  # the model's own stays where it is
+    policy.set_training_mode(False)
+    module = PolicyModule(policy, normalize).eval()
+    content, found = _made(FORMATS[suffix], module, observations, type(policy).__name__)
+    difference = _compare(policy, given, np.asarray(wanted), found, path)
     with replacing(path) as temporary:
         write(temporary, content)
     acting = [p for name, p in policy.named_parameters() if "target" not in name and _acts(name, policy)]
@@ -189,14 +192,19 @@ def _some_observations(model: Any, normalize: Optional[VecNormalize]) -> np.ndar
     return obs.astype(np.float32)
 
 
-def _made(make: Callable[[nn.Module, th.Tensor], bytes], module: nn.Module, example: th.Tensor, name: str) -> bytes:
-    """:raises ValueError: torch cannot export it"""
+def _made(format_: Format, module: nn.Module, observations: np.ndarray, name: str) -> Tuple[bytes, np.ndarray]:
+    """The file's content, and the actions that it gives for the observations.
+
+    :raises ValueError: torch cannot export it, or what it has exported does not run
+    """
+    make, run = format_
     checks = th.distributions.Distribution._validate_args
     th.distributions.Distribution.set_default_validate_args(False)  # which would become part of what is exported
     try:
         with warnings.catch_warnings(), th.no_grad():
             warnings.simplefilter("ignore")  # of TorchScript's future, and of branches that a policy takes by its settings
-            return make(module, example)
+            content = make(module, th.as_tensor(observations[:2]))
+        return content, run(content, observations)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"The policy {name} cannot be exported ({type(error).__name__}: {reason}).") from error
@@ -204,22 +212,23 @@ def _made(make: Callable[[nn.Module, th.Tensor], bytes], module: nn.Module, exam
         th.distributions.Distribution.set_default_validate_args(checks)
 
 
-def _compare(model: Any, given: np.ndarray, wanted: np.ndarray, found: np.ndarray, path: str) -> float:
+def _compare(policy: Any, given: np.ndarray, wanted: np.ndarray, found: np.ndarray, path: str) -> float:
     """The largest difference of actions.
 
     :raises ValueError: it is more than rounding explains
     """
     if found.shape != wanted.shape:
         raise ValueError(f"{path} is not written: its actions have the shape {found.shape}, those of predict {wanted.shape}.")
-    if isinstance(model.action_space, spaces.Box):
+    space = policy.action_space
+    if isinstance(space, spaces.Box):
         difference = float(np.abs(found - wanted).max())
-        allowed = TOLERANCE * float(np.clip(model.action_space.high - model.action_space.low, 1.0, 1e6).max())
+        allowed = TOLERANCE * float(np.clip(space.high - space.low, 1.0, 1e6).max())
         wrong = not difference <= allowed
     else:
         # Two actions may be worth the same, but for rounding
         other = np.flatnonzero(found != wanted)
         difference, wrong = float(len(other)), False
-        worth = _worth(model.policy, th.as_tensor(given[other])) if len(other) else None
+        worth = _worth(policy, th.as_tensor(given[other])) if len(other) else None
         if worth is not None:
             rows = np.arange(len(other))
             gap = worth[rows, wanted[other]] - worth[rows, found[other]]
@@ -276,8 +285,15 @@ def _run_onnx(content: bytes, obs: np.ndarray) -> np.ndarray:
 
 def _to_torchscript(module: nn.Module, example: th.Tensor) -> bytes:
     file = io.BytesIO()
-    th.jit.save(th.jit.trace(module, example, check_trace=False), file)  # type: ignore[no-untyped-call]
-    return file.getvalue()
+    traced = th.jit.freeze(th.jit.trace(module, example, check_trace=False))  # type: ignore[no-untyped-call]  # without the critic
+    th.jit.save(traced, file)  # type: ignore[no-untyped-call]
+    # Without the names of this machine's files
+    bare = io.BytesIO()
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(bare, "w") as target:
+        for name in source.namelist():
+            if not name.endswith(".debug_pkl"):
+                target.writestr(name, source.read(name))
+    return bare.getvalue()
 
 
 def _run_torchscript(content: bytes, obs: np.ndarray) -> np.ndarray:
@@ -287,7 +303,7 @@ def _run_torchscript(content: bytes, obs: np.ndarray) -> np.ndarray:
         return np.asarray(loaded(th.as_tensor(obs)))
 
 
-FORMATS: Dict[str, Tuple[Callable[[nn.Module, th.Tensor], bytes], Callable[[bytes, np.ndarray], np.ndarray]]] = {
+FORMATS: Dict[str, Format] = {
     ".onnx": (_to_onnx, _run_onnx),
     ".pt": (_to_torchscript, _run_torchscript),
     ".ts": (_to_torchscript, _run_torchscript),

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, Dict
 
@@ -101,6 +102,10 @@ def test_the_parameters_that_act_are_counted(tmp_path: Path) -> None:
     done = sb3_isaac.export(make_model("ppo wide discrete"), tmp_path / "a.pt")
     assert done.n_parameters == (4 * 16 + 16) + (16 * 24 + 24) + (24 * 3 + 3)
     assert (done.obs_shape, done.action_shape) == ((4,), ())
+    content = (tmp_path / "a.pt").read_bytes()
+    assert len(content) < 4 * done.n_parameters + 10_000, "without the critic"
+    with zipfile.ZipFile(tmp_path / "a.pt") as file:
+        assert not any(b".py" in file.read(name) for name in file.namelist()), "no names of this machine's files"
 
 
 def test_a_loaded_model_brings_its_statistics(tmp_path: Path) -> None:
@@ -135,6 +140,7 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path, monkeypatch: pyt
         return str(raised.value)
 
     assert "must end in .onnx, .pt, .ts" in error("policy.zip")
+    assert "takes a model, not a path" in error("policy.pt", of="agent.zip")
     assert "there is no folder" in error("missing/policy.pt", FileNotFoundError)
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert "needs onnx" in error("policy.onnx", ImportError)
