@@ -68,9 +68,9 @@ def describe() -> Dict[str, Any]:
 
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     versions = {
-        "python": platform.python_version(),
+        "Python": platform.python_version(),
         "torch": th.__version__,
-        "stable_baselines3": stable_baselines3.__version__,
+        "SB3": stable_baselines3.__version__,
     }
     return {
         "machine": f"{os.cpu_count()} cores, {cpu or platform.machine()}",

@@ -105,13 +105,8 @@ def verdict(detail: Summary, base: Summary) -> str:
     return "mixed" if worse and better else "worse" if worse else "better" if better else "no difference shown"
 
 
-def row(name: str, all_results: Dict[str, Any]) -> str:
-    """A line of the table.
-
-    :raises KeyError: no such detail, or it was not run
-    """
-    detail, runs = details()[name], all_results["runs"]
-    found, base = summarise(runs[name]), summarise(runs[f"{detail['algo']}/base"])
+def row(title: str, found: Summary, base: Summary) -> str:
+    """A line of the table, of a detail or of the base itself."""
 
     def steps(value: float) -> str:
         return "never" if math.isinf(value) else f"{value:,.0f}"
@@ -120,18 +115,26 @@ def row(name: str, all_results: Dict[str, Any]) -> str:
     interval = "" if math.isinf(low) else f" ({steps(low)} to {steps(high)})"
     seconds = "" if math.isnan(found.seconds) else f"{found.seconds:.2f}"
     stays = "" if math.isnan(found.stays) else f"{found.stays:.0%}"
-    said = "" if name.endswith("/base") else verdict(found, base)
+    said = "" if found is base else verdict(found, base)
     solved = f"{found.n_solved}/{found.n_seeds}"
-    return f"| {detail['title']} | {solved} | {steps(found.steps)}{interval} | {seconds} | {stays} | {said} |"
+    return f"| {title} | {solved} | {steps(found.steps)}{interval} | {seconds} | {stays} | {said} |"
 
 
 HEAD = "| | solved | steps until solved, median (95%) | seconds | stays | |\n|---|---|---|---|---|---|"
 
 
 def table(names: Sequence[str], all_results: Dict[str, Any]) -> str:
-    """A Markdown table of these details, under the base's line."""
-    base = f"{names[0].split('/')[0]}/base"
-    return "\n".join([HEAD, *(row(name, all_results) for name in [base, *(name for name in names if name != base)])])
+    """A Markdown table of these details, under the base's line.
+
+    :raises KeyError: no such detail, or it was not run
+    """
+    described, first = details(), f"{names[0].split('/')[0]}/base"
+    base = summarise(all_results["runs"][first])
+    rows = [row(described[first]["title"], base, base)]
+    for name in names:
+        if name != first:
+            rows.append(row(described[name]["title"], summarise(all_results["runs"][name]), base))
+    return "\n".join([HEAD, *rows])
 
 
 ONE = r"<!-- ablations?: (?:[\w/]+,? ?)+ -->"

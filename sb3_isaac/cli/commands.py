@@ -114,7 +114,7 @@ def video(argv: List[str]) -> int:
 
 def export(argv: List[str]) -> int:
     """Write the policy of a trained agent to files that need neither this package nor SB3."""
-    from sb3_isaac.zoo.agents import add_agent_arguments, import_packages, load_agent
+    from sb3_isaac.zoo.agents import add_agent_arguments, load_agent
 
     parser = argparse.ArgumentParser(
         prog="sb3-isaac export",
@@ -130,7 +130,6 @@ def export(argv: List[str]) -> int:
     )
     args = parser.parse_args(argv)
     check_flags("export", args)
-    import_packages(args)
     agent = load_agent(args, n_envs=1)
     with contextlib.closing(agent.env):
         normalize = unwrap_vec_normalize(agent.env)

@@ -139,14 +139,14 @@ def export(model: Any, path: Any, vec_normalize: Optional[VecNormalize] = None) 
     difference = _compare(policy, given, np.asarray(wanted), found, path)
     with replacing(path) as temporary:
         write(temporary, content)
-    acting = [p for name, p in policy.named_parameters() if "target" not in name and _acts(name, policy)]
+    acting = [p for name, p in policy.named_parameters() if _acts(name)]
     shape = () if wanted.ndim == 1 else wanted.shape[1:]
     return Exported(path, len(content), sum(p.numel() for p in acting), observations.shape[1:], shape, difference)
 
 
-def _acts(name: str, policy: Any) -> bool:
+def _acts(name: str) -> bool:
     """Whether a parameter of that name is needed to act: neither the critic's nor the noise's."""
-    return not name.startswith(("critic", "value_net", "mlp_extractor.value_net", "vf_", "log_std"))
+    return "target" not in name and not name.startswith(("critic", "value_net", "mlp_extractor.value_net", "vf_", "log_std"))
 
 
 def _check_spaces(model: Any) -> None:
