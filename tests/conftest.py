@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -28,6 +29,7 @@ REPOSITORY, DATA, STANDIN = TESTS.parent, TESTS / "data", TESTS / "isaacgym_stan
 CONTINUOUS, DISCRETE = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 ENV_IDS = {"ppo": CONTINUOUS, "dqn": DISCRETE, "ddpg": CONTINUOUS}
 N_ENVS = 8
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 
 # A shell starts in the background what ignores Ctrl-C, and nohup what ignores SIGHUP: nothing to test then
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

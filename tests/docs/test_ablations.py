@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -14,18 +13,9 @@ import pytest
 
 from sb3_isaac.settings.table import ALGORITHM, ENTRY
 from tests.conftest import REPOSITORY, run_python
+from tests.docs.test_docs import program
 
-
-def load(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-summary = load("docs/ablations/summary.py")
+summary = program("ablations/summary.py")
 DETAILS: Dict[str, Any] = summary.details()
 
 
@@ -39,7 +29,7 @@ def test_enough_of_each_algorithm_and_all_were_run() -> None:
 
 
 def test_each_detail_changes_something_that_there_is() -> None:
-    subclasses = load("docs/ablations/subclasses.py")
+    subclasses = program("ablations/subclasses.py")
     for name, detail in DETAILS.items():
         assert set(detail["overrides"]) <= set(ALGORITHM) | set(ENTRY), name
         assert "subclass" not in detail or hasattr(subclasses, detail["subclass"])
@@ -95,6 +85,6 @@ def test_a_run_again_gives_the_same_steps(tmp_path: Path, monkeypatch: pytest.Mo
     assert {"machine", "versions", "date", "runs"} == set(written)
     ((run,),) = written["runs"].values()
     monkeypatch.setattr(sys, "path", list(sys.path))
-    name, again = load("scripts/ablate.py").train(("ppo/base", run["seed"]))
+    name, again = program("../scripts/ablate.py").train(("ppo/base", run["seed"]))
     assert name == "ppo/base" and 4096 <= run["steps"] <= 100_000
     assert {**again, "seconds": None} == {**run, "seconds": None}

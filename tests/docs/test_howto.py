@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 import shlex
@@ -13,11 +12,10 @@ from typing import Any, List
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import HAS_ONNX, REPOSITORY
 from tests.zoo.conftest import call
 
 pytest.importorskip("matplotlib", reason="pictures need the extra 'plots'").use("Agg")
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 HOWTO = REPOSITORY / "docs" / "howto"
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n+)?```bash\n(.*?)```", re.DOTALL)
 

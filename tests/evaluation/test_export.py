@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -23,10 +22,9 @@ from torch import nn
 import sb3_isaac
 from sb3_isaac.device.finite import NotFiniteError
 from sb3_isaac.evaluation import exporting
-from tests.conftest import CONTINUOUS, ENV_IDS, make_env
+from tests.conftest import CONTINUOUS, ENV_IDS, HAS_ONNX, make_env
 from tests.zoo.conftest import call
 
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 FORMATS = [".pt", pytest.param(".onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="the extra 'export'"))]
 ALONE = """
 import sys
