@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_isaac.backends import torch_cartpole
 from sb3_isaac.backends.cartpole import CartpolePhysics, CartpoleTask, reward_and_termination
-from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, integrate
+from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, integrate, traced
 from tests.conftest import DATA
 
 TORCH_2 = int(th.__version__.split(".")[0]) >= 2
@@ -264,6 +264,32 @@ def test_a_balancing_controller_reaches_the_time_limit():
         assert not result.terminated.any()
         assert result.truncated.all() == (step == 499)
     assert returns.min() > 475 and returns.max() <= 499
+
+
+@pytest.mark.skipif(th._C._jit_can_fuse_on_cpu(), reason="TorchScript fuses here, and so rounds in another way")
+@pytest.mark.parametrize("n_envs", [1, 33])
+def test_torchscript_changes_no_bit(n_envs):
+    """What a CPU steps with, against the Python functions, through failures, time limits and resets."""
+    env = TorchCartpole(n_envs, seed=3, max_episode_length=40)
+    assert traced(env.task) is not None
+    state, progress = env.reset(), env.progress.clone()
+    twin = TorchCartpole(n_envs, seed=3, max_episode_length=40)
+    twin.reset()
+    ends = th.zeros(2, dtype=th.int64)
+    for actions in th.rand(80, n_envs, 1, generator=th.Generator().manual_seed(0)) * 2.4 - 1.2:
+        result = env.step(actions)
+        arguments = (state, progress, actions, twin._uniform(), twin.reset_width)
+        expected, force = advance(*arguments, env.task)
+        for x, y in zip([*result, env.force, env.dof_state, env.progress], [*expected, force, state, progress]):
+            assert x.dtype == y.dtype and th.equal(x, y)
+        ends += th.stack([result.terminated.sum(), result.truncated.sum()])
+    assert ends[0] > 0 and (n_envs == 1 or ends[1] > 0)
+
+
+def test_functions_of_the_user_stay_in_python():
+    """They may look at values, which a trace would freeze."""
+    assert traced(CartpoleTask(reward=lambda obs, actions, terminated, task: obs[:, 0])) is None
+    assert traced(CartpoleTask(termination=lambda obs, actions, task: obs[:, 0] > 1)) is None
 
 
 @pytest.mark.skipif(not TORCH_2, reason="torch.compile came with torch 2")
