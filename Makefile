@@ -29,7 +29,7 @@ train: $(VENV)/installed
 	$(BIN)/python scripts/first_run.py
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # About an hour: processes that are killed while they train, save and search, and a long training. SOAK_ARGS="--minutes 5"
 soak: $(VENV)/installed-dev

@@ -19,6 +19,7 @@ import os
 import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -61,20 +62,15 @@ def train(task: Tuple[str, int]) -> Tuple[str, Dict[str, Any]]:
 
 def describe() -> Dict[str, Any]:
     """Machine and versions."""
-    import stable_baselines3
-    import torch as th
-
-    import sb3_isaac
-
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     versions = {
         "Python": platform.python_version(),
-        "torch": th.__version__,
-        "SB3": stable_baselines3.__version__,
+        "torch": version("torch"),
+        "SB3": version("stable-baselines3"),
     }
     return {
         "machine": f"{os.cpu_count()} cores, {cpu or platform.machine()}",
-        "versions": {**versions, "sb3_isaac": sb3_isaac.__version__},
+        "versions": {**versions, "sb3_isaac": version("sb3_isaac")},
         "date": datetime.date.today().isoformat(),
     }
 
