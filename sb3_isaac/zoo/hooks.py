@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import keyword
 import sys
@@ -42,6 +43,9 @@ def _store_dict(original: Callable[..., None]) -> Callable[..., None]:
             if not (key.strip() and colon and value.strip()):
                 raise argparse.ArgumentError(self, f"{argument!r} must be NAME:VALUE, such as gamma:0.99")
             word = value.replace(":", "").isidentifier() and not keyword.iskeyword(value)
+            if not word and _takes_for_ever(value):
+                text = f"{argument!r} has a power that takes too long to compute: write the number"
+                raise argparse.ArgumentError(self, text)
             try:
                 original(self, parser, namespace, [f"{key}:{value!r}" if word else argument], option_string)
             except Exception as error:  # whatever evaluating it raised
@@ -53,6 +57,19 @@ def _store_dict(original: Callable[..., None]) -> Callable[..., None]:
         setattr(namespace, self.dest, merged)
 
     return call
+
+
+def _takes_for_ever(text: str) -> bool:
+    """Whether a Python expression has a power like 10**10**10, which Python computes for hours."""
+    try:
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False  # which evaluating it says better
+    exponents = [node.right for node in nodes if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Pow, ast.LShift))]
+    numbers = [node.operand if isinstance(node, ast.UnaryOp) else node for node in exponents]
+    return any(
+        not isinstance(node, ast.Constant) or (isinstance(node.value, (int, float)) and node.value > 1000) for node in numbers
+    )
 
 
 def _open_runs_safely() -> None:

@@ -159,6 +159,9 @@ PPO_PARAMS = [
     ("gamma:(1", "the value of 'gamma:(1' is no Python value (SyntaxError"),
     ("gamma:1/0", "no Python value (ZeroDivisionError"),
     ("gamma:a.b", "no Python value (NameError"),
+    ("gamma:2**'a'", "no Python value (TypeError"),
+    ("n_steps:10**10**10", "'n_steps:10**10**10' has a power that takes too long to compute: write the number"),
+    ("batch_size:1<<10**10", "a power that takes too long to compute"),
 ]
 
 DQN_PARAMS = [
@@ -251,6 +254,7 @@ ENV_KWARGS = [
     ("render_mode:ansi", "Unknown render_mode 'ansi'"),
     ("gravity", "argument --env-kwargs: 'gravity' must be NAME:VALUE"),
     ("gravity:(1", "no Python value (SyntaxError"),
+    ("gravity:9**9**9", "a power that takes too long to compute"),
 ]
 
 FLAGS = [
