@@ -108,6 +108,8 @@ class _File:
 
 def _prepare(path: str) -> None:
     """Make the folder, and remove from it what killed processes have left."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "It is a folder, choose another name for the file", path)
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     if os.path.isfile(path) and not os.access(path, os.W_OK):  # os.replace would not mind

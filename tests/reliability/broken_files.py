@@ -119,6 +119,8 @@ def fill(folder: Path) -> None:
     (folder / "binary.yml").write_bytes(bytes(range(256)))
     (folder / "folder.yml").mkdir()
     (folder / "folder.zip").mkdir()
+    (folder / "folder.pt").mkdir()
+    (folder / "folder.png").mkdir()
     (folder / "taken").write_text("a file where a folder should be")
     (folder / "study.log").write_text("not a journal\n")
 
