@@ -496,6 +496,14 @@ def closed() -> Any:
     return env
 
 
+def endless() -> Any:
+    """Whoever wrote its task has forgotten the time limit."""
+    env = make_env(n_envs=2, max_episode_length=5)
+    step, never = env.tensor_env.step, th.zeros(2, dtype=th.bool)
+    env.tensor_env.step = lambda actions: step(actions)._replace(terminated=never, truncated=never)
+    return env
+
+
 def policy_step(env: Any) -> Any:
     return env.step_tensor(th.zeros(2, 1))
 
@@ -552,6 +560,10 @@ CALLS: List[Tuple[str, Callable[[], Any], type, str]] = [
     ("DeviceRolloutBuffer(0)", lambda: sb3_isaac.DeviceRolloutBuffer(0, *BOX), ValueError, "n_steps must be"),
     ("DeviceRolloutBuffer(gamma=2)", lambda: sb3_isaac.DeviceRolloutBuffer(2, *BOX, gamma=2), ValueError, "gamma must"),
     ("evaluate(n=0)", lambda: sb3_isaac.evaluate(ppo(), make_env(n_envs=2), 0), ValueError, "n_episodes must be"),
+    ("evaluate(endless)", lambda: sb3_isaac.evaluate(ppo(), endless(), 4), RuntimeError,
+     "0 of 4 episodes have ended in 25 steps|max_episode_length is 5|TorchCartpole must set truncated"),
+    ("PPO.resume(no env)", lambda: sb3_isaac.PPO.resume("x", None), TypeError, "takes the environment, made as it was"),
+    ("PPO.resume(id)", lambda: sb3_isaac.PPO.resume("x", CONTINUOUS), TypeError, "takes the environment, made as it was"),
     ("PPO.load(gamma=2)", lambda: sb3_isaac.PPO.load("good.zip", gamma=2), ValueError, "gamma must be a number"),
     ("load(missing)", lambda: sb3_isaac.load("missing"), FileNotFoundError, "There is no model at missing"),
     *(
