@@ -85,7 +85,7 @@ def solved_return(env_id: str, runs: Sequence[str]) -> Optional[float]:
         for name in ("args.yml", "config.yml"):
             path = os.path.join(run, env_id, name)
             if os.path.isfile(path):
-                with open(path) as file:
+                with open(path, errors="replace") as file:
                     if re.search("max_episode_(length|steps)", file.read()):
                         return None
     return None if spec is None else spec.reward_threshold
@@ -108,7 +108,10 @@ def evaluation_curve(run: str) -> Curve:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{run} has no evaluations.npz: train with evaluation, or plot with --curve train.")
     with naming(path, "a log of evaluations", every_error=True), np.load(path) as log:
-        return log["timesteps"].astype(float), log["results"].mean(axis=1)
+        steps, means = log["timesteps"].astype(float), log["results"].mean(axis=1)
+        if steps.shape != means.shape or len(steps) == 0:
+            raise ValueError(f"it has {len(steps)} timesteps and {len(means)} results")
+        return steps, means
 
 
 def training_curve(run: str, x_axis: str, window: int) -> Curve:
@@ -141,7 +144,7 @@ def reward_rate_curve(path: str) -> Curve:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no {path}: train with RewardLog, as the Seed entries do, or plot another --curve.")
-    with open(path, newline="") as file:
+    with naming(path, "a curve of rewards", every_error=True), open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("mean_reward") != ""]
     if not rows or not set(COLUMNS[:3]) <= set(rows[0]):
         raise ValueError(f"{path} is no curve of rewards: it needs the columns {', '.join(COLUMNS[:3])} and a row of numbers.")

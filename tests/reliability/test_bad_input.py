@@ -387,10 +387,13 @@ PLOTS = [
     ("eval", "evaluations_cut", "evaluations.npz cannot be read as a log of evaluations"),
     ("eval", "evaluations_text", "evaluations.npz cannot be read as a log of evaluations"),
     ("eval", "evaluations_other", "evaluations.npz cannot be read as a log of evaluations|timesteps"),
+    ("eval", "evaluations_none", "evaluations.npz cannot be read as a log of evaluations|0 timesteps"),
+    ("eval", "evaluations_uneven", "evaluations.npz cannot be read as a log of evaluations|2 timesteps and 3 results"),
     ("train", "monitor_empty", "monitor_empty|monitor"),
     ("train", "monitor_text", "monitor_text|monitor"),
     ("train", "monitor_header", "monitor_header|monitor"),
     ("train", "monitor_columns", "monitor_columns|monitor"),
+    ("reward-rate", "rewards_binary", "reward_rate.csv cannot be read as a curve of rewards"),
     ("reward-rate", "rewards_words", "reward_rate.csv"),
     ("reward-rate", "rewards_empty", "reward_rate.csv is no curve of rewards"),
 ]
