@@ -244,6 +244,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def _make_objects(self, hyperparams: Dict[str, Any]) -> Any:
         if hyperparams.get("noise_type") is None:  # rl_zoo3 would hand it on to the algorithm
             hyperparams.pop("noise_type", None)
+        hyperparams.setdefault("n_timesteps", self.n_timesteps)  # with -n the entry need not say it
         self.keep_checkpoints = hyperparams.pop("keep_checkpoints", None)
         threshold = hyperparams.pop("reward_threshold", None)
         threshold = gym.spec(self.env_name.gym_id).reward_threshold if threshold is None else threshold
