@@ -104,7 +104,7 @@ def set_env_state(env: VecEnv, saved: Dict[str, Any]) -> None:
         elif hasattr(kind, "load_state_dict") and kind.state_dict(layer) is not None:  # type: ignore[attr-defined]
             layer.load_state_dict(_copied(state))
         else:
-            unpacker.attributes(layer, state)
+            unpacker.attributes(layer, {name: value for name, value in state.items() if name not in NOT_RESTORED})
 
 
 def _copied(state: Dict[str, Any]) -> Dict[str, Any]:

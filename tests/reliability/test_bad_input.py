@@ -24,6 +24,7 @@ from tests.reliability import broken_files
 PPO = f"train --algo ppo --env {CONTINUOUS}"
 DQN = f"train --algo dqn --env {DISCRETE}"
 DDPG = f"train --algo ddpg --env {CONTINUOUS}"
+AGENT = f"--algo ppo --env {CONTINUOUS}"
 SEARCH = f"optimize --algo ppo --env {CONTINUOUS} --n-trials 1 -n 500"
 
 # -- values of hyperparameters: NAME:VALUE, and words -------------------------------------------------------------------
@@ -291,6 +292,16 @@ FLAGS = [
     ("train --algo ppo --env", "argument --env: expected one argument"),
     (f"train --algo dqn --env {CONTINUOUS}", "dqn needs discrete actions|use --env IsaacGymCartpoleDiscrete-v0"),
     (f"train --algo ddpg --env {DISCRETE}", "ddpg needs continuous actions|use --env IsaacGymCartpole-v0"),
+    (f"train --resume -i good.zip {AGENT}", "--resume and --trained-agent exclude each other"),
+    (f"train --resume -conf list.yml {AGENT}", "--resume and --conf-file exclude each other|-params NAME:VALUE"),
+    (f"train --resume --trial-id 3 {AGENT}", "--resume and --trial-id exclude each other"),
+    (f"train --resume {AGENT}", "has no checkpoint to go on from: train with --save-freq N"),
+    (f"train --resume \u00b2 {AGENT}", "there is no such folder, and it is no number of a run"),
+    ("train --resume broken/args_text/ppo/IsaacGymCartpole-v0_1", "args.yml cannot be read|env_kwargs must be names"),
+    ("train --resume broken/not_resumed/ppo/IsaacGymCartpole-v0_1", "rl_model_8_steps.json is no manifest|no model and state"),
+    ("train --resume broken/not_resumed/ppo/IsaacGymCartpole-v0_1 --algo dqn", "--algo dqn: the run|is of ppo"),
+    ("train --resume broken/no_state/ppo/IsaacGymCartpole-v0_1", "rl_model_8_steps_state.pt cannot be read as the state"),
+    ("train --resume broken/infinite/ppo/IsaacGymCartpole-v0_1", "has no checkpoint to go on from"),
     ("trian", "unknown command 'trian'"),
     (f"{SEARCH} --n-trials 0", "--n-trials must be a whole number of at least 1"),
     (f"{SEARCH} --n-trials -1", "--n-trials must be a whole number of at least 1"),
@@ -364,7 +375,6 @@ MODELS = [
     ("dqn.zip", "dqn.zip is a model of dqn, not of ppo"),
 ]
 
-AGENT = f"--algo ppo --env {CONTINUOUS}"
 RUNS = [
     ("model_empty", "IsaacGymCartpole-v0.zip is empty"),
     ("model_cut", "IsaacGymCartpole-v0.zip cannot be read as a model"),

@@ -87,6 +87,13 @@ def test_another_environment_is_refused(tmp_path: Path) -> None:
         PPO.resume(tmp_path, vec_env("ppo"))
 
 
+def test_a_checkpoint_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    model = make("ppo")
+    (tmp_path / "run").mkdir()  # with the monitor's file, for example
+    model.save_checkpoint(tmp_path / "run")
+    assert PPO.resume(tmp_path / "run", vec_env("ppo"), device="cpu").num_timesteps == 0
+
+
 def test_an_old_file(tmp_path: Path) -> None:
     model = make("ppo")
     model.learn(2 * ROLLOUT)
