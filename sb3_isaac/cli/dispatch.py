@@ -98,14 +98,19 @@ def _run(command: str, flags: List[str]) -> int:
         module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
         return int(getattr(module, command)(flags))
     importlib.import_module("sb3_isaac.zoo")
+    from sb3_isaac.zoo.run_folders import let_go
+
     own_flags: Dict[str, Any] = {
         "train": _train_flags,
         "optimize": _search_flags,
         "enjoy": _watch_flags,
         "record_video": _record_flags,
     }
-    sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
-    runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
+    try:
+        sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
+        runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
+    finally:
+        let_go()
     return 0
 
 
@@ -145,6 +150,7 @@ def _train_flags(flags: List[str]) -> List[str]:
     run, more = which.parse_known_args(rest)
     from sb3_isaac.zoo.agents import import_packages
     from sb3_isaac.zoo.resume import find_run, flags_of
+    from sb3_isaac.zoo.run_folders import hold
 
     for name in ("trained_agent", "conf_file", "optimize_hyperparameters", "trial_id"):
         if getattr(run, name) is not None:
@@ -154,6 +160,7 @@ def _train_flags(flags: List[str]) -> List[str]:
             )
     import_packages(run)
     folder = find_run(args.resume or None, run.algo or "ppo", run.env, run.log_folder)
+    hold(str(folder))  # before its newest checkpoint is looked for
     saved = flags_of(folder, rest)
     if saved is None:
         print(f"The run {folder} has finished. Its agent can be trained on with -i FILE -n TIMESTEPS.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import time
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import rl_zoo3.utils
 
@@ -33,6 +35,50 @@ def make_run_folder(path: str) -> str:
             return f"{start}{number}{end}"
         except FileExistsError:
             number += 1
+
+
+_held: Dict[str, int] = {}
+"""Open descriptors of the folders that this process trains in"""
+PATIENCE = 1.0
+"""Seconds for which another process may hold a folder that only looks at it"""
+
+
+def hold(folder: str) -> None:
+    """Keep other processes from training in a run's folder, until :func:`let_go` or until this process ends, however it does.
+
+    Nothing is kept where the system or the disk has no locks.
+
+    :raises RuntimeError: another process trains in it
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    path = os.path.realpath(folder)
+    if path in _held:
+        return
+    descriptor, end = os.open(path, os.O_RDONLY), time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _held[path] = descriptor
+            return
+        except OSError as error:
+            taken = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            if not taken or time.monotonic() > end:
+                os.close(descriptor)
+                if taken:
+                    raise RuntimeError(
+                        f"Another process is training in {folder}: wait until it has ended, or stop it."
+                    ) from error
+                return
+        time.sleep(0.05)
+
+
+def let_go() -> None:
+    """Let others have what this process has held."""
+    while _held:
+        os.close(_held.popitem()[1])
 
 
 def run_ids(folder: str, env_name: str) -> List[int]:
