@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import os
 import re
 from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple
@@ -123,7 +124,7 @@ def training_curve(run: str, x_axis: str, window: int) -> Curve:
     """
     try:
         with naming(run, "the monitor files of a run", every_error=True):
-            episodes = load_results(run)[["l", "r", "t"]]
+            episodes = load_results(glob.escape(run))[["l", "r", "t"]]  # SB3 takes the path for a pattern
     except LoadMonitorResultsError as error:
         raise FileNotFoundError(f"{run} has no monitor file: it is not the folder of a training run.") from error
     if len(episodes) == 0:

@@ -17,6 +17,7 @@ import torch as th
 from optuna.trial import TrialState
 
 from sb3_isaac import PPO
+from sb3_isaac.evaluation.curves import training_curve
 from sb3_isaac.zoo import manager, run_folders, studies
 from tests.conftest import parameters
 from tests.zoo.conftest import call
@@ -50,6 +51,19 @@ def test_the_latest_run_is_the_latest_with_that_model(tmp_path: Path, capsys: py
         find(load_last_checkpoint=True)
     with pytest.raises(ValueError, match=f"No model found .*{ENV}_2"):
         run_folders.find_model(2, str(tmp_path), "ppo", ENV)
+
+
+def test_folders_are_no_patterns(tmp_path: Path) -> None:
+    """Whatever they are called; and a file of somebody else's among the checkpoints is none."""
+    folder = tmp_path / "a [1] *" / "ppo" / f"{ENV}_2"
+    folder.mkdir(parents=True)
+    for name in ("rl_model_90_steps.zip", "rl_model_100_steps.zip", "rl_model_old_steps.zip"):
+        (folder / name).touch()
+    (folder / "0.monitor.csv").write_text('#{"t_start": 0.0, "env_id": "x"}\nr,l,t\n1.0,5,0.1\n')
+    for number in (0, 2):
+        found = run_folders.find_model(number, str(folder.parents[1]), "ppo", ENV, load_last_checkpoint=True)
+        assert found[1] == str(folder / "rl_model_100_steps.zip") and found[0].startswith("checkpoint-100-")
+    assert training_curve(str(folder), "steps", 1)[1].tolist() == [1.0]
 
 
 def test_two_processes_do_not_train_in_one_folder(
