@@ -29,6 +29,7 @@ from sb3_isaac.files import plain_state
 from sb3_isaac.files.full_disk import training_goes_on
 from sb3_isaac.files.plain_state import Packer, Unpacker
 from sb3_isaac.files.readable import unreadable
+from sb3_isaac.settings.check import check
 
 COUNTERS = (
     "num_timesteps _total_timesteps _num_timesteps_at_start _episode_num _n_updates _n_calls _current_progress_remaining "
@@ -111,6 +112,7 @@ class Checkpoints:
             if arguments["reset_num_timesteps"]:
                 self.resumed = None
             return
+        check("learn", {"total_timesteps": arguments.get("total_timesteps", 0)})  # -1 would become 0 here
         total = counters["_total_timesteps"]
         if "total_timesteps" in arguments:
             total = counters["_num_timesteps_at_start"] + arguments["total_timesteps"]
@@ -421,8 +423,9 @@ def _set_wrappers(env: VecEnv, saved: Dict[str, Any]) -> None:
 
 def _set_counters(model: Any, state: Dict[str, Any]) -> None:
     saved, unpacker = dict(state["model"]), Unpacker()
-    names = set(COUNTERS) & set(vars(model))  # a file sets nothing else
-    model.__dict__.update({name: unpacker.unpack(value) for name, value in saved.items() if name in names})
+    names = set(COUNTERS) & set(vars(model))  # a file sets nothing else; None is what learn has not made yet
+    found = {name: unpacker.unpack(value) for name, value in saved.items() if name in names and value is not None}
+    model.__dict__.update(found)
     for name in ("ep_info_buffer", "ep_success_buffer"):
         entries = getattr(model, name)
         if entries is not None:
@@ -441,7 +444,8 @@ def _restore(model: Any, state: Dict[str, Any], callback: BaseCallback, same_lea
     last_obs = model._last_obs
     _set_counters(model, state)
     model._total_timesteps = planned
-    if state["goes_on"]:
+    # Of a model that had not learned yet, learn has reset the environments meanwhile, as it would have then
+    if state["goes_on"] and state["observations"]["obs"] is not None:
         set_env_state(model.env, state["env"])
     else:
         model._last_obs = last_obs

@@ -88,6 +88,18 @@ def test_another_environment_is_refused(tmp_path: Path) -> None:
         PPO.resume(tmp_path, vec_env("ppo"))
 
 
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_checkpoint_before_anything_was_learned(algo: str, tmp_path: Path) -> None:
+    model = make(algo, "normalized")
+    model.save_checkpoint(tmp_path / "saved")
+    model.learn(2 * ROLLOUT)
+    resumed = ALGOS[algo].resume(tmp_path / "saved", vec_env(algo, "normalized", seed=9), device="cpu")
+    with pytest.raises(ValueError, match="total_timesteps must be a number of at least 0, got -1"):
+        resumed.learn(-1)
+    resumed.learn(2 * ROLLOUT)
+    assert differences(everything(model), everything(resumed)) == []
+
+
 def test_a_checkpoint_beside_a_folder_of_its_name(tmp_path: Path) -> None:
     model = make("ppo")
     (tmp_path / "run").mkdir()  # with the monitor's file, for example
