@@ -106,6 +106,7 @@ def export(model: Any, path: Any, vec_normalize: Optional[VecNormalize] = None) 
     :param path: ends in ".onnx" (needs the extra ``export``), or in ".pt" or ".ts" for TorchScript
     :param vec_normalize: whose statistics go into the file; default: that of the model's environment, or the one that
         :func:`sb3_isaac.load` has found beside the model
+    :raises TypeError: no model, or no VecNormalize
     :raises ValueError: another suffix, spaces or a policy that cannot be exported, missing statistics, or a file whose actions
         are not those of ``predict``
     :raises ImportError: onnx or onnxruntime is missing
@@ -114,6 +115,10 @@ def export(model: Any, path: Any, vec_normalize: Optional[VecNormalize] = None) 
     """
     if isinstance(model, (str, os.PathLike)):
         raise ValueError(f"export takes a model, not a path: sb3_isaac.export(sb3_isaac.load({os.fspath(model)!r}), path).")
+    if not hasattr(model, "observation_space"):
+        raise TypeError(f"export takes a model, such as sb3_isaac.load('cartpole') gives, got {model!r}.")
+    if vec_normalize is not None and not hasattr(vec_normalize, "obs_rms"):
+        raise TypeError(f"export takes a VecNormalize for vec_normalize, got {vec_normalize!r}.")
     path = os.fspath(path)
     suffix = check_path(path)
     _check_spaces(model)

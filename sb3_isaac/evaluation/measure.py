@@ -136,9 +136,12 @@ def evaluate(
     :param progress_bar: show the episodes played, with rate and time left
     :raises NotFiniteError: the model's parameters are not finite, or (on a CPU) what the environment returns
     :raises RuntimeError: episodes go on for twice the task's ``max_episode_length``: they would do so for ever
+    :raises TypeError: no model
     :raises ValueError: n_episodes below 1, or the model was trained for other observations or actions
     """
     check_one("n_episodes", n_episodes, COUNT)
+    if not hasattr(model, "predict"):
+        raise TypeError(f"evaluate takes a model, such as sb3_isaac.load('cartpole') gives, got {model!r}.")
     if not isinstance(env, VecEnv):
         single = env
         env = DummyVecEnv([lambda: single])
