@@ -130,6 +130,10 @@ def export(argv: List[str]) -> int:
     )
     args = parser.parse_args(argv)
     check_flags("export", args)
+    if args.stochastic:
+        raise ValueError("--stochastic cannot be exported: a file draws no random numbers. Leave it out.")
+    for path in args.output or []:
+        exporting.check_path(path)
     agent = load_agent(args, n_envs=1)
     with contextlib.closing(agent.env):
         normalize = unwrap_vec_normalize(agent.env)

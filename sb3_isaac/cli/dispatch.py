@@ -98,14 +98,19 @@ def _run(command: str, flags: List[str]) -> int:
         module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
         return int(getattr(module, command)(flags))
     importlib.import_module("sb3_isaac.zoo")
+    from sb3_isaac.zoo.run_folders import let_go
+
     own_flags: Dict[str, Any] = {
         "train": _train_flags,
         "optimize": _search_flags,
         "enjoy": _watch_flags,
         "record_video": _record_flags,
     }
-    sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
-    runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
+    try:
+        sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
+        runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
+    finally:
+        let_go()
     return 0
 
 
@@ -133,22 +138,39 @@ def _train_flags(flags: List[str]) -> List[str]:
     if args.resume is None or {"-h", "--help"} & set(rest):
         return _with_own_flags(parser, flags)
     which = argparse.ArgumentParser(prog="sb3-isaac train", add_help=False)
-    which.add_argument("--algo", default="ppo")
+    which.add_argument("--algo")
     which.add_argument("--env")
+    which.add_argument("-i", "--trained-agent")
+    which.add_argument("-conf", "--conf-file")
+    which.add_argument("-optimize", "--optimize-hyperparameters", action="store_true", default=None)
+    which.add_argument("--trial-id")
     which.add_argument("-f", "--log-folder", default="logs")
     which.add_argument("-params", "--hyperparams", nargs="+", default=[])
     which.add_argument("--gym-packages", nargs="+", default=[])
     run, more = which.parse_known_args(rest)
     from sb3_isaac.zoo.agents import import_packages
     from sb3_isaac.zoo.resume import find_run, flags_of
+    from sb3_isaac.zoo.run_folders import hold
 
+    for name in ("trained_agent", "conf_file", "optimize_hyperparameters", "trial_id"):
+        if getattr(run, name) is not None:
+            raise ValueError(
+                f"--resume and --{name.replace('_', '-')} exclude each other: a run goes on from its own checkpoint with its "
+                "own hyperparameters. Leave one out; -params NAME:VALUE changes a hyperparameter."
+            )
     import_packages(run)
-
-    folder = find_run(args.resume or None, run.algo, run.env, run.log_folder)
-    saved = flags_of(folder)
+    folder = find_run(args.resume or None, run.algo or "ppo", run.env, run.log_folder)
+    hold(str(folder))  # before its newest checkpoint is looked for
+    saved = flags_of(folder, rest)
     if saved is None:
         print(f"The run {folder} has finished. Its agent can be trained on with -i FILE -n TIMESTEPS.")
         raise SystemExit(0)
+    for name in ("algo", "env"):
+        of_run = next((flag.partition("=")[2] for flag in saved if flag.startswith(f"--{name}=")), None)
+        if getattr(run, name) not in (None, of_run):
+            raise ValueError(
+                f"--{name} {getattr(run, name)}: the run {folder} is of {of_run}. Leave the flag out, or name another run."
+            )
     own = [f"{name}:{value!r}" for name, value in vars(args).items() if name != "resume" and value is not None]
     packages = ["--gym-packages", *run.gym_packages] if run.gym_packages else []
     return [*saved, *more, *packages, "-params", "resume:True", *run.hyperparams, *own]

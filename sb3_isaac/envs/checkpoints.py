@@ -15,6 +15,7 @@ import time
 import warnings
 from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
@@ -27,6 +28,8 @@ from sb3_isaac.files import checkpoint as files
 from sb3_isaac.files import plain_state
 from sb3_isaac.files.full_disk import training_goes_on
 from sb3_isaac.files.plain_state import Packer, Unpacker
+from sb3_isaac.files.readable import unreadable
+from sb3_isaac.settings.check import check
 
 COUNTERS = (
     "num_timesteps _total_timesteps _num_timesteps_at_start _episode_num _n_updates _n_calls _current_progress_remaining "
@@ -109,6 +112,7 @@ class Checkpoints:
             if arguments["reset_num_timesteps"]:
                 self.resumed = None
             return
+        check("learn", {"total_timesteps": arguments.get("total_timesteps", 0)})  # -1 would become 0 here
         total = counters["_total_timesteps"]
         if "total_timesteps" in arguments:
             total = counters["_num_timesteps_at_start"] + arguments["total_timesteps"]
@@ -309,6 +313,7 @@ def find(path: Any) -> Tuple[Optional[files.Checkpoint], str]:
     """
     if os.path.isdir(path):
         found = files.newest(path, lambda text: warnings.warn(text, stacklevel=4))
+        found = files.read(path) if found is None else found  # or the folder stands beside a checkpoint of its name
         if found is None:
             raise FileNotFoundError(f"There is no complete checkpoint in {path}: model.save_checkpoint writes one.")
         return found, found.files["model"]
@@ -333,8 +338,11 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
     :param device: torch device
     :param kwargs: more arguments of ``load``
     :raises FileNotFoundError: there is no checkpoint
+    :raises TypeError: there is no environment
     :raises ValueError: it is not complete, of another algorithm or another kind of environment
     """
+    if not isinstance(env, (VecEnv, gym.Env)):
+        raise TypeError(f"{cls.__name__}.resume takes the environment, made as it was, as its second argument, got {env!r}.")
     found, model_file = find(path)
     if found is None:
         warnings.warn(OLD_FILE.format(path=model_file), stacklevel=2)
@@ -344,9 +352,11 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
         return model
     if found.info.get("algo") != _algo(cls):
         raise ValueError(f"{found.name} is a checkpoint of {found.info.get('algo')}: use {found.info.get('algo')}.resume.")
-    state = plain_state.load(found.files["state"])
+    if not {"model", "state"} <= set(found.files):
+        raise ValueError(f"{found.name}.json is no manifest of a checkpoint: it lists no model and state. Use another one.")
+    state = _read_state(found.files["state"])
     env = _in_vec_normalize(env, state["env"])
-    missing = list(found.info["missing"])
+    missing = list(found.info.get("missing", ()))
     goes_on = state["env"]["goes_on"] and can_go_on(env)
     on = getattr(env.unwrapped, "device", th.device("cpu")).type
     if goes_on and on != state["env"]["device"]:
@@ -379,6 +389,20 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
     return model
 
 
+def _read_state(path: str) -> Dict[str, Any]:
+    """What :func:`_state` has made.
+
+    :raises ValueError: the file holds something else
+    """
+    state = plain_state.load(path)
+    kinds: Dict[str, Any] = {**dict.fromkeys(("model", "observations", "env", "run", "random"), dict), "spaces": list}
+    kinds["seconds"] = (int, float)
+    wrong = [name for name, kind in kinds.items() if not isinstance(state, dict) or not isinstance(state.get(name), kind)]
+    if wrong or "learning" not in state or not state["env"].get("layers"):
+        raise unreadable(path, "the state of a checkpoint", f"it has no {(wrong or ['learning or layers'])[0]}")
+    return state
+
+
 def _in_vec_normalize(env: VecEnv, saved: Dict[str, Any]) -> VecEnv:
     """Wrap an environment as the checkpoint's was, if VecNormalize is all that is missing."""
     outermost = saved["layers"][-1]
@@ -399,7 +423,9 @@ def _set_wrappers(env: VecEnv, saved: Dict[str, Any]) -> None:
 
 def _set_counters(model: Any, state: Dict[str, Any]) -> None:
     saved, unpacker = dict(state["model"]), Unpacker()
-    model.__dict__.update({name: unpacker.unpack(value) for name, value in saved.items() if name in vars(model)})
+    names = set(COUNTERS) & set(vars(model))  # a file sets nothing else; None is what learn has not made yet
+    found = {name: unpacker.unpack(value) for name, value in saved.items() if name in names and value is not None}
+    model.__dict__.update(found)
     for name in ("ep_info_buffer", "ep_success_buffer"):
         entries = getattr(model, name)
         if entries is not None:
@@ -418,7 +444,8 @@ def _restore(model: Any, state: Dict[str, Any], callback: BaseCallback, same_lea
     last_obs = model._last_obs
     _set_counters(model, state)
     model._total_timesteps = planned
-    if state["goes_on"]:
+    # Of a model that had not learned yet, learn has reset the environments meanwhile, as it would have then
+    if state["goes_on"] and state["observations"]["obs"] is not None:
         set_env_state(model.env, state["env"])
     else:
         model._last_obs = last_obs
@@ -453,7 +480,9 @@ def _restore_callbacks(root: BaseCallback, saved: List[Dict[str, Any]]) -> None:
         if entry is None:
             continue
         left.remove(entry)
-        unpacker.attributes(callback, entry["state"])
+        settings = set(_settings(callback))  # where it writes is not the file's to say
+        known = {name: value for name, value in entry["state"].items() if name not in settings and not isinstance(value, str)}
+        unpacker.attributes(callback, known)
         for name, state in entry["envs"].items():
             env = getattr(callback, name, None)
             if isinstance(env, VecEnv) and state["goes_on"] and can_go_on(env):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any, Callable, Dict, List, Optional
 
 import torch as th
@@ -14,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from sb3_isaac.backends.base import TensorEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
-from sb3_isaac.files.plain_state import Packer, Unpacker
+from sb3_isaac.files.plain_state import PLAIN, Packer, Unpacker
 
 NO_STATE = (spaces.Space, VecEnv, BaseAlgorithm, Logger, EnvSpec, TensorEnv)
 NOT_RESTORED = ("t_start", "metadata", "render_mode", "num_envs", "device", "reset_infos", "class_attributes")
@@ -71,7 +72,14 @@ def env_state(env: VecEnv, missing: List[str]) -> Dict[str, Any]:
         missing.append(f"the running episodes of {type(env.unwrapped).__name__}: new ones begin")
     device = getattr(env.unwrapped, "device", th.device("cpu")).type
     seconds = time.time() - getattr(env.unwrapped, "t_start", time.time())
-    return {"n_envs": env.num_envs, "goes_on": goes_on, "device": device, "seconds": seconds, "layers": saved}
+    state = {"n_envs": env.num_envs, "goes_on": goes_on, "device": device, "seconds": seconds, "layers": saved}
+    return {**state, "arguments": _arguments(env)}
+
+
+def _arguments(env: VecEnv) -> Dict[str, Any]:
+    """What the environment's task was made with, as far as it is plain: numbers, words, None."""
+    kwargs = getattr(getattr(env.unwrapped, "spec", None), "kwargs", None) or {}
+    return {name: value for name, value in kwargs.items() if type(value) in PLAIN and name not in ("device", "render_mode")}
 
 
 def _is_ours(thing: Any) -> bool:
@@ -90,6 +98,8 @@ def set_env_state(env: VecEnv, saved: Dict[str, Any]) -> None:
             f"The checkpoint is of {saved['n_envs']} environments ({' in '.join(then)}), and the environment given has "
             f"{env.num_envs} ({' in '.join(now)}): make it as it was."
         )
+    before, given = saved.get("arguments"), _arguments(env)
+    changed = set() if before is None else {name for name in {*before, *given} if before.get(name) != given.get(name)}
     unpacker = Unpacker()
     t_start = time.time() - saved["seconds"]
     for layer, entry in zip(layers, saved["layers"]):
@@ -104,7 +114,15 @@ def set_env_state(env: VecEnv, saved: Dict[str, Any]) -> None:
         elif hasattr(kind, "load_state_dict") and kind.state_dict(layer) is not None:  # type: ignore[attr-defined]
             layer.load_state_dict(_copied(state))
         else:
-            unpacker.attributes(layer, state)
+            left_out = {*NOT_RESTORED, *changed} if isinstance(layer, TensorEnv) else NOT_RESTORED
+            unpacker.attributes(layer, {name: value for name, value in state.items() if name not in left_out})
+            if changed and isinstance(layer, TensorEnv):
+                names = ", ".join(sorted(changed))
+                warnings.warn(
+                    f"{type(layer).__name__} is made with other arguments than the checkpoint's ({names}): its attributes of "
+                    "these names are new, what it made of the old arguments is as it was.",
+                    stacklevel=3,
+                )
 
 
 def _copied(state: Dict[str, Any]) -> Dict[str, Any]:

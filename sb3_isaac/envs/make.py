@@ -212,10 +212,13 @@ def make_vec_env(
     :raises ValueError: not an id of this package, or one with wrappers for single environments; n_envs below 1, unknown
         backend or device, a parameter out of range; max_episode_length is above max_episode_steps
     :raises ImportError: the module of a task's entry cannot be imported
-    :raises TypeError: unknown task parameter, or an argument that only SB3's make_vec_env has
+    :raises TypeError: no id, unknown task parameter, or an argument that only SB3's make_vec_env has
     :raises MemoryError: more environments than there is memory for; the message has the numbers
     :raises OSError: the monitor folder cannot be written
     """
+    if not isinstance(env_id, str):
+        raise TypeError(f"make_vec_env takes the id of an environment, such as {next(iter(ENV_KWARGS))!r}, got {env_id!r}: "
+                        "sb3_isaac.register gives your own task one.")  # fmt: skip
     check("env", {"n_envs": n_envs, "seed": seed, "max_episode_steps": max_episode_steps}, defaults={"n_envs": 1})
     for name in sorted(OF_SB3.keys() & task_kwargs.keys()):
         raise TypeError(f"{name} is an argument of SB3's make_vec_env only: {OF_SB3[name]}, or use SB3's.")

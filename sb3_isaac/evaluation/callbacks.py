@@ -33,6 +33,8 @@ class RewardLog(BaseCallback):
     :param verbose: see SB3
     """
 
+    no_state = ("path",)
+    """What a checkpoint leaves out of this callback"""
     _env: IsaacVecEnv
 
     def __init__(self, window: int = 100, verbose: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import os
 import re
 from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple
@@ -85,7 +86,7 @@ def solved_return(env_id: str, runs: Sequence[str]) -> Optional[float]:
         for name in ("args.yml", "config.yml"):
             path = os.path.join(run, env_id, name)
             if os.path.isfile(path):
-                with open(path) as file:
+                with open(path, errors="replace") as file:
                     if re.search("max_episode_(length|steps)", file.read()):
                         return None
     return None if spec is None else spec.reward_threshold
@@ -108,7 +109,10 @@ def evaluation_curve(run: str) -> Curve:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{run} has no evaluations.npz: train with evaluation, or plot with --curve train.")
     with naming(path, "a log of evaluations", every_error=True), np.load(path) as log:
-        return log["timesteps"].astype(float), log["results"].mean(axis=1)
+        steps, means = log["timesteps"].astype(float), log["results"].mean(axis=1)
+        if steps.shape != means.shape or len(steps) == 0:
+            raise ValueError(f"it has {len(steps)} timesteps and {len(means)} results")
+        return steps, means
 
 
 def training_curve(run: str, x_axis: str, window: int) -> Curve:
@@ -120,7 +124,7 @@ def training_curve(run: str, x_axis: str, window: int) -> Curve:
     """
     try:
         with naming(run, "the monitor files of a run", every_error=True):
-            episodes = load_results(run)[["l", "r", "t"]]
+            episodes = load_results(glob.escape(run))[["l", "r", "t"]]  # SB3 takes the path for a pattern
     except LoadMonitorResultsError as error:
         raise FileNotFoundError(f"{run} has no monitor file: it is not the folder of a training run.") from error
     if len(episodes) == 0:
@@ -141,7 +145,7 @@ def reward_rate_curve(path: str) -> Curve:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no {path}: train with RewardLog, as the Seed entries do, or plot another --curve.")
-    with open(path, newline="") as file:
+    with naming(path, "a curve of rewards", every_error=True), open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("mean_reward") != ""]
     if not rows or not set(COLUMNS[:3]) <= set(rows[0]):
         raise ValueError(f"{path} is no curve of rewards: it needs the columns {', '.join(COLUMNS[:3])} and a row of numbers.")

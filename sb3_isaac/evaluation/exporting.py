@@ -106,6 +106,7 @@ def export(model: Any, path: Any, vec_normalize: Optional[VecNormalize] = None) 
     :param path: ends in ".onnx" (needs the extra ``export``), or in ".pt" or ".ts" for TorchScript
     :param vec_normalize: whose statistics go into the file; default: that of the model's environment, or the one that
         :func:`sb3_isaac.load` has found beside the model
+    :raises TypeError: no model, or no VecNormalize
     :raises ValueError: another suffix, spaces or a policy that cannot be exported, missing statistics, or a file whose actions
         are not those of ``predict``
     :raises ImportError: onnx or onnxruntime is missing
@@ -114,15 +115,12 @@ def export(model: Any, path: Any, vec_normalize: Optional[VecNormalize] = None) 
     """
     if isinstance(model, (str, os.PathLike)):
         raise ValueError(f"export takes a model, not a path: sb3_isaac.export(sb3_isaac.load({os.fspath(model)!r}), path).")
+    if not hasattr(model, "observation_space"):
+        raise TypeError(f"export takes a model, such as sb3_isaac.load('cartpole') gives, got {model!r}.")
+    if vec_normalize is not None and not hasattr(vec_normalize, "obs_rms"):
+        raise TypeError(f"export takes a VecNormalize for vec_normalize, got {vec_normalize!r}.")
     path = os.fspath(path)
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise ValueError(f"Cannot export to {path!r}: the name must end in {', '.join(FORMATS)}.")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"Cannot export to {path!r}: there is no folder {folder}.")
-    if suffix == ".onnx":
-        _check_onnx()
+    suffix = check_path(path)
     _check_spaces(model)
     check_model(model, "it is not exported.")
     normalize = _statistics(model, vec_normalize)
@@ -142,6 +140,24 @@ def export(model: Any, path: Any, vec_normalize: Optional[VecNormalize] = None) 
     acting = [p for name, p in policy.named_parameters() if _acts(name)]
     shape = () if wanted.ndim == 1 else wanted.shape[1:]
     return Exported(path, len(content), sum(p.numel() for p in acting), observations.shape[1:], shape, difference)
+
+
+def check_path(path: str) -> str:
+    """Whether a policy can be exported to a file of this name. Returns its suffix, a key of :data:`FORMATS`.
+
+    :raises ValueError: another suffix
+    :raises FileNotFoundError: no such folder
+    :raises ImportError: onnx or onnxruntime is missing
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"Cannot export to {path!r}: the name must end in {', '.join(FORMATS)}.")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"Cannot export to {path!r}: there is no folder {folder}.")
+    if suffix == ".onnx":
+        _check_onnx()
+    return suffix
 
 
 def _acts(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
@@ -33,6 +34,8 @@ from sb3_isaac.ppo.ppo import PPO
 from sb3_isaac.settings.check import check_one
 from sb3_isaac.settings.table import COUNT
 
+PATIENCE = 2
+"""How many times as many steps as the time limit allows are waited for the end of an episode"""
 TensorPolicy = Callable[[th.Tensor], th.Tensor]
 
 
@@ -132,9 +135,13 @@ def evaluate(
         present exploration rate, tossed per environment)
     :param progress_bar: show the episodes played, with rate and time left
     :raises NotFiniteError: the model's parameters are not finite, or (on a CPU) what the environment returns
+    :raises RuntimeError: episodes go on for twice the task's ``max_episode_length``: they would do so for ever
+    :raises TypeError: no model
     :raises ValueError: n_episodes below 1, or the model was trained for other observations or actions
     """
     check_one("n_episodes", n_episodes, COUNT)
+    if not hasattr(model, "predict"):
+        raise TypeError(f"evaluate takes a model, such as sb3_isaac.load('cartpole') gives, got {model!r}.")
     if not isinstance(env, VecEnv):
         single = env
         env = DummyVecEnv([lambda: single])
@@ -241,6 +248,9 @@ def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, *, n_episodes: int
     # Asking which are done waits for the device: on a GPU it is done rarely. On a CPU it saves noting that none is.
     check_every = 1 if device.type == "cpu" else 50
     obs, step = env.reset_tensor(), 0
+    simulator = getattr(getattr(env, "unwrapped", None), "tensor_env", None)
+    longest = getattr(simulator, "max_episode_length", None)
+    last_step = math.inf if longest is None else PATIENCE * (longest + 1) * int(targets.max())
     while True:
         result = env.step_tensor(policy(obs).to(device))
         obs, step = result.obs, step + 1
@@ -256,6 +266,11 @@ def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, *, n_episodes: int
             bar.update(total - bar.n)
             if total == n_episodes:
                 break
+            if step > last_step:
+                raise RuntimeError(
+                    f"{total} of {n_episodes} episodes have ended in {step:,} steps, but max_episode_length is {longest}: "
+                    f"the step of {type(simulator).__name__} must set truncated then."
+                )
     table = episodes[:-1].cpu().numpy()
     table = table[np.argsort(table[:, 3], kind="stable")]
     return table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(bool)

@@ -108,8 +108,16 @@ class _File:
 
 def _prepare(path: str) -> None:
     """Make the folder, and remove from it what killed processes have left."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "It is a folder, choose another name for the file", path)
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        above = folder
+        while not os.path.exists(above):
+            above = os.path.dirname(above)
+        raise NotADirectoryError(errno.ENOTDIR, "It is a file where a folder must be, choose another name", above) from error
     if os.path.isfile(path) and not os.access(path, os.W_OK):  # os.replace would not mind
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     for entry in os.scandir(folder):

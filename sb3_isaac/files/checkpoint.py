@@ -98,7 +98,7 @@ def read(path: Any) -> Optional[Checkpoint]:
         if version > FORMAT:
             raise IncompleteCheckpoint(f"{manifest} is of a newer sb3_isaac (format {version}): update the package.")
         found = {key: _find(name, key, files[key]) for key in files if key in SUFFIXES}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, IncompleteCheckpoint):
             raise
         raise IncompleteCheckpoint(f"{manifest} is no manifest of a checkpoint ({error}).") from error
@@ -112,7 +112,7 @@ def all_in(folder: Any) -> List[Tuple[str, int]]:
         try:
             info = json.loads(manifest.read_text())
             found.append((int(info["num_timesteps"]), manifest.stat().st_mtime, os.fspath(manifest)[: -len(".json")]))
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError):
             continue
     return [(name, steps) for steps, _, name in sorted(found, reverse=True)]
 

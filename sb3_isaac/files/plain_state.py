@@ -16,8 +16,14 @@ from typing import IO, Any, Collection, Dict, List, Optional, Set, Tuple
 import numpy as np
 import torch as th
 
+from sb3_isaac.files import safe_pickle, safe_torch
+
+SOUND = tuple(int(part) for part in th.__version__.split(".")[:2]) >= (2, 6)
+"""Whether ``weights_only`` cannot be got round (CVE-2025-32434)"""
 PLAIN = (type(None), bool, int, float, str)
 SEQUENCES = {"list": list, "tuple": tuple, "deque": deque, "set": set}
+BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+"""Of numpy.random. A file names one, and numpy.random has functions, too."""
 NO_STATE = (
     *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType),
     *(th.device, th.dtype, np.dtype, PurePath),
@@ -135,6 +141,8 @@ class Unpacker:
             return present
         if kind == "numpy generator":
             state = self.unpack(value)
+            if state["bit_generator"] not in BIT_GENERATORS:
+                raise ValueError(f"A checkpoint holds an unknown random generator: {state['bit_generator']!r}.")
             if present is None or type(present.bit_generator).__name__ != state["bit_generator"]:
                 present = np.random.Generator(getattr(np.random, state["bit_generator"])())
             present.bit_generator.state = state
@@ -209,7 +217,11 @@ def load(path: str) -> Dict[str, Any]:
     :raises ValueError: the file holds something else
     """
     try:
-        saved = th.load(path, map_location="cpu", weights_only=True)
+        if SOUND:
+            saved = th.load(path, map_location="cpu", weights_only=True)
+        else:
+            with open(path, "rb") as file:
+                saved = safe_torch.load(file.read(), safe_pickle.load, path)
         state: Dict[str, Any] = _with_tensors(json.loads(saved["rest"]), saved["tensors"])
         return state
     except Exception as error:

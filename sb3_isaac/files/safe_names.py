@@ -85,7 +85,7 @@ VALUES, INSTANCES, ENUMS = _pairs(_VALUES), _pairs(_INSTANCES), _pairs(_ENUMS)
 STORAGES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8",
-    "BoolStorage": "bool",
+    "BoolStorage": "bool", "ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
 """Classes of torch, and the dtypes of their elements."""
 

@@ -43,7 +43,7 @@ from sb3_isaac.settings import check, defaults_of
 from sb3_isaac.zoo import entries, resume
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
-from sb3_isaac.zoo.run_folders import check_agent, make_run_folder
+from sb3_isaac.zoo.run_folders import check_agent, hold, let_go, make_run_folder
 from sb3_isaac.zoo.run_settings import check_hyperparams, saved_entry, without_texts
 from sb3_isaac.zoo.signals import Signals
 from sb3_isaac.zoo.stock_algorithms import saving_whole
@@ -244,6 +244,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def _make_objects(self, hyperparams: Dict[str, Any]) -> Any:
         if hyperparams.get("noise_type") is None:  # rl_zoo3 would hand it on to the algorithm
             hyperparams.pop("noise_type", None)
+        hyperparams.setdefault("n_timesteps", self.n_timesteps)  # with -n the entry need not say it
         self.keep_checkpoints = hyperparams.pop("keep_checkpoints", None)
         threshold = hyperparams.pop("reward_threshold", None)
         threshold = gym.spec(self.env_name.gym_id).reward_threshold if threshold is None else threshold
@@ -330,6 +331,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def setup_experiment(self) -> Any:
         if self.resumes:
+            hold(self.save_path)
             resume.cut_logs(self.trained_agent)
         zoo_algos = rl_zoo3.exp_manager.ALGOS
         stock = {name: saving_whole(algorithm) for name, algorithm in zoo_algos.items()}
@@ -349,12 +351,14 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             self.save_path = make_run_folder(self.save_path)
             self.params_path = os.path.join(self.save_path, str(self.env_name))
             self.has_made_folder = True
+        hold(self.save_path)
         super().create_log_folder()
 
     def remove_run_folder(self) -> None:
         """Remove the folder that this run has made, if there is no model in it: nothing came of it."""
         if self.has_made_folder and not list(Path(self.save_path).glob("*.zip")):
             shutil.rmtree(self.save_path, ignore_errors=True)
+            let_go()
 
     def _load_pretrained_agent(self, hyperparams: Dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         """For -i: a checkpoint of ours goes on exactly, with what -params say otherwise; another file as rl_zoo3 has it."""

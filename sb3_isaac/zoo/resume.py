@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
+import reprlib
 import shutil
 import threading
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 
 from sb3_isaac.envs.checkpoints import prepare_checkpoint
+from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files import checkpoint as files
 from sb3_isaac.files.atomic import replacing
@@ -23,11 +27,19 @@ PREFIX = "rl_model"
 """rl_zoo3's, of names of checkpoints"""
 MAX_BUFFER = 2**30
 """Bytes of a replay buffer up to which checkpoints have it unless told otherwise"""
-OTHERS = (
-    "trained_agent hyperparams conf_file log_folder optimize_hyperparameters storage study_name trial_id uuid command "
-    "saved_hyperparams truncate_last_trajectory"
-).split()
-"""Arguments of rl_zoo3.train that a run does not go on with: the checkpoint, config.yml and the folder are in their place"""
+NUMBERS = "n_timesteps num_threads log_interval eval_freq eval_episodes n_eval_envs save_freq seed verbose".split()
+SWITCHES = "save_replay_buffer progress track".split()
+WORDS = "algo env tensorboard_log vec_env device wandb_project_name wandb_entity wandb_group".split()
+ENV_KWARGS = ("env_kwargs", "eval_env_kwargs")
+GOES_ON_WITH: Dict[str, type] = {
+    **dict.fromkeys(NUMBERS, int),
+    **dict.fromkeys(SWITCHES, bool),
+    **dict.fromkeys(WORDS, str),
+    **dict.fromkeys(ENV_KWARGS, dict),
+    "wandb_tags": list,
+}
+"""Arguments of rl_zoo3.train that a run goes on with. For the others the checkpoint, config.yml and the folder are in their
+place, or they are of searches. What else a file of settings says becomes no flag: argparse takes flags abbreviated too."""
 WATCHED = {"eval_freq": 25_000, "eval_episodes": 5, "n_eval_envs": 1}
 """Defaults of rl_zoo3 that mean something else where nobody typed them"""
 
@@ -118,10 +130,10 @@ def find_run(run: Optional[str], algo: str, env_id: Optional[str], folder: str) 
     :raises ValueError: it is not said of which environment
     """
     if run is not None and os.path.isdir(run):
-        return Path(run)
+        return Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()  # its name and where it is are needed
     if env_id is None:
         raise ValueError("--resume needs --env, whose latest run goes on, or the folder of a run: --resume logs/ppo/ENV_1.")
-    if run is not None and not run.isdigit():
+    if run is not None and not run.isdecimal():
         raise FileNotFoundError(f"--resume {run}: there is no such folder, and it is no number of a run.")
     number = int(run) if run is not None else max(run_ids(os.path.join(folder, algo), env_id), default=0)
     found = Path(folder, algo, f"{env_id}_{number}")
@@ -131,10 +143,13 @@ def find_run(run: Optional[str], algo: str, env_id: Optional[str], folder: str) 
     return found
 
 
-def flags_of(run: Path) -> Optional[List[str]]:
+def flags_of(run: Path, typed_now: Sequence[str] = ()) -> Optional[List[str]]:
     """rl_zoo3.train's flags with which a run goes on; None: it has finished.
 
+    :param typed_now: flags that are given together with ``--resume``
     :raises FileNotFoundError: it has no checkpoint
+    :raises UntrustedFileError: its args.yml wants something imported that was not named on this command line
+    :raises ValueError: its args.yml says what is no argument, or it is of another package's environment
     """
     found = files.newest(run)
     settings = [path.parent for path in run.glob("*/args.yml")]
@@ -144,29 +159,58 @@ def flags_of(run: Path) -> Optional[List[str]]:
         raise FileNotFoundError(f"{run} has no checkpoint to go on from: train with --save-freq N to have them.")
     if found.info.get("finished"):
         return None
-    saved = saved_args(str(settings[0] / "args.yml"))
-    unnamed = sorted(set(saved.pop("gym_packages", None) or ()) - named_packages)
+    path = str(settings[0] / "args.yml")
+    saved = saved_args(path)
+    unnamed = sorted(set(map(str, saved.get("gym_packages") or ())) - named_packages)
     if unnamed and not trusted():
-        raise UntrustedFileError(
-            str(settings[0] / "args.yml"), f"the module {unnamed[0]}, which --gym-packages {unnamed[0]} may name"
+        raise UntrustedFileError(path, f"the module {unnamed[0]}, which --gym-packages {unnamed[0]} may name")
+    for package in unnamed:
+        importlib.import_module(package)
+    if not is_isaac_env_id(str(saved.get("env"))):  # which rl_zoo3 would train by itself, and open everything of
+        raise ValueError(
+            f"{path} is of the environment {saved.get('env')!r}, which is none of sb3_isaac: --resume is for these."
         )
-    typed = (settings[0] / "command.txt").read_text() if (settings[0] / "command.txt").is_file() else ""
+    if saved.get("track") and not (trusted() or "--track" in typed_now):
+        raise UntrustedFileError(path, "Weights & Biases, which --track may name")
+    typed = (settings[0] / "command.txt").read_text(errors="replace") if (settings[0] / "command.txt").is_file() else ""
     flags: List[str] = []
-    for name, value in saved.items():
+    for name, kind in GOES_ON_WITH.items():
+        value = saved.get(name)
         flag = f"--{name.replace('_', '-')}"
-        if name in OTHERS or value is None or value is False or value in ([], {}, ""):
+        if value is None or value is False or value in ([], {}, ""):
             continue
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{path} cannot be read: its {name} is {reprlib.repr(value)}, and should be of the kind {kind.__name__}."
+            )
         if WATCHED.get(name) == value and flag not in typed:
             continue
-        if value is True:
+        if kind is bool:
             flags.append(flag)
         elif isinstance(value, dict):
-            flags += [flag, *(f"{key}:{entry!r}" for key, entry in value.items())]
-        elif isinstance(value, (list, tuple)):
-            flags += [flag, *map(str, value)]
+            flags += [flag, *(f"{key}:{_literal(entry, path)}" for key, entry in value.items())]
+        elif isinstance(value, list):
+            flags += [flag, *(str(entry).lstrip("-") for entry in value)]
         else:
             flags.append(f"{flag}={value}")
     return [*flags, "-f", os.fspath(run.parent.parent), "-i", found.files["model"]]
+
+
+def _literal(value: Any, path: str) -> str:
+    """Python's text of plain data, which rl_zoo3 evaluates.
+
+    :raises ValueError: it is something else
+    """
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(key, path)}: {_literal(entry, path)}" for key, entry in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        inside = ", ".join(_literal(entry, path) for entry in value)
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    if type(value) in (bool, int, float, str, type(None)):
+        return repr(value)
+    raise ValueError(f"{path} cannot be read: {reprlib.repr(value)} among its arguments of the environment is no plain value.")
 
 
 # -- going on --------------------------------------------------------------------------------------------------------
@@ -178,9 +222,10 @@ def cut_logs(model_file: str) -> None:
     :param model_file: of the checkpoint
     """
     found = files.read(model_file)
-    for name, size in (found.info.get("logs", {}) if found is not None else {}).items():
+    logs = found.info.get("logs") if found is not None else None
+    for name, size in logs.items() if isinstance(logs, dict) else ():
         path = os.path.join(os.path.dirname(model_file), os.path.basename(name))
-        if os.path.isfile(path) and os.path.getsize(path) > size:
+        if isinstance(size, int) and size >= 0 and os.path.isfile(path) and os.path.getsize(path) > size:
             os.truncate(path, size)
 
 

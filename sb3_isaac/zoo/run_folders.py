@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import time
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import rl_zoo3.utils
 
@@ -13,6 +15,8 @@ from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files.readable import check_mapping, check_model, check_pickle
 
+CHECKPOINT = re.compile(r"rl_model_([0-9]+)_steps\.zip")
+"""rl_zoo3 looks for them by a pattern, for which a folder called [1] is none of that name."""
 TRAIN_FIRST = ": train one first, or name another with --algo, --env, -f or --exp-id."
 
 
@@ -35,6 +39,50 @@ def make_run_folder(path: str) -> str:
             number += 1
 
 
+_held: Dict[str, int] = {}
+"""Open descriptors of the folders that this process trains in"""
+PATIENCE = 1.0
+"""Seconds for which another process may hold a folder that only looks at it"""
+
+
+def hold(folder: str) -> None:
+    """Keep other processes from training in a run's folder, until :func:`let_go` or until this process ends, however it does.
+
+    Nothing is kept where the system or the disk has no locks.
+
+    :raises RuntimeError: another process trains in it
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    path = os.path.realpath(folder)
+    if path in _held:
+        return
+    descriptor, end = os.open(path, os.O_RDONLY), time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _held[path] = descriptor
+            return
+        except OSError as error:
+            taken = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            if not taken or time.monotonic() > end:
+                os.close(descriptor)
+                if taken:
+                    raise RuntimeError(
+                        f"Another process is training in {folder}: wait until it has ended, or stop it."
+                    ) from error
+                return
+        time.sleep(0.05)
+
+
+def let_go() -> None:
+    """Let others have what this process has held."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
 def run_ids(folder: str, env_name: str) -> List[int]:
     """Numbers of the runs of an environment in ``folder`` (that of its algorithm), the latest first."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
@@ -48,13 +96,24 @@ def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable
     One that was stopped early, or an old search, has none.
     """
 
-    def call(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, **more: Any) -> Tuple[str, str, str]:
-        if exp_id != 0 or not is_isaac_env_id(getattr(env_name, "gym_id", env_name)):
-            return get_model_path(exp_id, folder, algo, env_name, *which, **more)
+    def of_run(number: int, folder: str, algo: str, env_name: Any, **which: Any) -> Tuple[str, str, str]:
+        if which.get("load_last_checkpoint") and not which.get("load_best") and which.get("load_checkpoint") is None:
+            run = os.path.join(folder, algo, *([f"{env_name}_{number}"] if number > 0 else []))
+            matches = map(CHECKPOINT.fullmatch, os.listdir(run) if os.path.isdir(run) else [])
+            steps = max((int(match.group(1)) for match in matches if match), default=None)
+            which = which if steps is None else {"load_checkpoint": steps}
+        return get_model_path(number, folder, algo, env_name, **which)
+
+    def call(exp_id: int, folder: str, algo: str, env_name: Any, *given: Any, **more: Any) -> Tuple[str, str, str]:
+        if not is_isaac_env_id(getattr(env_name, "gym_id", env_name)):
+            return get_model_path(exp_id, folder, algo, env_name, *given, **more)
+        which = {**dict(zip(("load_best", "load_checkpoint", "load_last_checkpoint"), given)), **more}
+        if exp_id != 0:
+            return of_run(exp_id, folder, algo, env_name, **which)
         first_error: Optional[Exception] = None
         for number in run_ids(os.path.join(folder, algo), env_name):
             try:
-                found = get_model_path(number, folder, algo, env_name, *which, **more)
+                found = of_run(number, folder, algo, env_name, **which)
             except (AssertionError, ValueError) as error:
                 first_error = first_error or error
                 continue
@@ -63,7 +122,7 @@ def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable
             return found
         if first_error is not None:
             raise first_error
-        return get_model_path(exp_id, folder, algo, env_name, *which, **more)
+        return get_model_path(exp_id, folder, algo, env_name, **which)
 
     return call
 

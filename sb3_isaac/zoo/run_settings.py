@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import reprlib
 import sys
 import tempfile
 from pathlib import Path
@@ -76,9 +77,17 @@ def _listed(value: Any) -> List[Any]:
 
 
 def check_env_kwargs(env_kwargs: Any, what: str) -> None:
-    """:raises UntrustedFileError: they name a function of a module that ``--gym-packages`` does not name"""
+    """
+    :raises UntrustedFileError: they name a function of a module that ``--gym-packages`` does not name
+    :raises ValueError: they are no names and values
+    """
+    env_kwargs = {} if env_kwargs is None else env_kwargs
+    if not isinstance(env_kwargs, dict) or not all(isinstance(key, str) and key.isidentifier() for key in env_kwargs):
+        raise ValueError(
+            f"{what} cannot be read: its env_kwargs must be names of arguments and values, got {reprlib.repr(env_kwargs)}."
+        )
     for key in FUNCTIONS:
-        value = (env_kwargs or {}).get(key)
+        value = env_kwargs.get(key)
         if isinstance(value, str) and not _is_own(value.partition(":")[0]):
             raise UntrustedFileError(f"{what} (in its entry 'env_kwargs')", value)
 
@@ -152,8 +161,9 @@ def saved_args(path: str) -> Dict[str, Any]:
     """
     args = {"env_kwargs": None, **_mapping(path)}
     if not trusted():
-        safe_yaml.check_read(args.get("env_kwargs"), f"{path} (in its entry 'env_kwargs')")
-        check_env_kwargs(args.get("env_kwargs"), path)
+        for key in ("env_kwargs", "eval_env_kwargs"):
+            safe_yaml.check_read(args.get(key), f"{path} (in its entry {key!r})")
+            check_env_kwargs(args.get(key), path)
     return args
 
 

@@ -6,11 +6,12 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
-from typing import List
+from typing import Any, List
 
 import numpy as np
 
 import sb3_isaac
+from sb3_isaac.files import checkpoint, plain_state
 from tests.conftest import CONTINUOUS, DISCRETE, make_env
 
 YAML_FILES = {
@@ -80,6 +81,14 @@ def statistics_files(run: Path) -> List[Path]:
     return [run / f"{CONTINUOUS}_vecnormalize.pkl", run / CONTINUOUS / "vecnormalize.pkl"]
 
 
+def _checkpoint(run: Path, **writers: Any) -> None:
+    """A run that was stopped, whose checkpoint holds its model and what ``writers`` write."""
+    (run / CONTINUOUS / "args.yml").write_text(f"{{algo: ppo, env: {CONTINUOUS}, device: cpu, n_timesteps: 16}}\n")
+    writers["model"] = lambda file: file.write((run / f"{CONTINUOUS}.zip").read_bytes())
+    info = {"algo": "PPO", "num_timesteps": 8, "total_timesteps": 16, "logs": ["no", "sizes"]}
+    checkpoint.write(run / "rl_model_8_steps", writers, info)
+
+
 RUN_DAMAGES = {
     "model_empty": lambda run: (run / f"{CONTINUOUS}.zip").write_bytes(b""),
     "model_cut": lambda run: cut(run / f"{CONTINUOUS}.zip"),
@@ -91,6 +100,12 @@ RUN_DAMAGES = {
     "config_list": lambda run: (run / CONTINUOUS / "config.yml").write_text("just words"),
     "args_binary": lambda run: (run / CONTINUOUS / "args.yml").write_bytes(b"\x00\xff\x10"),
     "args_empty": lambda run: (run / CONTINUOUS / "args.yml").write_text(""),
+    "args_text": lambda run: (_checkpoint(run), (run / CONTINUOUS / "args.yml").write_text("{env_kwargs: 'x:1'}\n")),
+    "not_resumed": lambda run: _checkpoint(run),
+    "no_state": lambda run: _checkpoint(run, state=lambda file: plain_state.save({"model": {}, "env": [1]}, file)),
+    "infinite": lambda run: (run / "rl_model_8_steps.json").write_text(
+        '{"format": 1, "files": {}, "num_timesteps": Infinity}'
+    ),
     "stats_empty": lambda run: [path.write_bytes(b"") for path in statistics_files(run)],
     "stats_cut": lambda run: [cut(path, 0.9) for path in statistics_files(run)],
     "stats_text": lambda run: [path.write_text("not a pickle") for path in statistics_files(run)],
@@ -100,6 +115,9 @@ RUN_DAMAGES = {
     "evaluations_cut": lambda run: cut(run / "evaluations.npz"),
     "evaluations_text": lambda run: (run / "evaluations.npz").write_text("not an npz"),
     "evaluations_other": lambda run: np.savez(run / "evaluations.npz", a=np.ones(3)),
+    "evaluations_none": lambda run: np.savez(run / "evaluations.npz", timesteps=np.ones(0), results=np.ones((0, 3))),
+    "evaluations_uneven": lambda run: np.savez(run / "evaluations.npz", timesteps=np.ones(2), results=np.ones((3, 3))),
+    "rewards_binary": lambda run: (run / "reward_rate.csv").write_bytes(b"\x00\xff\x10\n"),
     "monitor_empty": lambda run: (run / "0.monitor.csv").write_text(""),
     "monitor_text": lambda run: (run / "0.monitor.csv").write_text("what is this\n"),
     "monitor_header": lambda run: (run / "0.monitor.csv").write_text("#{broken\nr,l,t\n"),
@@ -119,6 +137,8 @@ def fill(folder: Path) -> None:
     (folder / "binary.yml").write_bytes(bytes(range(256)))
     (folder / "folder.yml").mkdir()
     (folder / "folder.zip").mkdir()
+    (folder / "folder.pt").mkdir()
+    (folder / "folder.png").mkdir()
     (folder / "taken").write_text("a file where a folder should be")
     (folder / "study.log").write_text("not a journal\n")
 

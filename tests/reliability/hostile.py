@@ -286,6 +286,37 @@ RUNS: Dict[str, Attack] = {
     "statistics: of the run": lambda run, m: _statistics_of_run(run, m),
 }
 """Attacks on whoever evaluates, watches or films the agent of a run."""
+
+
+def _of_args(**entries: Any) -> Attack:
+    """Change entries of args.yml, which become flags of the command that goes on with the run. ``CODE`` in them is Python."""
+
+    def attack(run: Run, m: str) -> None:
+        text = json.dumps(entries).replace("CODE", PYTHON.format(m).replace('"', "'")).replace("MODULE", evil_module(m))
+        (run.settings / "args.yml").write_text(json.dumps({"algo": run.algo, "env": run.env_id, **json.loads(text)}))
+
+    return attack
+
+
+def _other_env(run: Run, m: str) -> None:
+    _of_args(env="Pendulum-v1")(run, m)
+    rewrite(run, {"policy_class": _value(m)})
+
+
+RESUMED: Dict[str, Attack] = {
+    **{
+        f"args: {key} as {kind}": _of_args(**{key: value})
+        for key in ("env_kwargs", "eval_env_kwargs")
+        for kind, value in {"names": {"x:CODE#": 1}, "a text": "x:CODE", "a list": ["x:CODE"]}.items()
+    },
+    "args: the reward of evaluations": _of_args(eval_env_kwargs={"reward": "MODULE:reward"}),
+    "args: an abbreviated flag": _of_args(hyperparam="x:CODE"),
+    "args: an abbreviated flag of modules": _of_args(gym_package=["MODULE"]),
+    "args: modules": _of_args(gym_packages=["MODULE"]),
+    "args: a flag among words": _of_args(wandb_tags=["-params", "x:CODE"]),
+    "args: an environment of others": _other_env,
+}
+"""Attacks on whoever goes on with a run."""
 PTH = [way for way in RUNS if way in ("zip: parameters", "zip: optimizer, old format", "zip: variables")]
 """What newer versions of SB3 do not run, either."""
 

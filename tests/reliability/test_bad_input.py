@@ -24,6 +24,7 @@ from tests.reliability import broken_files
 PPO = f"train --algo ppo --env {CONTINUOUS}"
 DQN = f"train --algo dqn --env {DISCRETE}"
 DDPG = f"train --algo ddpg --env {CONTINUOUS}"
+AGENT = f"--algo ppo --env {CONTINUOUS}"
 SEARCH = f"optimize --algo ppo --env {CONTINUOUS} --n-trials 1 -n 500"
 
 # -- values of hyperparameters: NAME:VALUE, and words -------------------------------------------------------------------
@@ -295,6 +296,16 @@ FLAGS = [
     ("train --algo ppo --env", "argument --env: expected one argument"),
     (f"train --algo dqn --env {CONTINUOUS}", "dqn needs discrete actions|use --env IsaacGymCartpoleDiscrete-v0"),
     (f"train --algo ddpg --env {DISCRETE}", "ddpg needs continuous actions|use --env IsaacGymCartpole-v0"),
+    (f"train --resume -i good.zip {AGENT}", "--resume and --trained-agent exclude each other"),
+    (f"train --resume -conf list.yml {AGENT}", "--resume and --conf-file exclude each other|-params NAME:VALUE"),
+    (f"train --resume --trial-id 3 {AGENT}", "--resume and --trial-id exclude each other"),
+    (f"train --resume {AGENT}", "has no checkpoint to go on from: train with --save-freq N"),
+    (f"train --resume \u00b2 {AGENT}", "there is no such folder, and it is no number of a run"),
+    ("train --resume broken/args_text/ppo/IsaacGymCartpole-v0_1", "args.yml cannot be read|env_kwargs must be names"),
+    ("train --resume broken/not_resumed/ppo/IsaacGymCartpole-v0_1", "rl_model_8_steps.json is no manifest|no model and state"),
+    ("train --resume broken/not_resumed/ppo/IsaacGymCartpole-v0_1 --algo dqn", "--algo dqn: the run|is of ppo"),
+    ("train --resume broken/no_state/ppo/IsaacGymCartpole-v0_1", "rl_model_8_steps_state.pt cannot be read as the state"),
+    ("train --resume broken/infinite/ppo/IsaacGymCartpole-v0_1", "has no checkpoint to go on from"),
     ("trian", "unknown command 'trian'"),
     (f"{SEARCH} --n-trials 0", "--n-trials must be a whole number of at least 1"),
     (f"{SEARCH} --n-trials -1", "--n-trials must be a whole number of at least 1"),
@@ -368,7 +379,6 @@ MODELS = [
     ("dqn.zip", "dqn.zip is a model of dqn, not of ppo"),
 ]
 
-AGENT = f"--algo ppo --env {CONTINUOUS}"
 RUNS = [
     ("model_empty", "IsaacGymCartpole-v0.zip is empty"),
     ("model_cut", "IsaacGymCartpole-v0.zip cannot be read as a model"),
@@ -391,10 +401,13 @@ PLOTS = [
     ("eval", "evaluations_cut", "evaluations.npz cannot be read as a log of evaluations"),
     ("eval", "evaluations_text", "evaluations.npz cannot be read as a log of evaluations"),
     ("eval", "evaluations_other", "evaluations.npz cannot be read as a log of evaluations|timesteps"),
+    ("eval", "evaluations_none", "evaluations.npz cannot be read as a log of evaluations|0 timesteps"),
+    ("eval", "evaluations_uneven", "evaluations.npz cannot be read as a log of evaluations|2 timesteps and 3 results"),
     ("train", "monitor_empty", "monitor_empty|monitor"),
     ("train", "monitor_text", "monitor_text|monitor"),
     ("train", "monitor_header", "monitor_header|monitor"),
     ("train", "monitor_columns", "monitor_columns|monitor"),
+    ("reward-rate", "rewards_binary", "reward_rate.csv cannot be read as a curve of rewards"),
     ("reward-rate", "rewards_words", "reward_rate.csv"),
     ("reward-rate", "rewards_empty", "reward_rate.csv is no curve of rewards"),
 ]
@@ -432,6 +445,11 @@ OTHER_COMMANDS = [
     (f"enjoy {AGENT} --no-render --n-envs 0", "--n-envs must be a whole number of at least 1"),
     (f"enjoy {AGENT} --no-render --n-envs 100000000000", "GB|lower --n-envs"),
     (f"enjoy {AGENT} --no-render --device gpu", "Device 'gpu' cannot be used"),
+    (f"export {AGENT} -o a.pt b.bin", "Cannot export to 'b.bin': the name must end in .onnx, .pt, .ts"),
+    (f"export {AGENT} -o nowhere/a.pt", "Cannot export to 'nowhere/a.pt': there is no folder nowhere"),
+    (f"export {AGENT} -o folder.pt", "folder.pt|It is a folder, choose another name"),
+    (f"export {AGENT} -o a.pt --stochastic", "--stochastic cannot be exported"),
+    (f"evaluate {AGENT} -f broken/args_text", "args.yml cannot be read|env_kwargs must be names"),
     (f"video {AGENT} -n 0", "--n-timesteps must be a whole number of at least 1"),
     (f"video {AGENT} -n long", "argument -n/--n-timesteps: invalid int value"),
     (f"video {AGENT} --push -1", "--push must be a number of at least 0 (seconds)"),
@@ -449,6 +467,8 @@ OTHER_COMMANDS = [
     (f"plot ppo:{CONTINUOUS} -x years -o x.png", "argument -x/--x-axis: invalid choice"),
     (f"plot ppo:{CONTINUOUS} -o x.doc", "x.doc"),
     (f"plot ppo:{CONTINUOUS} -o taken/x.png", "taken"),
+    (f"plot ppo:{CONTINUOUS} --reference buffer.pkl -o x.png", "buffer.pkl cannot be read as a curve of rewards"),
+    (f"plot ppo:{CONTINUOUS} -o folder.png", "folder.png|It is a folder, choose another name"),
     (f"plot ppo:{CONTINUOUS} --reference nowhere.csv -o x.png", "nowhere.csv"),
     ("compare --seeds 0", "--seeds must be a whole number of at least 1"),
     ("compare --jobs 0", "--jobs must be a whole number of at least 1"),
@@ -490,6 +510,14 @@ def closed() -> Any:
     env = make_env(n_envs=2)
     env.reset()
     env.close()
+    return env
+
+
+def endless() -> Any:
+    """Whoever wrote its task has forgotten the time limit."""
+    env = make_env(n_envs=2, max_episode_length=5)
+    step, never = env.tensor_env.step, th.zeros(2, dtype=th.bool)
+    env.tensor_env.step = lambda actions: step(actions)._replace(terminated=never, truncated=never)
     return env
 
 
@@ -549,6 +577,16 @@ CALLS: List[Tuple[str, Callable[[], Any], type, str]] = [
     ("DeviceRolloutBuffer(0)", lambda: sb3_isaac.DeviceRolloutBuffer(0, *BOX), ValueError, "n_steps must be"),
     ("DeviceRolloutBuffer(gamma=2)", lambda: sb3_isaac.DeviceRolloutBuffer(2, *BOX, gamma=2), ValueError, "gamma must"),
     ("evaluate(n=0)", lambda: sb3_isaac.evaluate(ppo(), make_env(n_envs=2), 0), ValueError, "n_episodes must be"),
+    ("evaluate(endless)", lambda: sb3_isaac.evaluate(ppo(), endless(), 4), RuntimeError,
+     "0 of 4 episodes have ended in 25 steps|max_episode_length is 5|TorchCartpole must set truncated"),
+    ("evaluate(path)", lambda: sb3_isaac.evaluate("good.zip", make_env()), TypeError, "evaluate takes a model|'good.zip'"),
+    ("export(None)", lambda: sb3_isaac.export(None, "x.pt"), TypeError, "export takes a model|None"),
+    ("export(statistics=3)", lambda: sb3_isaac.export(ppo(), "x.pt", 3), TypeError, "takes a VecNormalize for vec_normalize"),
+    ("make_vec_env(None)", lambda: sb3_isaac.make_vec_env(None), TypeError, "takes the id of|sb3_isaac.register"),
+    ("save(taken/x)", lambda: ppo().save("taken/x"), NotADirectoryError, "taken|It is a file where a folder must be"),
+    ("save_checkpoint(taken/x)", lambda: ppo().save_checkpoint("taken/x"), NotADirectoryError, "taken|It is a file where"),
+    ("PPO.resume(no env)", lambda: sb3_isaac.PPO.resume("x", None), TypeError, "takes the environment, made as it was"),
+    ("PPO.resume(id)", lambda: sb3_isaac.PPO.resume("x", CONTINUOUS), TypeError, "takes the environment, made as it was"),
     ("PPO.load(gamma=2)", lambda: sb3_isaac.PPO.load("good.zip", gamma=2), ValueError, "gamma must be a number"),
     ("load(missing)", lambda: sb3_isaac.load("missing"), FileNotFoundError, "There is no model at missing"),
     *(

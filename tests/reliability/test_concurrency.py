@@ -17,7 +17,8 @@ import torch as th
 from optuna.trial import TrialState
 
 from sb3_isaac import PPO
-from sb3_isaac.zoo import run_folders, studies
+from sb3_isaac.evaluation.curves import training_curve
+from sb3_isaac.zoo import manager, run_folders, studies
 from tests.conftest import parameters
 from tests.zoo.conftest import call
 
@@ -52,6 +53,45 @@ def test_the_latest_run_is_the_latest_with_that_model(tmp_path: Path, capsys: py
         run_folders.find_model(2, str(tmp_path), "ppo", ENV)
 
 
+def test_folders_are_no_patterns(tmp_path: Path) -> None:
+    """Whatever they are called; and a file of somebody else's among the checkpoints is none."""
+    folder = tmp_path / "a [1] *" / "ppo" / f"{ENV}_2"
+    folder.mkdir(parents=True)
+    for name in ("rl_model_90_steps.zip", "rl_model_100_steps.zip", "rl_model_old_steps.zip"):
+        (folder / name).touch()
+    (folder / "0.monitor.csv").write_text('#{"t_start": 0.0, "env_id": "x"}\nr,l,t\n1.0,5,0.1\n')
+    for number in (0, 2):
+        found = run_folders.find_model(number, str(folder.parents[1]), "ppo", ENV, load_last_checkpoint=True)
+        assert found[1] == str(folder / "rl_model_100_steps.zip") and found[0].startswith("checkpoint-100-")
+    assert training_curve(str(folder), "steps", 1)[1].tolist() == [1.0]
+
+
+def test_two_processes_do_not_train_in_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who goes on with a run that is still under way would cut its logs and prune its checkpoints."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(run_folders, "PATIENCE", 0.1)
+    folder = tmp_path / "ppo" / f"{ENV}_1"
+    folder.mkdir(parents=True)
+    resume = ["train", "--resume", "--algo", "ppo", "--env", ENV, "-f", str(tmp_path)]
+    other = os.open(folder, os.O_RDONLY)  # as another process has it
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert call(resume) == 1
+    assert f"Another process is training in {folder}: wait until it has ended" in capsys.readouterr().err
+    os.close(other)  # it has ended, or was killed
+    assert call(resume) == 1
+    assert "it has no args.yml" in capsys.readouterr().err
+    run_folders.hold(str(folder))
+    run_folders.hold(f"{folder}/.")
+    third = os.open(folder, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    run_folders.let_go()
+    fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(third)
+
+
 def folders(logs: str = "logs") -> List[str]:
     return sorted(path.name for path in Path(logs, "ppo").iterdir() if path.name.startswith(ENV))
 
@@ -63,7 +103,11 @@ def test_a_failed_run_leaves_no_folder_and_a_diverged_one_its_last_finite_model(
     monkeypatch.syspath_prepend(str(tmp_path))
     flags = f"--algo ppo --env {ENV} --seed 0 --device cpu".split()
     train = ["train", *flags, *"-n 1024 --eval-freq -1 -params n_envs:16 n_steps:16 n_minibatches:2".split()]
-    assert call(train) == 0
+    held = []
+    with monkeypatch.context() as patch:
+        patch.setattr(manager, "hold", held.append)
+        assert call(train) == 0
+    assert held == [f"logs/ppo/{ENV}_1"]
     assert call([*train, "rollout_buffer_kwargs:{'no_such':1}"]) == 1  # found when its folder is made already
     assert call(["optimize", *flags, *"-n 512 --n-trials 1 --no-optim-plots -params n_envs:16".split()]) == 0
     Path("bad_reward.py").write_text(

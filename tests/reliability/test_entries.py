@@ -40,12 +40,12 @@ def start(algo: str) -> Dict[str, Any]:
     return {"policy": "MlpPolicy", "n_timesteps": 100, "n_envs": 2, "policy_kwargs": {"net_arch": [8]}, **sizes}
 
 
-def read(algo: str, entry: Any, text: str = "") -> Any:
+def read(algo: str, entry: Any, text: str = "", **more: Any) -> Any:
     """What rl_zoo3.train makes of an entry before it makes a folder: the arguments of the algorithm."""
     path = Path("entry.yml")
     path.write_text(text or yaml.safe_dump({ENV_IDS[algo]: entry}))
     options: Dict[str, Any] = {"config": str(path), "verbose": 0, "device": "cpu", "env_kwargs": {"backend": "torch"}}
-    experiment = manager.ExperimentManager(argparse.Namespace(), algo, ENV_IDS[algo], "logs", **options)
+    experiment = manager.ExperimentManager(argparse.Namespace(), algo, ENV_IDS[algo], "logs", **options, **more)
     hyperparams, _ = experiment.read_hyperparameters()
     return experiment, experiment._preprocess_hyperparams(hyperparams)[0]
 
@@ -147,6 +147,16 @@ def test_what_sb3_takes_is_taken() -> None:
             check("algorithm", {name: value}, algo="ppo")
     check("learn", {"total_timesteps": 1e5, "log_interval": None})
     check("learn", {"total_timesteps": math.inf})
+
+
+def test_an_entry_need_not_say_what_a_flag_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the sentence about a missing n_timesteps promises."""
+    monkeypatch.chdir(tmp_path)
+    entry = {name: value for name, value in start("ppo").items() if name != "n_timesteps"}
+    with pytest.raises(ValueError, match="n_timesteps is missing .*: add it, or pass -n"):
+        read("ppo", entry)
+    experiment, arguments = read("ppo", entry, n_timesteps=64)
+    assert experiment.n_timesteps == 64 and "n_timesteps" not in arguments
 
 
 def test_networks_are_made_without_drawing_from_training() -> None:

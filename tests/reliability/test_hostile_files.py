@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import inspect
 import json
+import math
 import pickle
 import shutil
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import numpy as np
 import optuna
 import pytest
+import yaml
+from rl_zoo3.utils import StoreDict
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 
 import sb3_isaac
-from sb3_isaac.files import safe_pickle
+from sb3_isaac.files import checkpoint, plain_state, safe_pickle
 from sb3_isaac.files.trust import UntrustedFileError
-from sb3_isaac.zoo import manager
+from sb3_isaac.zoo import manager, resume
 from tests.conftest import make_env, run_python
 from tests.reliability import hostile
 from tests.reliability.hostile import (
@@ -38,10 +43,12 @@ from tests.reliability.hostile import (
 from tests.reliability.hostile import (
     call as call_of,
 )
+from tests.reliability.resume_helpers import Ask, make, vec_env
 from tests.zoo.conftest import call
 
 HAS_TRIAL_ID = "trial_id" in inspect.signature(manager.ExperimentManager.__init__).parameters
 needs_trial_id = pytest.mark.skipif(not HAS_TRIAL_ID, reason="rl_zoo3 2.6 and newer")
+STEPS = {"algo": "PPO", "num_timesteps": 16, "total_timesteps": 32, "missing": [], "logs": {}}
 SB3_RUNS_PTH = "weights_only=True" not in inspect.getsource(load_from_zip_file)
 
 
@@ -173,6 +180,74 @@ def test_going_on_with_a_trained_agent_runs_nothing(
     assert "wants to run posix.mkdir" in error and "--trust" in error and str(run.folder) in error
     call([*argv, "--trust"])
     assert marker.exists()
+
+
+@pytest.mark.parametrize("way", hostile.RESUMED)
+def test_resuming_a_run_runs_nothing(way: str, run: Run, tmp_path: Path, capsys: Any) -> None:
+    marker = tmp_path / "marker"
+    hostile.RESUMED[way](run, str(marker))
+    checkpoint.write(run.folder / "rl_model_16_steps", {"model": lambda file: file.write(run.zip.read_bytes())}, STEPS)
+    assert call(["train", "--resume", str(run.folder)]) == 1 and not marker.exists()
+    assert capsys.readouterr().err.count("\n") == 1  # what was left out is followed by: the checkpoint has no state
+
+
+def test_the_state_of_a_checkpoint_names_generators_and_no_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: List[Any] = []
+    monkeypatch.setattr(np.random, "test", lambda: called.append(1))  # runs numpy's tests, and what pytest finds here
+    packed = plain_state.Packer().pack(np.random.Generator(np.random.PCG64(3)))
+    assert plain_state.Unpacker().unpack(packed).integers(1000) == np.random.Generator(np.random.PCG64(3)).integers(1000)
+    packed["value"]["value"][0][1] = "test"
+    with pytest.raises(ValueError, match="an unknown random generator: 'test'"):
+        plain_state.Unpacker().unpack(packed)
+    assert not called
+
+
+def test_the_state_of_a_checkpoint_says_nothing_about_paths(tmp_path: Path) -> None:
+    """Or a stranger's would have files written wherever it likes."""
+    model = make("ppo")
+    model.learn(256, callback=[CheckpointCallback(16, str(tmp_path / "own")), Ask(tmp_path / "saved", 128, draws=False)])
+    state = plain_state.load(str(tmp_path / "saved_state.pt"))
+    saved = next(entry for entry in state["callbacks"] if entry["class"] == "CheckpointCallback")
+    saved["state"]["save_path"] = str(tmp_path / "elsewhere")
+    state["model"]["tensorboard_log"] = str(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    _replace_state(tmp_path / "saved", state)
+    resumed = sb3_isaac.PPO.resume(tmp_path / "saved", vec_env("ppo"), device="cpu")
+    resumed.learn(callback=[CheckpointCallback(16, str(tmp_path / "own")), Ask(None, 0, draws=False)])
+    assert resumed.num_timesteps == 256 and resumed.tensorboard_log is None
+    assert list((tmp_path / "own").iterdir()) and not list((tmp_path / "elsewhere").iterdir())
+
+
+def _replace_state(path: Path, state: Dict[str, Any]) -> None:
+    found = checkpoint.read(path)
+    assert found is not None
+    model = Path(found.files["model"]).read_bytes()
+    writers = {"model": lambda file: file.write(model), "state": lambda file: plain_state.save(state, file)}
+    checkpoint.write(path, writers, {key: value for key, value in found.info.items() if key != "format"})
+
+
+def test_what_a_run_goes_on_with(run: Run) -> None:
+    """Whatever its command line said is said again; what another tool has added is not."""
+    env_kwargs = {"max_cart_speed": math.inf, "pole_length": 1e-7, "x": [1, (2,), {"a": None, 3: "it's"}], "y": True}
+    said = {"algo": "ppo", "env": run.env_id, "env_kwargs": env_kwargs, "seed": 3, "progress": True, "track": False}
+    (run.settings / "args.yml").write_text(
+        yaml.dump({**said, "device": "cpu", "n_trials": 500, "x y": 1, "wandb_tags": ["a"]})
+    )
+    checkpoint.write(run.folder / "rl_model_16_steps", {"model": lambda file: file.write(b"x")}, STEPS)
+    flags = resume.flags_of(run.folder) or []
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict)
+    args, rest = parser.parse_known_args(flags)
+    assert args.env_kwargs == env_kwargs
+    words = ["--seed=3", "--progress", "--algo=ppo", f"--env={run.env_id}", "--device=cpu", "--wandb-tags", "a"]
+    assert sorted(rest[:-4]) == sorted(words) and rest[-2:] == ["-i", str(run.folder / "rl_model_16_steps.zip")]
+    (run.settings / "args.yml").write_text(yaml.dump({**said, "track": True}))
+    with pytest.raises(UntrustedFileError, match="wants to run Weights & Biases, which --track may name"):
+        resume.flags_of(run.folder)
+    assert "--track" in (resume.flags_of(run.folder, ["--track"]) or [])
+    (run.settings / "args.yml").write_text(yaml.dump({**said, "seed": [1, 2]}))
+    with pytest.raises(ValueError, match=r"args.yml cannot be read: its seed is \[1, 2\], and should be of the kind int"):
+        resume.flags_of(run.folder)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "dqn"])

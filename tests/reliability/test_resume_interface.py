@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import stable_baselines3
@@ -13,7 +14,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env as sb3_vec_env
 from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 
-from sb3_isaac import DQN, PPO, VecNormalize, make_vec_env
+from sb3_isaac import DQN, PPO, StepResult, TensorEnv, VecNormalize, make_vec_env, register
 from tests.conftest import difference, make_env
 from tests.reliability.resume_helpers import ALGOS, TOTAL, Ask, differences, everything, learn, make, vec_env
 
@@ -87,6 +88,25 @@ def test_another_environment_is_refused(tmp_path: Path) -> None:
         PPO.resume(tmp_path, vec_env("ppo"))
 
 
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_checkpoint_before_anything_was_learned(algo: str, tmp_path: Path) -> None:
+    model = make(algo, "normalized")
+    model.save_checkpoint(tmp_path / "saved")
+    model.learn(2 * ROLLOUT)
+    resumed = ALGOS[algo].resume(tmp_path / "saved", vec_env(algo, "normalized", seed=9), device="cpu")
+    with pytest.raises(ValueError, match="total_timesteps must be a number of at least 0, got -1"):
+        resumed.learn(-1)
+    resumed.learn(2 * ROLLOUT)
+    assert differences(everything(model), everything(resumed)) == []
+
+
+def test_a_checkpoint_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    model = make("ppo")
+    (tmp_path / "run").mkdir()  # with the monitor's file, for example
+    model.save_checkpoint(tmp_path / "run")
+    assert PPO.resume(tmp_path / "run", vec_env("ppo"), device="cpu").num_timesteps == 0
+
+
 def test_an_old_file(tmp_path: Path) -> None:
     model = make("ppo")
     model.learn(2 * ROLLOUT)
@@ -121,6 +141,45 @@ def test_without_the_replay_buffer(tmp_path: Path) -> None:
     assert resumed.replay_buffer.size() == 0
     resumed.learn(640)
     assert resumed.num_timesteps == 640
+
+
+def test_arguments_that_are_given_now_win(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """--env-kwargs of an own task, which are attributes of it as what it counts is."""
+
+    class Task(TensorEnv):
+        obs_dim, action_dim, max_episode_length = 1, 1, 10
+
+        def __init__(self, n_envs: int, device: th.device, seed: int, goal: float = 1.0, name: str = "old") -> None:
+            self.n_envs, self.device, self.goal, self.name = n_envs, device, goal, name
+            self.progress, self.n_steps = th.zeros(n_envs, dtype=th.int64), 0
+
+        def seed(self, seed: int) -> None: ...
+
+        def reset(self) -> th.Tensor:
+            return th.zeros(self.n_envs, 1)
+
+        def step(self, actions: th.Tensor) -> StepResult:
+            self.n_steps += 1
+            never, obs = th.zeros(self.n_envs, dtype=th.bool), th.zeros(self.n_envs, 1)
+            return StepResult(obs, th.full((self.n_envs,), self.goal), never, never, obs)
+
+    register("Goal-v0", Task)
+    request.addfinalizer(lambda: gymnasium.registry.pop("Goal-v0"))
+
+    def environment(**kwargs: Any) -> Any:
+        return make_vec_env("Goal-v0", 2, device="cpu", seed=1, **kwargs)
+
+    model = PPO("MlpPolicy", environment(goal=2.0), n_steps=8, batch_size=16, seed=0, device="cpu")
+    model.learn(32)
+    model.save_checkpoint(tmp_path / "saved")
+    with pytest.warns(UserWarning, match=r"Task is made with other arguments than the checkpoint's \(goal, name\)"):
+        resumed = PPO.resume(tmp_path / "saved", environment(goal=3.0, name="new"), device="cpu")
+    task = resumed.env.unwrapped.tensor_env
+    assert (task.goal, task.name, task.n_steps) == (3.0, "new", 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = PPO.resume(tmp_path / "saved", environment(goal=2.0), device="cpu")
+    assert resumed.env.unwrapped.tensor_env.goal == 2.0
 
 
 def test_own_task(tmp_path: Path, my_pendulum: Any) -> None:
