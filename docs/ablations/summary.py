@@ -19,7 +19,13 @@ DOCS = Path(__file__).resolve().parents[1]
 RULE = (
     "A detail is *worse* or *better* where the 95% confidence intervals of the median steps, of the share of seeds that solve "
     "the task, or of the share of evaluations that stay solved do not overlap with those of the shipped entry. Where all "
-    "overlap, these seeds show no difference."
+    "overlap, these seeds show no difference. With ten seeds the median is the sixth; where all evaluations of all seeds "
+    "stay solved, the interval of that share has no width. Seconds are CPU time on a busy machine: compare them within a table "
+    "only."
+)
+CAPTION = (
+    "Blue: the shipped entry, and its interval as a band. Green: better, red: worse, grey: no difference shown. A line without "
+    "a dot ends beyond the picture: half of the seeds never solve the task."
 )
 Interval = Tuple[float, float]
 N_RESAMPLES = 10_000
@@ -120,7 +126,8 @@ def row(title: str, found: Summary, base: Summary) -> str:
     return f"| {title} | {solved} | {steps(found.steps)}{interval} | {seconds} | {stays} | {said} |"
 
 
-HEAD = "| | solved | steps until solved, median (95%) | seconds | stays | |\n|---|---|---|---|---|---|"
+COLUMNS = ("", "seeds that solve it", "steps until solved, median (95%)", "CPU seconds", "stays solved", "verdict")
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 def table(names: Sequence[str], all_results: Dict[str, Any]) -> str:
@@ -166,7 +173,7 @@ def fill_in(markdown: str) -> str:
                 figure = f"![All ablations of {algo.upper()}](../images/ablations_{algo}.png)"
                 versions = ", ".join(f"{key} {value}" for key, value in loaded["versions"].items())
                 runs = f"{len(loaded['runs'][wanted[0]])} seeds, {loaded['machine']}, {versions}."
-                text = f"{figure}\n\n{text}\n\n{RULE} {runs}"
+                text = f"{figure}\n\n{CAPTION}\n\n{text}\n\n{RULE} {runs}"
             shown.append(text)
         return "\n\n".join(shown)
 

@@ -65,7 +65,7 @@ def test_verdicts() -> None:
 
 def test_what_a_page_asks_for() -> None:
     text = summary.fill_in("before\n\n<!-- ablation: ppo/one_epoch -->\n\n<!-- ablation: ppo/relu -->\n\nafter")
-    assert text.startswith("before\n\n| | solved |") and text.endswith("|\n\nafter")
+    assert text.startswith("before\n\n|  | seeds that solve it |") and text.endswith("|\n\nafter")
     assert text.count("\n| ") == 4  # head, the entry, two details
     assert DETAILS["ppo/one_epoch"]["title"] in text and "the shipped entry" in text
     whole = summary.fill_in("<!-- ablations: dqn -->")
