@@ -254,7 +254,7 @@ def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, *, n_episodes: int
     while True:
         result = env.step_tensor(policy(obs).to(device))
         obs, step = result.obs, step + 1
-        if check_every == 1 and not env.dones.any():
+        if check_every == 1 and step <= last_step and not env.dones.any():
             continue
         counts = (result.terminated | result.truncated) & (played < targets)
         columns = (env.episode_returns, env.episode_lengths, result.truncated, th.full_like(env.episode_returns, step))
