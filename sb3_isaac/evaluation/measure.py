@@ -248,13 +248,12 @@ def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, *, n_episodes: int
     # Asking which are done waits for the device: on a GPU it is done rarely. On a CPU it saves noting that none is.
     check_every = 1 if device.type == "cpu" else 50
     obs, step = env.reset_tensor(), 0
-    simulator = getattr(getattr(env, "unwrapped", None), "tensor_env", None)
-    longest = getattr(simulator, "max_episode_length", None)
-    last_step = math.inf if longest is None else PATIENCE * (longest + 1) * int(targets.max())
-    while True:
+    longest = getattr(env.tensor_env, "max_episode_length", math.inf)
+    last_step = PATIENCE * (longest + 1) * int(targets.max())
+    while step <= last_step:
         result = env.step_tensor(policy(obs).to(device))
         obs, step = result.obs, step + 1
-        if check_every == 1 and step <= last_step and not env.dones.any():
+        if check_every == 1 and not env.dones.any():
             continue
         counts = (result.terminated | result.truncated) & (played < targets)
         columns = (env.episode_returns, env.episode_lengths, result.truncated, th.full_like(env.episode_returns, step))
@@ -266,11 +265,12 @@ def _play_in_tensors(policy: TensorPolicy, env: TensorVecEnv, *, n_episodes: int
             bar.update(total - bar.n)
             if total == n_episodes:
                 break
-            if step > last_step:
-                raise RuntimeError(
-                    f"{total} of {n_episodes} episodes have ended in {step:,} steps, but max_episode_length is {longest}: "
-                    f"the step of {type(simulator).__name__} must set truncated then."
-                )
+    total = int(played.sum())
+    if total < n_episodes:
+        raise RuntimeError(
+            f"{total} of {n_episodes} episodes have ended in {step:,} steps, but max_episode_length is {longest}: "
+            f"the step of {type(env.tensor_env).__name__} must set truncated then."
+        )
     table = episodes[:-1].cpu().numpy()
     table = table[np.argsort(table[:, 3], kind="stable")]
     return table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(bool)
