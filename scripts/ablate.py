@@ -19,7 +19,6 @@ import os
 import platform
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -62,15 +61,14 @@ def train(task: Tuple[str, int]) -> Tuple[str, Dict[str, Any]]:
 
 def describe() -> Dict[str, Any]:
     """Machine and versions."""
+    from sb3_isaac.cli.check import versions
+
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    versions = {
-        "Python": platform.python_version(),
-        "torch": version("torch"),
-        "SB3": version("stable-baselines3"),
-    }
+    names = {"Python": "python", "torch": "torch", "SB3": "stable-baselines3", "sb3_isaac": "sb3_isaac"}
+    found = versions()
     return {
         "machine": f"{os.cpu_count()} cores, {cpu or platform.machine()}",
-        "versions": {**versions, "sb3_isaac": version("sb3_isaac")},
+        "versions": {name: found[package] for name, package in names.items()},
         "date": datetime.date.today().isoformat(),
     }
 

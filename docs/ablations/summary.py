@@ -19,13 +19,12 @@ DOCS = Path(__file__).resolve().parents[1]
 RULE = (
     "A detail is *worse* or *better* where the 95% confidence intervals of the median steps, of the share of seeds that solve "
     "the task, or of the share of evaluations that stay solved do not overlap with those of the shipped entry. Where all "
-    "overlap, ten seeds show none. With ten seeds the median is the sixth; where all evaluations of all seeds "
-    "stay solved, the interval of that share has no width. Seconds are CPU time on a busy machine: compare within a table "
-    "only."
+    "overlap, these seeds show no difference. Of ten seeds the median is the sixth; where all evaluations of all seeds stay "
+    "solved, the interval of that share has no width. Seconds are CPU time on a busy machine: compare them within one table."
 )
 CAPTION = (
-    "Blue: the shipped entry, and its interval as a band. Green: better, red: worse, grey: none shown. A line without "
-    "a dot ends beyond the picture: half of the seeds never solve the task."
+    "Blue: the shipped entry, and its interval as a band. Green: better, red: worse, grey: no difference shown. A line "
+    "without a dot ends beyond the picture: half of the seeds never solve the task."
 )
 Interval = Tuple[float, float]
 N_RESAMPLES = 10_000
