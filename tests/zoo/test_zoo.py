@@ -97,7 +97,7 @@ def test_off_policy_with_its_replay_buffer(
     assert (tmp_path / "logs" / algo / f"{env_id}_2" / f"{env_id}.zip").is_file()
 
 
-def test_other_environments_stay_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_environments_stay_as_they_were(tmp_path: Path) -> None:
     out = run(
         "rl_zoo3.train --algo ppo --env CartPole-v1 --gym-packages sb3_isaac.zoo -n 300 --eval-freq 100 --eval-episodes 1 "
         "-params n_steps:64 n_envs:1 batch_size:64 --vec-env subproc",
@@ -106,8 +106,7 @@ def test_other_environments_stay_as_they_were(tmp_path: Path, monkeypatch: pytes
     assert "Evaluating" not in out and "rl_zoo3/hyperparams/ppo.yml" in out.replace(os.sep, "/")
     model = (tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").read_bytes()
     assert model and b"sb3_isaac" not in model
-    monkeypatch.chdir(tmp_path)
-    assert call("enjoy --algo ppo --env CartPole-v1 -f logs --no-render -n 50".split()) == 0
+    run("rl_zoo3.enjoy --algo ppo --env CartPole-v1 --gym-packages sb3_isaac.zoo -f logs --no-render -n 50", tmp_path)
 
 
 WITH_PPO = f"--algo ppo --env {CONTINUOUS}"
