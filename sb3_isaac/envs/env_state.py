@@ -72,8 +72,14 @@ def env_state(env: VecEnv, missing: List[str]) -> Dict[str, Any]:
         missing.append(f"the running episodes of {type(env.unwrapped).__name__}: new ones begin")
     device = getattr(env.unwrapped, "device", th.device("cpu")).type
     seconds = time.time() - getattr(env.unwrapped, "t_start", time.time())
-    state = {"n_envs": env.num_envs, "goes_on": goes_on, "device": device, "seconds": seconds, "layers": saved}
-    return {**state, "arguments": _arguments(env)}
+    return {
+        "n_envs": env.num_envs,
+        "goes_on": goes_on,
+        "device": device,
+        "seconds": seconds,
+        "layers": saved,
+        "arguments": _arguments(env),
+    }
 
 
 def _arguments(env: VecEnv) -> Dict[str, Any]:

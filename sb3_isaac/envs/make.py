@@ -217,8 +217,10 @@ def make_vec_env(
     :raises OSError: the monitor folder cannot be written
     """
     if not isinstance(env_id, str):
-        raise TypeError(f"make_vec_env takes the id of an environment, such as {next(iter(ENV_KWARGS))!r}, got {env_id!r}: "
-                        "sb3_isaac.register gives your own task one.")  # fmt: skip
+        raise TypeError(
+            f"make_vec_env takes the id of an environment, such as {next(iter(ENV_KWARGS))!r}, got {env_id!r}: "
+            "sb3_isaac.register gives your own task one."
+        )
     check("env", {"n_envs": n_envs, "seed": seed, "max_episode_steps": max_episode_steps}, defaults={"n_envs": 1})
     for name in sorted(OF_SB3.keys() & task_kwargs.keys()):
         raise TypeError(f"{name} is an argument of SB3's make_vec_env only: {OF_SB3[name]}, or use SB3's.")
