@@ -250,7 +250,7 @@ class IsaacGymCartpole(CartpoleTensorEnv):
                 f"Isaac Gym cannot randomise {', '.join(spec.of_machine)}, as its cartpoles are made once and alike: leave "
                 "that out of randomize= (the rest works), or use backend='torch'."
             )
-        effort = self.task.max_effort * (1.0 if spec is None else spec.max_force_scale)
+        effort = self.task.max_effort * (1.0 if spec is None else spec.highest("force_scale", 1.0))
         if effort > MAX_EFFORT:
             scale = "" if effort == self.task.max_effort else " with its force_scale"
             raise ValueError(

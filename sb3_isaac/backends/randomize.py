@@ -28,13 +28,17 @@ ANOTHER = "The state is of cartpoles with another randomize=: make the environme
 class Randomization:
     """The task parameter ``randomize``, after it was checked. :meth:`parse` makes it.
 
-    :param at_reset: (name, low, high) of what is drawn at each reset
+    :param names: what is drawn at each reset, the rows of :attr:`Drawn.parameters`
+    :param low: the lower ends of their ranges
+    :param high: the upper ends
     :param noise_scale: one factor of the observation noise for each value of an observation
     :param push_velocity: low and high, in rad/s; None: no pushes
     :param push_interval: low and high, in seconds
     """
 
-    at_reset: Tuple[Tuple[str, float, float], ...]
+    names: Tuple[str, ...]
+    low: Tuple[float, ...]
+    high: Tuple[float, ...]
     noise_scale: Tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     push_velocity: Optional[Tuple[float, float]] = None
     push_interval: Tuple[float, float] = (0.0, 0.0)
@@ -73,22 +77,13 @@ class Randomization:
             a, b, c, d = ranges["obs_noise"]
             noise_scale, ranges["obs_noise"] = (a, b, c, d), (1.0, 1.0)
         pushes: Dict[str, Any] = {name: ranges[name] for name in ("push_velocity", "push_interval") if name in ranges}
-        at_reset = tuple((name, *ranges[name][:2]) for name in AT_RESET if name in ranges)
-        return cls(at_reset, noise_scale, **pushes) if given else None
+        names = tuple(name for name in AT_RESET if name in ranges)
+        low, high = (tuple(ranges[name][i] for name in names) for i in (0, 1))
+        return cls(names, low, high, noise_scale, **pushes) if given else None
 
-    @property
-    def names(self) -> Tuple[str, ...]:
-        """The rows of :attr:`Drawn.parameters`."""
-        return tuple(name for name, _, _ in self.at_reset)
-
-    @property
-    def max_delay(self) -> int:
-        """The longest delay of an action, in control steps."""
-        return max((int(high) for name, _, high in self.at_reset if name == "action_delay"), default=0)
-
-    @property
-    def max_force_scale(self) -> float:
-        return max((high for name, _, high in self.at_reset if name == "force_scale"), default=1.0)
+    def highest(self, name: str, otherwise: float) -> float:
+        """The upper end of a range, or what holds where it is not randomised."""
+        return self.high[self.names.index(name)] if name in self.names else otherwise
 
     @property
     def of_machine(self) -> Tuple[str, ...]:
@@ -117,12 +112,12 @@ class Drawn(NamedTuple):
     @classmethod
     def make(cls, spec: Randomization, n_envs: int, device: th.device) -> Drawn:
         """Before the first reset everything is at the lower end of its range."""
-        width = [high - low + (name == "action_delay") for name, low, high in spec.at_reset]
-        columns = ([row[1] for row in spec.at_reset], [row[2] for row in spec.at_reset], width)
+        width = [high - low + (name == "action_delay") for name, low, high in zip(spec.names, spec.low, spec.high)]
+        columns = (spec.low, spec.high, width)
         low, high, widths = (th.tensor(column, dtype=th.float32, device=device).view(-1, 1) for column in columns)
         return cls(
             parameters=low.expand(-1, n_envs).clone(),
-            sent=th.zeros(spec.max_delay, n_envs, device=device),
+            sent=th.zeros(int(spec.highest("action_delay", 0)), n_envs, device=device),
             until_push=th.zeros(0 if spec.push_velocity is None else n_envs, device=device),
             low=low,
             high=high,
@@ -140,11 +135,10 @@ class Drawn(NamedTuple):
 
     def set_state(self, state: Dict[str, th.Tensor]) -> None:
         """:raises ValueError: the state is of cartpoles that are randomised differently"""
+        if any(name not in state or state[name].shape != getattr(self, name).shape for name in STATE):
+            raise ValueError(ANOTHER)
         for name in STATE:
-            mine = getattr(self, name)
-            if name not in state or state[name].shape != mine.shape:
-                raise ValueError(ANOTHER)
-            mine.copy_(state[name])
+            getattr(self, name).copy_(state[name])
 
 
 STATE = ("parameters", "sent", "until_push")
@@ -162,7 +156,7 @@ class Draws(NamedTuple):
 
     @classmethod
     def make(cls, spec: Randomization, n_envs: int, obs_dim: int, generator: th.Generator) -> Draws:
-        n_rows = len(spec.at_reset) + (0 if spec.push_velocity is None else 2)
+        n_rows = len(spec.names) + (0 if spec.push_velocity is None else 2)
         numbers = th.rand(n_envs * (obs_dim + n_rows), generator=generator, device=generator.device)
         uniform, rows = numbers[: n_envs * obs_dim], numbers[n_envs * obs_dim :]
         normal = None
@@ -207,8 +201,7 @@ def redraw(done: th.Tensor, pushed: Optional[th.Tensor], draws: Draws, drawn: Dr
     :param done: (N,) bool
     :param pushed: what :func:`push` returned
     """
-    n_rows = len(spec.at_reset)
-    new = th.addcmul(drawn.low, draws.rows[:n_rows], drawn.width)
+    new = th.addcmul(drawn.low, draws.rows[: len(spec.names)], drawn.width)
     if "action_delay" in spec.names:
         new[spec.names.index("action_delay")].floor_()
     new = th.minimum(new, drawn.high)  # which rounding may pass

@@ -160,8 +160,8 @@ def advance_randomized(
     actions = actions.clamp(-1.0, 1.0)
     pushed = push(dof_state, draws, drawn, spec)
     force = applied(actions, drawn, spec) * task.max_effort
-    if spec.of_machine:
-        own = {name: drawn.parameters[spec.names.index(name)] for name in spec.of_machine}
+    own = {name: drawn.parameters[spec.names.index(name)] for name in MACHINE if name in spec.names}
+    if own:
         final_obs = integrate_each(dof_state, force, own, task.dt, task.substeps, task)
     else:
         final_obs = integrate(dof_state, force, task.dt, task.substeps, task)
