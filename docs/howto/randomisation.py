@@ -105,11 +105,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="of the measurement of costs")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    print("<!-- --8<-- [start:cost] -->")
+    print("--8<-- [start:cost]")
     print_cost(args.rounds)
-    print("<!-- --8<-- [end:cost] -->\n\n<!-- --8<-- [start:returns] -->")
+    print("--8<-- [end:cost]\n\n--8<-- [start:returns]")
     print_returns(args.seeds, args.n_timesteps)
-    print("<!-- --8<-- [end:returns] -->")
+    print("--8<-- [end:returns]")
 
 
 if __name__ == "__main__":

@@ -125,10 +125,6 @@ class Drawn(NamedTuple):
             noise_scale=th.tensor(spec.noise_scale, device=device),
         )
 
-    def row(self, spec: Randomization, name: str) -> Optional[th.Tensor]:
-        """(N,): the environments' own values, a view; None: this is not randomised."""
-        return self.parameters[spec.names.index(name)] if name in spec.names else None
-
     def state(self) -> Dict[str, th.Tensor]:
         """Copies of what steps change, by name."""
         return {name: getattr(self, name).clone() for name in STATE}
@@ -165,6 +161,11 @@ class Draws(NamedTuple):
         return cls(uniform.view(n_envs, obs_dim), rows.view(n_rows, n_envs), normal)
 
 
+def own_values(drawn: Drawn, spec: Randomization, name: str) -> Optional[th.Tensor]:
+    """(N,) float32: what the environments have drawn, a view; None: this is not randomised."""
+    return drawn.parameters[spec.names.index(name)] if name in spec.names else None
+
+
 def applied(actions: th.Tensor, drawn: Drawn, spec: Randomization) -> th.Tensor:
     """What reaches the carts of actions that are given now: late and scaled. Keeps ``actions`` for later.
 
@@ -172,7 +173,7 @@ def applied(actions: th.Tensor, drawn: Drawn, spec: Randomization) -> th.Tensor:
     :return: (N,) fractions of ``max_effort``; 0 until the first action of an episode arrives
     """
     action = actions[:, 0]
-    delay, scale = drawn.row(spec, "action_delay"), drawn.row(spec, "force_scale")
+    delay, scale = own_values(drawn, spec, "action_delay"), own_values(drawn, spec, "force_scale")
     if delay is not None:
         newest_first = th.cat((action.unsqueeze(0), drawn.sent))
         action = newest_first.gather(0, delay.long().unsqueeze(0))[0]
@@ -201,21 +202,22 @@ def redraw(done: th.Tensor, pushed: Optional[th.Tensor], draws: Draws, drawn: Dr
     :param done: (N,) bool
     :param pushed: what :func:`push` returned
     """
-    new = th.addcmul(drawn.low, draws.rows[: len(spec.names)], drawn.width)
-    if "action_delay" in spec.names:
-        new[spec.names.index("action_delay")].floor_()
-    new = th.minimum(new, drawn.high)  # which rounding may pass
-    drawn.parameters.copy_(th.where(done, new, drawn.parameters))
-    drawn.sent.masked_fill_(done, 0.0)
+    if spec.names:
+        new = th.addcmul(drawn.low, draws.rows[: len(spec.names)], drawn.width)
+        if "action_delay" in spec.names:
+            new[spec.names.index("action_delay")].floor_()
+            drawn.sent.masked_fill_(done, 0.0)
+        new = th.minimum(new, drawn.high)  # which rounding may pass
+        drawn.parameters.copy_(th.where(done, new, drawn.parameters))
     if spec.push_velocity is not None:
-        low, high = (seconds / dt for seconds in spec.push_interval)
+        low, high = spec.push_interval[0] / dt, spec.push_interval[1] / dt
         again = done if pushed is None else done | pushed
         drawn.until_push.copy_(th.where(again, draws.rows[-1] * (high - low) + low, drawn.until_push))
 
 
 def noisy(obs: th.Tensor, draws: Draws, drawn: Drawn, spec: Randomization) -> th.Tensor:
     """Observations (N, 4) as the agent gets them."""
-    std = drawn.row(spec, "obs_noise")
+    std = own_values(drawn, spec, "obs_noise")
     if std is None or draws.normal is None:
         return obs
     return th.addcmul(obs, draws.normal * drawn.noise_scale, std.unsqueeze(-1))

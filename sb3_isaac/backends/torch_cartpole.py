@@ -94,8 +94,10 @@ def integrate_each(
     """
     x, v, angle, w = dof_state.unbind(-1)
     h = dt / substeps
-    values: Dict[str, Any] = {name: own.get(name, getattr(physics, name)) for name in MACHINE}
-    cart_mass, pole_mass, pole_length, angular_damping = (values[name] for name in MACHINE)
+    cart_mass: Any = own.get("cart_mass", physics.cart_mass)
+    pole_mass: Any = own.get("pole_mass", physics.pole_mass)
+    pole_length: Any = own.get("pole_length", physics.pole_length)
+    angular_damping: Any = own.get("angular_damping", physics.angular_damping)
     pole_inertia: Any = box_inertia(pole_length) if physics.pole_inertia is None else physics.pole_inertia
     pole_com = POLE_COM * pole_length
     total_mass = cart_mass + pole_mass
