@@ -100,7 +100,7 @@ def make_simulator(n_envs: int, ranges: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n-timesteps", type=int, default=400_000)
+    parser.add_argument("--n-timesteps", type=int, default=800_000)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=40, help="of the measurement of costs")
     args = parser.parse_args()
