@@ -7,7 +7,7 @@ dicts of observation groups, buffers that the next step overwrites, unbounded ac
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 import torch as th

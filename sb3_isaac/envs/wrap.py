@@ -1,4 +1,4 @@
-"""A simulator that is already there, as an environment for Stable-Baselines3: ``sb3_isaac.wrap_isaaclab(env)``, ``wrap_mjlab``."""
+"""Simulators that are already there, as environments for Stable-Baselines3: ``wrap_isaaclab(env)``, ``wrap_mjlab(env)``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A strict stand-in for Isaac Lab 3's DirectRLEnv, written from its source (isaaclab/envs/direct_rl_env.py).
 
-Its task: the observation is (position, steps since the reset), the action moves the position, beyond 1 it has failed. Everything
-that Isaac Lab does to its users is done here too: one simulator in a process, buffers that the next step overwrites, the last
+Its task: the observation is (position, steps since the reset), the action moves the position, beyond 1 it has failed. What
+Isaac Lab does to its users is done here, too: one simulator in a process, buffers that the next step overwrites, the last
 observation kept from earlier steps, ``terminated`` and ``truncated`` both true, metrics that are told once and lie there on.
 """
 
@@ -104,7 +104,7 @@ class DirectRLEnv(gym.Env):
         self.reward_buf = 1.0 - self.scene.position[:, 1].abs().double()
         env_ids = (self.reset_terminated | self.reset_time_outs).nonzero().flatten()
         if len(env_ids) > 0:
-            if self.cfg.compute_final_obs:
+            if getattr(self.cfg, "compute_final_obs", False):  # version 2 has no such thing
                 self.extras["final_obs"] = {name: value.clone() for name, value in self._observations().items()}
             self._reset_idx(env_ids)
         return self._observations(), self.reward_buf, self.reset_terminated, self.reset_time_outs, self.extras
