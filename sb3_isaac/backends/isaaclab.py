@@ -1,4 +1,4 @@
-"""Isaac Lab's tasks behind the tensor contract. The only file that uses isaaclab, which it imports when somebody asks for a task.
+"""Isaac Lab's tasks behind the tensor contract. The only file that uses isaaclab, and only when somebody asks for a task.
 
 Isaac Lab (https://github.com/isaac-sim/IsaacLab) resets an environment within the step that ended its episode, as the contract
 wants it, and from version 3 on it tells the true last observation (``cfg.compute_final_obs``). It has one simulator in a
@@ -29,8 +29,8 @@ from sb3_isaac.backends.simulator_env import ActionBounds, Groups, SimulatorEnv
 logger = logging.getLogger(__name__)
 
 NOT_INSTALLED = (
-    "Isaac Lab is not installed in this Python environment: 'pip install isaaclab' (version 3, Python 3.12; docs/howto/isaaclab.md "
-    "has a slim way without a GPU)."
+    "Isaac Lab is not installed in this Python environment: 'pip install isaaclab' (version 3, Python 3.12), or the slim way "
+    "without a GPU in docs/howto/isaaclab.md."
 )
 NO_FINAL_OBS = (
     "This Isaac Lab environment resets itself within its step, which loses the last observation of each episode: set "
@@ -529,8 +529,8 @@ def view_of(env: Any, obs_groups: Groups, action_bounds: ActionBounds, n_envs: O
         raise ValueError(NO_FINAL_OBS)
     if not hasattr(core.cfg, "compute_final_obs"):
         warnings.warn(
-            "This Isaac Lab (older than version 3) does not tell the last observation of an episode: time limits bootstrap from "
-            "the observation before it.",
+            "This Isaac Lab (older than version 3) does not tell the last observation of an episode: time limits bootstrap "
+            "from the observation before it.",
             stacklevel=3,
         )
     simulator = _wrapped.get(id(core))

@@ -1,4 +1,4 @@
-"""The adapter on Isaac Lab itself, without Isaac Sim, on the CPU: the tensor contract, one simulator for all, and trainings."""
+"""The adapter on Isaac Lab itself, without Isaac Sim, on the CPU: the contract, one simulator for all, and trainings."""
 
 from __future__ import annotations
 
