@@ -1,7 +1,7 @@
 """What the adapters of other people's batched simulators share (mjlab, Isaac Lab, IsaacGymEnvs).
 
 An adapter is a subclass with ``step``, ``reset``, ``seed`` and ``progress`` that calls what is here: docs/howto/adapter.md
-writes one. The simulators differ in when they reset and where the true last observation is found; all else they have in common:
+writes one. The simulators differ in when they reset and where the true last observation is found; all else is common:
 dicts of observation groups, buffers that the next step overwrites, unbounded actions, a dict of metrics.
 """
 
@@ -74,12 +74,13 @@ class SimulatorEnv(TensorEnv):
         group = obs[name]
         terms = group if isinstance(group, Mapping) else {name: group}
         for term, value in terms.items():
-            if not isinstance(value, th.Tensor) or value.ndim != 2 or len(value) != self.n_envs:
+            # (N, k), or a history of vectors (N, h, k)
+            if not isinstance(value, th.Tensor) or value.ndim not in (2, 3) or len(value) != self.n_envs:
                 raise ValueError(
                     f"The observation {term!r} of group {name!r} is {describe(value)}: only vectors can be learned from, one "
                     f"for each of the {self.n_envs} environments, so name groups without it with obs_groups=."
                 )
-        return [value.to(device=self.device, dtype=th.float32) for value in terms.values()]
+        return [value.to(device=self.device, dtype=th.float32).flatten(1) for value in terms.values()]
 
     def clip(self, actions: th.Tensor) -> th.Tensor:
         """Actions (N, action_dim) within :attr:`action_bounds`: another tensor, which the simulator may keep."""
@@ -97,6 +98,14 @@ class SimulatorEnv(TensorEnv):
         failed = terminated.to(device=self.device, dtype=th.bool, copy=True)
         timed_out = truncated.to(device=self.device, dtype=th.bool) & ~failed
         return StepResult(obs, reward.to(device=self.device, dtype=th.float32, copy=True), failed, timed_out, final_obs)
+
+    def get_state(self) -> Dict[str, th.Tensor]:
+        """:raises NotImplementedError: always, unless the adapter knows better: these simulators do not tell their state"""
+        raise NotImplementedError(f"{type(self).__name__} cannot tell its whole state: it cannot be saved and restored.")
+
+    def set_state(self, state: Dict[str, th.Tensor]) -> None:
+        """:raises NotImplementedError: always, see :meth:`get_state`"""
+        self.get_state()
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Tasks of other people's simulators by their own names: ``mjlab:Mjlab-Cartpole-Balance``, ``isaaclab:Isaac-Cartpole-Direct``.
 
-:data:`SIMULATORS` says which function makes the tasks behind each prefix. The part after it is the simulator's name of the task,
-which nothing is known of before the simulator is imported: such an id enters Gymnasium's registry when somebody uses it.
+:data:`SIMULATORS` says which function makes the tasks behind each prefix. What follows is the simulator's name of it,
+of which nothing is known before the simulator is imported: such an id enters Gymnasium's registry when somebody uses it.
 Gymnasium itself reads ``module:id`` as "import the module, which registers the id"; hence ``gym.make(gym.spec("mjlab:..."))``
 and not ``gym.make("mjlab:...")``. rl_zoo3 asks the registry, and SB3 is given the spec by it.
 """
@@ -26,7 +26,7 @@ SIMULATORS: Dict[str, str] = {
     "isaaclab": "sb3_isaac.backends.isaaclab:make",
     "mjlab": "sb3_isaac.backends.mjlab:make",
 }
-"""By prefix: ``make(task, n_envs, device, seed, **task_kwargs)`` returns a :class:`~sb3_isaac.backends.base.TensorEnv`. Its module
+"""By prefix: ``make(task, n_envs, device, seed, **task_kwargs)`` returns a :class:`~sb3_isaac.backends.base.TensorEnv`. It
 imports the simulator within the function, which is the first time that anybody does. With ``max_episode_length`` among the
 ``task_kwargs`` episodes are truncated after that minus one steps; with ``render_mode`` given, the task is to be drawn."""
 

@@ -36,8 +36,8 @@ class IsaacVecEnv(VecEnv):
 
     :param tensor_env: the simulator
     :param observation_space: default: an unbounded Box of shape (obs_dim,)
-    :param action_space: Box of shape (action_dim,) within the simulator's ``action_bounds`` (default), which are [-1, 1] unless
-        it says otherwise, or Discrete(n) for n evenly spaced values of a one-dimensional action, from the lowest to the
+    :param action_space: Box of shape (action_dim,) within the simulator's ``action_bounds`` (default), which are [-1, 1]
+        unless it says otherwise, or Discrete(n) for n evenly spaced values of a one-dimensional action, from the lowest to the
         highest (n=3: -1, 0, 1)
     :param render_mode: None, "rgb_array" or "human"
     :raises ValueError: for an action space that the simulator cannot serve
