@@ -255,7 +255,8 @@ def task_tensors(core: Any) -> Iterator[Tuple[str, th.Tensor]]:
         if id(owner) in seen:
             continue
         seen.add(id(owner))
-        items = enumerate(owner) if isinstance(owner, (list, tuple)) else getattr(owner, "items", vars(owner).items)()
+        values = owner if isinstance(owner, (dict, list, tuple)) else vars(owner)
+        items = values.items() if isinstance(values, dict) else enumerate(values)
         for name, value in items:
             where = f"{path}.{name}" if path else str(name)
             if isinstance(value, th.Tensor):

@@ -463,6 +463,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             for name, seconds in log.seconds.items():
                 self.logger.record(f"time/{name}", seconds)
                 log.seconds[name] = 0.0
+            self.tensor_vec_env.unwrapped.log_metrics(self.logger)  # type: ignore[attr-defined]
             # SB3 2.4 has the old name only, SB3 2.9 warns about it
             (getattr(self, "dump_logs", None) or self._dump_logs)()
 

@@ -342,6 +342,7 @@ class PPO(SB3_PPO):
         self.logger.record("time/rollout", time.perf_counter() - start)
         if rollout.env_seconds > 0.0:  # not within a graph
             self.logger.record("time/env", rollout.env_seconds)
+        env.unwrapped.log_metrics(self.logger)  # type: ignore[attr-defined]
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
