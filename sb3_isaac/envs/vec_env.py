@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
@@ -184,11 +183,6 @@ class IsaacVecEnv(VecEnv):
             with training_goes_on("episode log", self.results_writer.file_handler.name):
                 self.results_writer.logger.writerows(rows)
                 self.results_writer.file_handler.flush()
-
-    def log_metrics(self, logger: Logger) -> None:
-        """Give SB3's logger what the task has told of itself: by its own names, those without a group under ``env/``."""
-        for name, value in self.tensor_env.pop_metrics().items():
-            logger.record(name if "/" in name else f"env/{name}", value)
 
     def spread_time_limits(self, generator: Optional[th.Generator] = None) -> None:
         """Give every episode a random age, so that the time-outs of the first episodes do not come all at once.
