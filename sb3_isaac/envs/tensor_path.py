@@ -202,7 +202,8 @@ def note_episodes(env: TensorVecEnv, ep_info_buffer: Any, returns: np.ndarray, l
 
 def log_metrics(env: TensorVecEnv, logger: Any) -> None:
     """Give SB3's logger what the task has told of itself: by its own names, those without a group under ``env/``."""
-    simulator = getattr(env.unwrapped, "tensor_env", None)  # other people's environments have none
+    inner: Any = env
+    simulator = getattr(inner.unwrapped, "tensor_env", None)  # other people's environments have none
     for name, value in (simulator.pop_metrics() if simulator is not None else {}).items():
         logger.record(name if "/" in name else f"env/{name}", value)
 
