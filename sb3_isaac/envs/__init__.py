@@ -10,7 +10,7 @@ from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.envs.vec_frame_stack import VecFrameStack
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.envs.vec_task import wrap_vec_task
-from sb3_isaac.envs.wrap import wrap_mjlab
+from sb3_isaac.envs.wrap import wrap_isaaclab, wrap_mjlab
 
 __all__ = [
     "ENV_KWARGS",
@@ -28,6 +28,7 @@ __all__ = [
     "make_vec_env",
     "register",
     "register_envs",
+    "wrap_isaaclab",
     "wrap_mjlab",
     "wrap_vec_task",
 ]
