@@ -1,7 +1,7 @@
 """mjlab's tasks behind the tensor contract. The only file that uses mjlab, which is imported when somebody asks for a task.
 
-mjlab is MuJoCo in batches (MuJoCo-Warp, https://github.com/mujocolab/mjlab) with Isaac Lab's managers. Made with ``auto_reset=False``
-it resets nothing by itself: its step ends in the true last observation, and the reset is ours.
+mjlab (https://github.com/mujocolab/mjlab) is MuJoCo-Warp with Isaac Lab's managers. Made with ``auto_reset=False`` it resets
+nothing by itself: its step ends in the true last observation, and the reset is ours.
 """
 
 from __future__ import annotations

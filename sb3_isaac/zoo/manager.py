@@ -210,7 +210,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         return hyperparams, saved
 
     def _entry_name(self) -> str:
-        """Under which name the hyperparameters stand: the id, or for a task of a simulator without an entry ``mjlab:default``."""
+        """The name of the hyperparameters: the id, or ``mjlab:default`` where a task of mjlab has none of its own."""
         env_id, found = self.env_name.gym_id, split(self.env_name.gym_id)
         if found is None or not (Path(self.config).is_file() and self.config.endswith((".yml", ".yaml"))):
             return env_id
