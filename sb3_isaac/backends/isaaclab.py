@@ -90,8 +90,8 @@ class Settings:
             importlib.import_module("isaaclab_tasks")
             parse = importlib.import_module("isaaclab_tasks.utils.parse_cfg").parse_env_cfg
         except ImportError as error:
-            known = (error.name or "").partition(".")[0].startswith("isaaclab")
-            raise ImportError(NOT_INSTALLED if known else f"Isaac Lab cannot be imported: {error}.") from error
+            missing = (error.name or "").startswith("isaaclab")
+            raise ImportError(NOT_INSTALLED if missing else f"Isaac Lab cannot be imported: {error}.") from error
         try:
             gymnasium.spec(self.task)
         except gymnasium.error.Error as error:
