@@ -110,13 +110,16 @@ def tasks() -> List[str]:
 
     :raises ImportError: mjlab is not installed, or cannot be imported
     """
-    os.environ.setdefault(QUIET_VARIABLE, "1")
+    quiet = os.environ.setdefault(QUIET_VARIABLE, "1").lower() in ("1", "true", "yes")
     try:
         importlib.import_module("mjlab")
     except ModuleNotFoundError as error:
         if error.name == "mjlab":
             raise ImportError(INSTALL) from error
         raise
+    warp = importlib.import_module("warp")
+    if quiet and hasattr(warp, "LOG_WARNING"):  # of which older versions of mjlab do not know
+        warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
     with quietly():
         importlib.import_module("mjlab.tasks")  # which registers them
     return list(importlib.import_module("mjlab.tasks.registry").list_tasks())

@@ -197,9 +197,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if not hyperparams.get("env_wrapper") and not isinstance(hyperparams.get("env_kwargs"), str):
             # A wrapper may change the actions and the observations
             n_eval_envs = self.n_eval_envs if self.eval_freq > 0 else 0
-            if split(self.env_name.gym_id):  # which may have one simulator per process, made to be asked for its spaces
-                backends.reserve(max(hyperparams.get("n_envs", 1), n_eval_envs))
             env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs}
+            if split(self.env_name.gym_id):
+                # A process may have one simulator, which is made now, to ask for the spaces, and used later.
+                backends.reserve(max(hyperparams.get("n_envs", 1), n_eval_envs))
+                env_kwargs.setdefault("device", self.device)
             env = _check_action_space(self.algo, self.env_name.gym_id, env_kwargs)
             found = (self.algorithm_class, env.observation_space, env.action_space)
             if self.eval_env_kwargs is not self.env_kwargs:
