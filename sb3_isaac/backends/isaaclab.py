@@ -41,6 +41,12 @@ CARTPOLE_USD = ("examples", "assets", "cartpole_single_pendulum.usda")
 """Where the newton wheel has Isaac Lab's cartpole, which Isaac Lab itself downloads."""
 POLE_LENGTH = 1.0
 """Of Isaac Lab's cartpole in pictures, in metres."""
+TARGETS = (
+    ("joint_pos_target", "set_joint_position_target_index"),
+    ("joint_vel_target", "set_joint_velocity_target_index"),
+    ("joint_effort_target", "set_joint_effort_target_index"),
+)
+"""What the drives of a robot's joints are told: where Isaac Lab has it, and what sets it."""
 OWN_STATE = ("isaaclab.managers", "isaaclab.envs.mdp", "isaaclab.utils.buffers")
 """Modules whose objects keep state of the task, beside the environment itself."""
 
@@ -84,8 +90,8 @@ class Settings:
             importlib.import_module("isaaclab_tasks")
             parse = importlib.import_module("isaaclab_tasks.utils.parse_cfg").parse_env_cfg
         except ImportError as error:
-            known = (error.name or "").partition(".")[0].startswith("isaaclab")
-            raise ImportError(NOT_INSTALLED if known else f"Isaac Lab cannot be imported: {error}.") from error
+            missing = (error.name or "").startswith("isaaclab")
+            raise ImportError(NOT_INSTALLED if missing else f"Isaac Lab cannot be imported: {error}.") from error
         try:
             gymnasium.spec(self.task)
         except gymnasium.error.Error as error:
@@ -95,10 +101,10 @@ class Settings:
         cfg.compute_final_obs = True
         for name, value in self.values.items():
             *path, last = name.split(".")
-            owner = cfg
+            owner: Any = cfg
             for part in path:
                 owner = getattr(owner, part, None)
-            if not hasattr(owner, last):
+            if owner is None or not hasattr(owner, last):
                 known = ", ".join(sorted(key for key in vars(cfg) if not key.startswith("_")))
                 raise TypeError(
                     f"The task {self.task} has no parameter {name!r}: obs_groups, action_bounds, or one of {known}."
@@ -224,6 +230,9 @@ def get_state(core: Any, n_envs: int) -> Dict[str, th.Tensor]:
             # a gripper is a tensor, all else a dict of them
             for part, tensor in (parts if isinstance(parts, Mapping) else {"": parts}).items():
                 state[f"scene/{kind}/{entity}/{part}"] = tensor[:n_envs].clone()
+    for entity, robot in core.scene.articulations.items():
+        for name, _ in TARGETS:
+            state[f"targets/{entity}/{name}"] = getattr(robot.data, name).torch[:n_envs].clone()
     return state
 
 
@@ -240,6 +249,11 @@ def set_state(core: Any, state: Dict[str, th.Tensor], n_envs: int) -> None:
                 entities[entity] = tensor
     env_ids = th.arange(n_envs, dtype=th.int32, device=core.device)
     core.scene.reset_to(scene, env_ids=env_ids, is_relative=True)
+    # That makes the state the target of the joints' drives: a damped cart would be pulled along at its velocity
+    for entity, robot in core.scene.articulations.items():
+        for name, setter in TARGETS:
+            getattr(robot, setter)(target=state[f"targets/{entity}/{name}"], env_ids=env_ids)
+    core.scene.write_data_to_sim()
     core.sim.forward()
     for path, tensor in task_tensors(core):
         if f"task/{path}" in state:
@@ -425,7 +439,7 @@ class IsaacLabEnv(SimulatorEnv):
         obs, reward, terminated, truncated, extras = simulator.env.step(actions)
         self._note(extras)
         new = self.observe(self._rows(obs))
-        result = self.result(new, *(self._rows(values) for values in (reward, terminated, truncated)), new)
+        result = self.result(new, self._rows(reward), self._rows(terminated), self._rows(truncated), new)
         # Isaac Lab leaves the observations of earlier ends there
         last = self.observe(self._rows(extras["final_obs"])) if "final_obs" in extras else self._last_obs
         done = (result.terminated | result.truncated).unsqueeze(-1)

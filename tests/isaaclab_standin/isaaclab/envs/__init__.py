@@ -24,13 +24,27 @@ class Scene:
         joint = SimpleNamespace(torch=th.zeros(num_envs, 2))
         velocity = SimpleNamespace(torch=th.zeros(num_envs, 2))
         names = ["cart_to_pole", "slider_to_cart"]
-        data = SimpleNamespace(joint_pos=joint, joint_vel=velocity)
-        self.articulations = {"cartpole": SimpleNamespace(joint_names=names, data=data)}
+        self.velocity_target = th.zeros(num_envs, 2)
+        targets = {f"joint_{name}_target": SimpleNamespace(torch=th.zeros(num_envs, 2)) for name in ("pos", "effort")}
+        targets["joint_vel_target"] = SimpleNamespace(torch=self.velocity_target)
+        data = SimpleNamespace(joint_pos=joint, joint_vel=velocity, **targets)
+        setters = {f"set_joint_{name}_target_index": self._keep for name in ("position", "effort")}
+        setters["set_joint_velocity_target_index"] = self._set_velocity_target
+        self.articulations = {"cartpole": SimpleNamespace(joint_names=names, data=data, **setters)}
         self.num_envs = num_envs
 
     @property
     def position(self):
         return self.articulations["cartpole"].data.joint_pos.torch
+
+    def _keep(self, target, env_ids):
+        assert (target == 0).all() and env_ids.dtype == th.int32
+
+    def _set_velocity_target(self, target, env_ids):
+        self.velocity_target[env_ids.long()] = target
+
+    def write_data_to_sim(self):
+        assert (self.velocity_target == 0).all(), "the cart is pulled along"
 
     def get_state(self, is_relative=False):
         root = self.origins.clone() if not is_relative else th.zeros(self.num_envs)
@@ -40,6 +54,7 @@ class Scene:
         assert is_relative and env_ids.dtype == th.int32
         assert (state["articulation"]["cartpole"]["root_pose"] == 0).all()
         self.position[env_ids.long()] = state["articulation"]["cartpole"]["joint_position"]
+        self.velocity_target[env_ids.long()] = 1.0  # as Isaac Lab's, which takes the state for the target
 
 
 class DirectRLEnv(gym.Env):
@@ -94,6 +109,7 @@ class DirectRLEnv(gym.Env):
 
     def step(self, action):
         assert self._is_forwarded
+        self.scene.write_data_to_sim()
         assert isinstance(action, th.Tensor) and action.shape == (self.num_envs, 1) and action.dtype == th.float32
         assert (action.abs() <= self.cfg.max_action).all(), action
         self.moved = action  # kept: whoever writes over his tensor later changes the simulation
