@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.logger import Logger
 
 import sb3_isaac
-from sb3_isaac.backends import mjlab
+from sb3_isaac.backends import mjlab, probe
 from sb3_isaac.backends.base import StepResult, check_result
 from sb3_isaac.backends.simulator_env import bounds
 from sb3_isaac.envs import simulators
@@ -32,6 +32,7 @@ def standin(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "tests" / "mjlab_standin"))
     monkeypatch.setattr(simulators, "_dims", {})
     monkeypatch.setenv(mjlab.QUIET_VARIABLE, "1")
+    monkeypatch.setenv(probe.SIM_ENVS_VARIABLE, "1")  # commands set it for the whole process
     kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] in names]:
@@ -227,8 +228,8 @@ def test_commands(tmp_path, monkeypatch, capfd):
     assert main(["plot", f"ppo:{TASK}", "-f", "logs", "-o", "curve.png"]) == 0
     swingup = ["--algo", "ppo", "--env", "mjlab:Mjlab-Cartpole-Swingup", "-f", "logs", *training]
     assert main(["train", *swingup, "-params", "n_minibatches:1"]) == 0
-    printed = capfd.readouterr().out
-    assert f"{hyperparams_dir()}/ppo.yml has no entry mjlab:Mjlab-Cartpole-Swingup: training starts from mjlab:default" in printed
+    said = f"{hyperparams_dir()}/ppo.yml has no entry mjlab:Mjlab-Cartpole-Swingup: training starts from mjlab:default"
+    assert said in capfd.readouterr().out
     assert main(["train", "--algo", "ppo", "--env", "mjlab:Mjlab-Cartpole", "-f", "logs"]) == 1
     assert "mjlab has no task 'Mjlab-Cartpole'" in capfd.readouterr().err
 
