@@ -33,6 +33,7 @@ class MjlabEnv(SimulatorEnv):
     generators of Python, numpy and torch: seeding it seeds them.
     """
 
+    # --8<-- [start:adapter]
     def __init__(self, env: Any, obs_groups: Groups = "actor", action_bounds: ActionBounds = 1.0) -> None:
         if not hasattr(env, "action_manager") or not hasattr(env, "episode_length_buf"):
             raise ValueError(f"wrap_mjlab takes a ManagerBasedRlEnv of mjlab, without a wrapper, got {type(env).__name__}.")
@@ -75,6 +76,8 @@ class MjlabEnv(SimulatorEnv):
         self.note_metrics(extras)
         # mjlab observes all environments again, with new noise: of those that go on the first look counts.
         return result._replace(obs=th.where(done.unsqueeze(-1), self.observe(obs), final_obs))
+
+    # --8<-- [end:adapter]
 
     def seed(self, seed: int) -> None:
         with quietly():

@@ -99,8 +99,8 @@ class OmniTask:
         missing = [name for name in needed if not hasattr(env._task, name)]
         if missing:
             raise ValueError(
-                f"The task of {type(env).__name__} has no {', '.join(missing)}: set it with set_task, or pass an object with the "
-                "attributes of IsaacGymEnvs' tasks."
+                f"The task of {type(env).__name__} has no {', '.join(missing)}: set it with set_task, or pass an object with "
+                "the attributes of IsaacGymEnvs' tasks."
             )
         self._env = env
         self.step = env.step
