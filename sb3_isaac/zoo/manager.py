@@ -93,6 +93,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     algorithms = ALGOS
     """Algorithms that stand in for rl_zoo3's of the same names; ``{}`` trains with stock SB3."""
     # Attributes of rl_zoo3, which has no types
+    env_name: Any
     env_kwargs: Dict[str, Any]
     eval_env_kwargs: Dict[str, Any]
     eval_freq: int
@@ -213,7 +214,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def _entry_name(self) -> str:
         """The name of the hyperparameters: the id, or ``mjlab:default`` where a task of mjlab has none of its own."""
-        env_id, found = self.env_name.gym_id, split(self.env_name.gym_id)
+        env_id = str(self.env_name.gym_id)
+        found = split(env_id)
         if found is None or not (Path(self.config).is_file() and self.config.endswith((".yml", ".yaml"))):
             return env_id
         names, common = yaml.safe_load(Path(self.config).read_text()), f"{found[0]}:default"

@@ -23,8 +23,6 @@ TASK = "mjlab:Mjlab-Cartpole-Balance"
 LENGTH = 5
 """Steps of an episode of the stand-in."""
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 10), reason="as mjlab, the stand-in needs Python 3.10")
-
 
 @pytest.fixture(autouse=True)
 def standin(monkeypatch):
