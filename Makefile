@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 SOAK_ARGS ?=
 ISAACLAB_VENV ?= .venv-isaaclab
+MJLAB_VENV ?= .venv-mjlab
 
-.PHONY: train test test-isaaclab soak lint type format commit-checks benchmark docs docs-serve clean
+.PHONY: train test test-isaaclab test-mjlab soak lint type format commit-checks benchmark docs docs-serve clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +45,16 @@ $(ISAACLAB_VENV)/installed: tests/isaaclab/requirements.txt
 test-isaaclab: $(ISAACLAB_VENV)/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(ISAACLAB_VENV)/bin/python -m pytest tests/isaaclab $(PYTEST_ARGS)
 
+# mjlab, likewise: 2.3 GB.
+$(MJLAB_VENV)/installed: tests/mjlab/requirements.txt
+	$(PYTHON) -m venv $(MJLAB_VENV)
+	$(MJLAB_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps "$(TORCH)"
+	$(MJLAB_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r tests/mjlab/requirements.txt
+	touch $@
+
+test-mjlab: $(MJLAB_VENV)/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(MJLAB_VENV)/bin/python -m pytest tests/mjlab $(PYTEST_ARGS)
+
 # About an hour: processes that are killed while they train, save and search, and a long training. SOAK_ARGS="--minutes 5"
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.soak $(SOAK_ARGS)
@@ -72,4 +83,4 @@ benchmark: $(VENV)/installed-dev
 	$(BIN)/python scripts/benchmark.py
 
 clean:
-	rm -rf $(VENV) $(ISAACLAB_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ISAACLAB_VENV) $(MJLAB_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -115,6 +115,7 @@ def test_who_imports_what() -> None:
         outside = {"stable_baselines3", "gymnasium", "gym"} - ({"gymnasium"} if module == "backends.isaaclab" else set())
         assert folder not in ("backends", "device") or not used & outside, module  # Isaac Lab's tasks stand in its registry
         assert module in ("backends.isaacgym_cartpole", "_isaacgym_first") or "isaacgym" not in used, module
+        assert module == "backends.mjlab" or not used & {"mjlab", "warp"}, module
 
 
 def test_the_documents_name_files_that_exist() -> None:

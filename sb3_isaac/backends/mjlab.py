@@ -33,6 +33,7 @@ class MjlabEnv(SimulatorEnv):
     generators of Python, numpy and torch: seeding it seeds them.
     """
 
+    # --8<-- [start:adapter]
     def __init__(self, env: Any, obs_groups: Groups = "actor", action_bounds: ActionBounds = 1.0) -> None:
         if not hasattr(env, "action_manager") or not hasattr(env, "episode_length_buf"):
             raise ValueError(f"wrap_mjlab takes a ManagerBasedRlEnv of mjlab, without a wrapper, got {type(env).__name__}.")
@@ -76,6 +77,8 @@ class MjlabEnv(SimulatorEnv):
         # mjlab observes all environments again, with new noise: of those that go on the first look counts.
         return result._replace(obs=th.where(done.unsqueeze(-1), self.observe(obs), final_obs))
 
+    # --8<-- [end:adapter]
+
     def seed(self, seed: int) -> None:
         with quietly():
             self.env.seed(seed % 2**31)
@@ -110,13 +113,16 @@ def tasks() -> List[str]:
 
     :raises ImportError: mjlab is not installed, or cannot be imported
     """
-    os.environ.setdefault(QUIET_VARIABLE, "1")
+    quiet = os.environ.setdefault(QUIET_VARIABLE, "1").lower() in ("1", "true", "yes")
     try:
         importlib.import_module("mjlab")
     except ModuleNotFoundError as error:
         if error.name == "mjlab":
             raise ImportError(INSTALL) from error
         raise
+    warp = importlib.import_module("warp")
+    if quiet and hasattr(warp, "LOG_WARNING"):  # of which older versions of mjlab do not know
+        warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
     with quietly():
         importlib.import_module("mjlab.tasks")  # which registers them
     return list(importlib.import_module("mjlab.tasks.registry").list_tasks())

@@ -30,6 +30,8 @@ class SimulatorEnv(TensorEnv):
     """The observation groups that the policy sees."""
     action_bounds: Tuple[np.ndarray, np.ndarray]
     """Lowest and highest action, each (action_dim,) float32. The simulators have none of their own."""
+    _metrics: Dict[str, Tuple[Any, int]] = {}
+    """Sums, and of how many. Each environment gets a dict of its own with the first of them."""
 
     def setup(
         self,
@@ -52,10 +54,15 @@ class SimulatorEnv(TensorEnv):
         self.obs_groups = (groups,) if isinstance(groups, str) else tuple(groups)
         self.obs_dim = self.observe(obs).shape[-1]
         self.action_dim = int(action_dim)
-        self.action_bounds = bounds(action_bounds, self.action_dim)
+        self.limit_actions(*bounds(action_bounds, self.action_dim))
+
+    def limit_actions(self, low: np.ndarray, high: np.ndarray) -> None:
+        """Set :attr:`action_bounds`.
+
+        :param low: (action_dim,) float32, as is ``high``
+        """
+        self.action_bounds = (low, high)
         self._low, self._high = (th.as_tensor(bound, device=self.device) for bound in self.action_bounds)
-        self._metrics: Dict[str, Tuple[Any, int]] = {}
-        """Sums, and of how many"""
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 
@@ -115,6 +122,8 @@ class SimulatorEnv(TensorEnv):
         :param extras: what a step or a reset returned; all else in it is left alone, and so are values that are no numbers
         """
         log = extras.get("log") if isinstance(extras, Mapping) else None
+        if log and not self._metrics:
+            self._metrics = {}
         for name, value in (log or {}).items():
             if isinstance(value, th.Tensor) and value.numel() == 1:
                 value = value.detach().reshape(()).float()

@@ -93,6 +93,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     algorithms = ALGOS
     """Algorithms that stand in for rl_zoo3's of the same names; ``{}`` trains with stock SB3."""
     # Attributes of rl_zoo3, which has no types
+    env_name: Any
     env_kwargs: Dict[str, Any]
     eval_env_kwargs: Dict[str, Any]
     eval_freq: int
@@ -197,9 +198,11 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if not hyperparams.get("env_wrapper") and not isinstance(hyperparams.get("env_kwargs"), str):
             # A wrapper may change the actions and the observations
             n_eval_envs = self.n_eval_envs if self.eval_freq > 0 else 0
-            if split(self.env_name.gym_id):  # which may have one simulator per process, made to be asked for its spaces
-                backends.reserve(max(hyperparams.get("n_envs", 1), n_eval_envs))
             env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs}
+            if split(self.env_name.gym_id):
+                # A process may have one simulator, which is made now, to ask for the spaces, and used later.
+                backends.reserve(max(hyperparams.get("n_envs", 1), n_eval_envs))
+                env_kwargs.setdefault("device", self.device)
             env = _check_action_space(self.algo, self.env_name.gym_id, env_kwargs)
             found = (self.algorithm_class, env.observation_space, env.action_space)
             if self.eval_env_kwargs is not self.env_kwargs:
@@ -211,7 +214,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def _entry_name(self) -> str:
         """The name of the hyperparameters: the id, or ``mjlab:default`` where a task of mjlab has none of its own."""
-        env_id, found = self.env_name.gym_id, split(self.env_name.gym_id)
+        env_id = str(self.env_name.gym_id)
+        found = split(env_id)
         if found is None or not (Path(self.config).is_file() and self.config.endswith((".yml", ".yaml"))):
             return env_id
         names, common = yaml.safe_load(Path(self.config).read_text()), f"{found[0]}:default"
