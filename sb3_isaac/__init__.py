@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from sb3_isaac.buffers import DeviceReplayBuffer, DeviceRolloutBuffer
     from sb3_isaac.ddpg import DDPG
     from sb3_isaac.dqn import DQN
-    from sb3_isaac.envs import IsaacVecEnv, VecFrameStack, VecNormalize, make_vec_env, register, wrap_vec_task
+    from sb3_isaac.envs import (
+        IsaacVecEnv,
+        VecFrameStack,
+        VecNormalize,
+        make_vec_env,
+        register,
+        wrap_isaaclab,
+        wrap_mjlab,
+        wrap_vec_task,
+    )
     from sb3_isaac.evaluation import evaluate, export, load
     from sb3_isaac.ppo import PPO
 
@@ -36,6 +45,8 @@ __all__ = [
     "load",
     "make_vec_env",
     "register",
+    "wrap_isaaclab",
+    "wrap_mjlab",
     "wrap_vec_task",
 ]
 
@@ -45,7 +56,17 @@ __getattr__, __dir__ = lazy(
     buffers=["DeviceReplayBuffer", "DeviceRolloutBuffer"],
     ddpg=["DDPG"],
     dqn=["DQN"],
-    envs=["IsaacVecEnv", "VecFrameStack", "VecNormalize", "make_vec_env", "register", "register_envs", "wrap_vec_task"],
+    envs=[
+        "IsaacVecEnv",
+        "VecFrameStack",
+        "VecNormalize",
+        "make_vec_env",
+        "register",
+        "register_envs",
+        "wrap_isaaclab",
+        "wrap_mjlab",
+        "wrap_vec_task",
+    ],
     evaluation=["evaluate", "export", "load"],
     ppo=["PPO"],
     **dict.fromkeys(("cli", "device", "off_policy", "zoo"), ()),

@@ -6,7 +6,7 @@ Everything above this file (VecEnv, algorithms, evaluation) talks to a simulator
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Dict, NamedTuple, Sequence
+from typing import Any, Dict, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch as th
@@ -40,7 +40,9 @@ class TensorEnv(ABC):
     obs_dim: int
     """Length of one observation."""
     action_dim: int
-    """Length of one action; actions are float32 in [-1, 1], the backend clips what is outside."""
+    """Length of one action; actions are float32 within :attr:`action_bounds`, the backend clips what is outside."""
+    action_bounds: Tuple[Any, Any] = (-1.0, 1.0)
+    """Lowest and highest action: numbers, or arrays (action_dim,) float32."""
     max_episode_length: int
     """Time limit, in control steps (the environment truncates when ``progress`` reaches this minus one)."""
     progress: th.Tensor
@@ -81,6 +83,11 @@ class TensorEnv(ABC):
         :raises NotImplementedError: the task cannot tell its state
         """
         raise NotImplementedError(f"{type(self).__name__} cannot tell its state: give it get_state() and set_state(state).")
+
+    def pop_metrics(self) -> Dict[str, float]:
+        """Means of what the task has told of itself since the last call, by its own names, for the logger. Asked once in a
+        rollout; it may wait for the device."""
+        return {}
 
     def compile(self) -> None:  # noqa: B027  (most simulators have nothing to compile)
         """Let torch.compile make a step faster, where it can. Results may then differ by rounding."""

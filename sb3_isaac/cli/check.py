@@ -19,6 +19,7 @@ import torch as th
 
 from sb3_isaac import _isaacgym_first, backends
 from sb3_isaac.backends import physx_reference, probe
+from sb3_isaac.envs.simulators import SIMULATORS
 from sb3_isaac.files.atomic import write
 
 PACKAGES = ("torch", "stable-baselines3", "rl_zoo3", "gymnasium", "numpy", "optuna", "isaacgym")
@@ -78,6 +79,12 @@ def overview() -> None:
         for device in devices:
             # Isaac Gym may crash, and allows one simulator per process: it is tried in a child process.
             _print_report("isaacgym", device, probe.try_in_child("isaacgym", device))
+    print("Simulators of others, whose tasks are --env NAME:TASK")
+    for name in SIMULATORS:
+        try:
+            print(f"  {name:10s}{importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"  {name:10s}not installed: docs/howto/{name}.md")
     default = backends.resolve_device()
     name, why = probe.choose(default)
     print(f"backend='auto' is '{name}' on {default}: {why}")

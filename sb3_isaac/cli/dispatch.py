@@ -98,8 +98,10 @@ def _run(command: str, flags: List[str]) -> int:
         module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
         return int(getattr(module, command)(flags))
     importlib.import_module("sb3_isaac.zoo")
+    from sb3_isaac.envs.simulators import register_named
     from sb3_isaac.zoo.run_folders import let_go
 
+    register_named(flags)  # rl_zoo3 looks in the registry
     own_flags: Dict[str, Any] = {
         "train": _train_flags,
         "optimize": _search_flags,
@@ -122,6 +124,9 @@ def _train_flags(flags: List[str]) -> List[str]:
         action="store_true",
         default=None,
         help="stop when two evaluations in a row reach the reward_threshold of the hyperparameter entry or environment",
+    )
+    parser.add_argument(
+        "--n-envs", type=int, metavar="N", help="number of environments, in place of the hyperparameter entry's"
     )
     parser.add_argument(
         "--keep-checkpoints", type=int, metavar="N", help="of the checkpoints that --save-freq writes, keep the newest N"

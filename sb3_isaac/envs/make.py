@@ -17,6 +17,7 @@ from stable_baselines3.common.monitor import ResultsWriter
 
 from sb3_isaac.backends.base import TensorEnv
 from sb3_isaac.envs.cartpole_env import CartpoleEnv
+from sb3_isaac.envs.simulators import ENTRY_POINT, SIMULATORS, SimulatorTaskEnv, register_named, split
 from sb3_isaac.envs.task_env import Entry, TaskEnv, load_entry
 from sb3_isaac.envs.tensor_gym_env import NO_TIME_LIMIT, TensorGymEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
@@ -70,6 +71,7 @@ ENV_CLASSES: Dict[Any, Type[TensorGymEnv]] = {
     CartpoleEnv: CartpoleEnv,
     "sb3_isaac.envs:TaskEnv": TaskEnv,
     TaskEnv: TaskEnv,
+    ENTRY_POINT: SimulatorTaskEnv,
 }
 """The classes of this package, by the entry points that ids may have."""
 
@@ -159,8 +161,9 @@ def is_isaac_env_id(env_id: str) -> bool:
     """Whether an id belongs to this package.
 
     It may be a user's own, with an entry point of ours, or one that is a TensorEnv class, which becomes as :func:`register`
-    makes it.
+    makes it, or a task of a simulator (:mod:`sb3_isaac.envs.simulators`), which is registered at its first use.
     """
+    register_named([env_id])
     spec = gym.registry.get(env_id)
     return spec is not None and (spec.entry_point in ENV_CLASSES or _adopt(spec))
 
@@ -196,7 +199,7 @@ def make_vec_env(
 
     :param env_id: an id of this package, such as "IsaacGymCartpole-v0" or "IsaacGymCartpoleDiscrete-v0", or your own from
         :func:`register`, or one that is registered with ``entry_point="sb3_isaac.envs:CartpoleEnv"``; its ``kwargs`` are the
-        defaults of this function
+        defaults of this function. Or a task of another simulator: "mjlab:Mjlab-Cartpole-Balance"
     :param n_envs: number of environments
     :param backend: of the cartpole: "torch", "isaacgym" or "auto"
     :param device: torch device of the simulation, or "auto"
@@ -224,16 +227,17 @@ def make_vec_env(
     check("env", {"n_envs": n_envs, "seed": seed, "max_episode_steps": max_episode_steps}, defaults={"n_envs": 1})
     for name in sorted(OF_SB3.keys() & task_kwargs.keys()):
         raise TypeError(f"{name} is an argument of SB3's make_vec_env only: {OF_SB3[name]}, or use SB3's.")
-    module, _, env_id = env_id.rpartition(":")  # "module:id", as in gym.make
-    if module:
-        importlib.import_module(module)
-    gym.spec(env_id)  # an unknown id is an error that names the closest one
+    if split(env_id) is None:
+        module, _, env_id = env_id.rpartition(":")  # "module:id", as in gym.make
+        if module:
+            importlib.import_module(module)
     ours = is_isaac_env_id(env_id)
+    gym.spec(env_id)  # an unknown id is an error that names the closest one
     spec = copy.deepcopy(gym.spec(env_id))
     if not ours:
         raise ValueError(
             f"{env_id} is not an Isaac Gym environment: use one of {', '.join(ENV_KWARGS)}, your own task from "
-            "sb3_isaac.register, or SB3's make_vec_env."
+            f"sb3_isaac.register, a task of {' or '.join(f'{name}:' for name in SIMULATORS)}, or SB3's make_vec_env."
         )
     if spec.additional_wrappers:
         names = ", ".join(wrapper.name for wrapper in spec.additional_wrappers)

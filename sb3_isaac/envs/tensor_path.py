@@ -200,6 +200,14 @@ def note_episodes(env: TensorVecEnv, ep_info_buffer: Any, returns: np.ndarray, l
     env.log_episodes(returns, lengths)
 
 
+def log_metrics(env: TensorVecEnv, logger: Any) -> None:
+    """Give SB3's logger what the task has told of itself: by its own names, those without a group under ``env/``."""
+    inner: Any = env
+    simulator = getattr(inner.unwrapped, "tensor_env", None)  # other people's environments have none
+    for name, value in (simulator.pop_metrics() if simulator is not None else {}).items():
+        logger.record(name if "/" in name else f"env/{name}", value)
+
+
 def forward_tensor_path(wrapper: sb3.VecEnvWrapper) -> None:
     """Give ``wrapper`` the :data:`FORWARDED` attributes of the environment inside.
 

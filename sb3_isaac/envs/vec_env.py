@@ -36,8 +36,9 @@ class IsaacVecEnv(VecEnv):
 
     :param tensor_env: the simulator
     :param observation_space: default: an unbounded Box of shape (obs_dim,)
-    :param action_space: Box of shape (action_dim,) within [-1, 1] (default), or Discrete(n) for n evenly spaced values of
-        a one-dimensional action, from -1 to 1 (n=3: -1, 0, 1)
+    :param action_space: Box of shape (action_dim,) within the simulator's ``action_bounds`` (default), which are [-1, 1]
+        unless it says otherwise, or Discrete(n) for n evenly spaced values of a one-dimensional action, from the lowest to the
+        highest (n=3: -1, 0, 1)
     :param render_mode: None, "rgb_array" or "human"
     :raises ValueError: for an action space that the simulator cannot serve
     """
@@ -57,15 +58,18 @@ class IsaacVecEnv(VecEnv):
         self.spec: Optional[Any] = None
         if observation_space is None:
             observation_space = spaces.Box(-np.inf, np.inf, (tensor_env.obs_dim,), np.float32)
+        low, high = (np.broadcast_to(np.float32(bound), (tensor_env.action_dim,)) for bound in tensor_env.action_bounds)
         if action_space is None:
-            action_space = spaces.Box(-1.0, 1.0, (tensor_env.action_dim,), np.float32)
+            action_space = spaces.Box(low, high, dtype=np.float32)
         self.action_values: Optional[th.Tensor] = None
         if isinstance(action_space, spaces.Discrete):
             if tensor_env.action_dim != 1:
                 raise ValueError(
                     f"A Discrete action space needs a task with one action, this one has {tensor_env.action_dim}."
                 )
-            self.action_values = th.linspace(-1.0, 1.0, int(action_space.n), device=self.device).unsqueeze(-1)
+            self.action_values = th.linspace(float(low[0]), float(high[0]), int(action_space.n), device=self.device).unsqueeze(
+                -1
+            )
         _check_shapes(tensor_env, observation_space, action_space)
         super().__init__(tensor_env.n_envs, observation_space, action_space)
         self.metadata: Dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": tensor_env.render_fps}

@@ -22,7 +22,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.backends.base import StepResult
+from sb3_isaac.backends.simulator_env import SimulatorEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 
 ResetFn = Callable[[Any, th.Tensor], Any]
@@ -52,7 +53,7 @@ def wrap_vec_task(
 
     :param task: an object like IsaacGymEnvs' VecTask: ``step``, ``reset_buf``, ``progress_buf``, ``obs_buf``, ``num_envs``,
         ``num_obs``, ``num_actions``, ``max_episode_length``, ``rl_device``; or like legged_gym's BaseTask, with ``device``,
-        ``episode_length_buf`` and five values from ``step``
+        ``episode_length_buf`` and five values from ``step``; or OmniIsaacGymEnvs' VecEnvRLGames with its task set
     :param reset: ``reset(task, env_ids)`` resets some environments at once; ``env_ids`` (k,) int64
     :param observe: ``observe(task)`` recomputes ``task.obs_buf`` without a simulation step
     :param failed: ``failed(task)`` gives (N,) bool, which environments have failed, before they are reset. Without it, and
@@ -84,7 +85,47 @@ NEEDED = [
 """What a task must have, by IsaacGymEnvs' name or legged_gym's."""
 
 
-class VecTaskEnv(TensorEnv):
+class OmniTask:
+    """OmniIsaacGymEnvs' VecEnvRLGames (https://github.com/isaac-sim/OmniIsaacGymEnvs) with the names of IsaacGymEnvs' task.
+
+    Two objects are one task there: the environment steps, its ``_task`` has the tensors, resets late and tells no time limits.
+    ``max_episode_length`` is one more than there, where it is the number of steps.
+
+    :raises ValueError: its task is not set, or lacks what is needed
+    """
+
+    def __init__(self, env: Any) -> None:
+        needed = "num_envs num_observations num_actions _max_episode_length reset_idx get_observations rl_device".split()
+        missing = [name for name in needed if not hasattr(env._task, name)]
+        if missing:
+            raise ValueError(
+                f"The task of {type(env).__name__} has no {', '.join(missing)}: set it with set_task, or pass an object with "
+                "the attributes of IsaacGymEnvs' tasks."
+            )
+        self._env = env
+        self.step = env.step
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_env":  # before there is one
+            raise AttributeError(name)
+        return getattr(self._env._task, name)
+
+    @property
+    def num_obs(self) -> int:
+        return int(self._env._task.num_observations)
+
+    @property
+    def max_episode_length(self) -> int:
+        return int(self._env._task._max_episode_length) + 1
+
+    def reset_idx(self, env_ids: th.Tensor) -> None:
+        self._env._task.reset_idx(env_ids)
+
+    def compute_observations(self) -> None:
+        self._env._task.get_observations()
+
+
+class VecTaskEnv(SimulatorEnv):
     """The tensor contract over an IsaacGymEnvs task. See :func:`wrap_vec_task` for the arguments.
 
     A step waits once for the device, to know which environments are reset, as the task itself does.
@@ -99,6 +140,7 @@ class VecTaskEnv(TensorEnv):
     ) -> None:
         if int(getattr(task, "num_agents", 1)) != 1:
             raise ValueError(f"The task has {task.num_agents} agents in each environment: only one is supported.")
+        task = OmniTask(task) if hasattr(task, "_task") else task
         self.task = task
         found = [next((name for name in names if hasattr(task, name)), None) for names in NEEDED]
         if None in found:
@@ -116,8 +158,7 @@ class VecTaskEnv(TensorEnv):
         )
         self.observation_space = box(obs_space, self._clip_obs, "observation")
         self.action_space = box(action_space, _clip(task, "clip_actions", "clip_actions"), "action")
-        self._low = th.as_tensor(self.action_space.low, device=self.device)
-        self._high = th.as_tensor(self.action_space.high, device=self.device)
+        self.limit_actions(self.action_space.low, self.action_space.high)
         self._failed = failed
         self._reset_fn: Any = reset or _own_method(task, "reset_idx", 1)
         self._observe_fn: Any = observe or _own_method(task, "compute_observations", 0)
@@ -191,7 +232,7 @@ class VecTaskEnv(TensorEnv):
 
     def step(self, actions: th.Tensor) -> StepResult:
         before = self.progress.clone()
-        values, waiting = self._step_task(th.max(th.min(actions, self._high), self._low))
+        values, waiting = self._step_task(self.clip(actions))
         obs, reward, dones, extras = self._unpack(values)
         # the task writes its next step over these tensors, and so does a reset
         final_obs, reward, done = obs.float().clone(), reward.float().clone(), dones != 0
@@ -221,6 +262,8 @@ class VecTaskEnv(TensorEnv):
         truncated = truncated & done
         if failed is not None:
             truncated = truncated & ~failed
+        if len(env_ids) > 0:  # legged_gym's metrics of the episodes that ended; in between they lie there
+            self.note_metrics({"log": extras.get("episode")})
         self._last_obs = obs
         return StepResult(obs, reward, done & ~truncated, truncated, final_obs)
 
@@ -269,10 +312,6 @@ class VecTaskEnv(TensorEnv):
     def get_state(self) -> Dict[str, th.Tensor]:
         """:raises NotImplementedError: always: nobody but the task knows what its steps depend on"""
         raise NotImplementedError(f"{type(self.task).__name__} cannot tell its whole state: it cannot be saved and restored.")
-
-    def set_state(self, state: Dict[str, th.Tensor]) -> None:
-        """:raises NotImplementedError: always, see :meth:`get_state`"""
-        self.get_state()
 
 
 def _clip(task: Any, name: str, name_in_cfg: str) -> float:

@@ -50,11 +50,11 @@ def parse_pair(text: str) -> Tuple[str, str]:
 
 def list_runs(folder: str, algo: str, env_id: str) -> List[str]:
     """The run folders of rl_zoo3 for an algorithm and an environment: ``<folder>/<algo>/<env_id>_1``, ``_2``, ..."""
-    parent = os.path.join(folder, algo)
-    pattern = re.compile(re.escape(env_id) + r"_(\d+)")
+    parent, env_name = os.path.join(folder, algo), env_id.rpartition(":")[2]  # rl_zoo3 takes a prefix for a module
+    pattern = re.compile(re.escape(env_name) + r"_(\d+)")
     matches = [pattern.fullmatch(name) for name in (os.listdir(parent) if os.path.isdir(parent) else [])]
     numbers = sorted(int(match.group(1)) for match in matches if match)
-    return [os.path.join(parent, f"{env_id}_{number}") for number in numbers]
+    return [os.path.join(parent, f"{env_name}_{number}") for number in numbers]
 
 
 def find_runs(folder: str, algo: str, env_id: str) -> List[str]:
@@ -84,7 +84,7 @@ def solved_return(env_id: str, runs: Sequence[str]) -> Optional[float]:
     spec = gym.registry.get(env_id)
     for run in runs:
         for name in ("args.yml", "config.yml"):
-            path = os.path.join(run, env_id, name)
+            path = os.path.join(run, env_id.rpartition(":")[2], name)
             if os.path.isfile(path):
                 with open(path, errors="replace") as file:
                     if re.search("max_episode_(length|steps)", file.read()):

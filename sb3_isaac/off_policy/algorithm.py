@@ -46,6 +46,7 @@ from sb3_isaac.envs.tensor_path import (
     check_tensors,
     describe_path,
     layers,
+    log_metrics,
     note_episodes,
     overridden,
     patched_buffer,
@@ -463,6 +464,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             for name, seconds in log.seconds.items():
                 self.logger.record(f"time/{name}", seconds)
                 log.seconds[name] = 0.0
+            log_metrics(self.tensor_vec_env, self.logger)
             # SB3 2.4 has the old name only, SB3 2.9 warns about it
             (getattr(self, "dump_logs", None) or self._dump_logs)()
 

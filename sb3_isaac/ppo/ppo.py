@@ -27,6 +27,7 @@ from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
     check_tensors,
     describe_path,
+    log_metrics,
     note_episodes,
     overridden,
     patched_buffer,
@@ -342,6 +343,7 @@ class PPO(SB3_PPO):
         self.logger.record("time/rollout", time.perf_counter() - start)
         if rollout.env_seconds > 0.0:  # not within a graph
             self.logger.record("time/env", rollout.env_seconds)
+        log_metrics(tensor_env, self.logger)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True

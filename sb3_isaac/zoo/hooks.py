@@ -16,6 +16,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_isaac.envs.make import is_isaac_env_id
+from sb3_isaac.envs.simulators import register_named
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
@@ -98,6 +99,7 @@ def leave_out_dynamo() -> None:
 def install() -> None:
     """Hook rl_zoo3. Done once, when this module is imported."""
     leave_out_dynamo()
+    register_named(sys.argv[1:])  # python -m rl_zoo3.train looks in the registry before it asks anything here
     ExperimentManager.__new__ = staticmethod(_choose_manager)
     rl_zoo3.utils.StoreDict.__call__ = _store_dict(rl_zoo3.utils.StoreDict.__call__)
     # What makes the environments of enjoy and record_video

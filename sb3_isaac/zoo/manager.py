@@ -20,6 +20,7 @@ import rl_zoo3.utils
 import torch as th
 import yaml
 from gymnasium import spaces
+from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -32,6 +33,7 @@ from sb3_isaac import backends
 from sb3_isaac.device import threads
 from sb3_isaac.envs.checkpoints import OLD_FILE
 from sb3_isaac.envs.make import task_file, task_hyperparams
+from sb3_isaac.envs.simulators import split
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
 from sb3_isaac.files import checkpoint as files
@@ -91,6 +93,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     algorithms = ALGOS
     """Algorithms that stand in for rl_zoo3's of the same names; ``{}`` trains with stock SB3."""
     # Attributes of rl_zoo3, which has no types
+    env_name: Any
     env_kwargs: Dict[str, Any]
     eval_env_kwargs: Dict[str, Any]
     eval_freq: int
@@ -157,12 +160,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.is_own_task and not self.config_given and not Path(self.config).is_file():
             raise ValueError(self._no_entry())
         if not self.resumes:
-            entries.check_file(self.config, self.env_name.gym_id)
+            entries.check_file(self.config, self._entry_name())
         try:
             # rl_zoo3 prints them at every level
             silent = contextlib.redirect_stdout(io.StringIO()) if self.verbose <= 0 else contextlib.nullcontext()
             with silent:
-                hyperparams, saved = self._saved_hyperparameters() if self.resumes else super().read_hyperparameters()
+                hyperparams, saved = self._saved_hyperparameters() if self.resumes else self._read_entry()
         except ValueError as error:  # no entry: the wrong algorithm?
             _check_action_space(self.algo, self.env_name.gym_id, self.env_kwargs)
             if self.is_own_task and str(error).startswith("Hyperparameters not found"):
@@ -194,21 +197,46 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         entries.check_entry(hyperparams, self.algo, self.algorithm_class, where, sampled=self.search is not None)
         if not hyperparams.get("env_wrapper") and not isinstance(hyperparams.get("env_kwargs"), str):
             # A wrapper may change the actions and the observations
+            n_eval_envs = self.n_eval_envs if self.eval_freq > 0 else 0
             env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **self.env_kwargs}
+            if split(self.env_name.gym_id):
+                # A process may have one simulator, which is made now, to ask for the spaces, and used later.
+                backends.reserve(max(hyperparams.get("n_envs", 1), n_eval_envs))
+                env_kwargs.setdefault("device", self.device)
             env = _check_action_space(self.algo, self.env_name.gym_id, env_kwargs)
             found = (self.algorithm_class, env.observation_space, env.action_space)
             if self.eval_env_kwargs is not self.env_kwargs:
-                gym.make(self.env_name.gym_id, **(self.eval_env_kwargs or {}))
-            n_eval_envs = self.n_eval_envs if self.eval_freq > 0 else 0
+                gym.make(gym.spec(self.env_name.gym_id), **(self.eval_env_kwargs or {}))
             entries.check_room(hyperparams, *found, self.torch_device, where, n_eval_envs)
             if self.algo in ALGOS and not hyperparams.get("vec_env_wrapper") and not hyperparams.get("frame_stack"):
                 entries.check_networks(with_classes(hyperparams), *found, where)
         return hyperparams, saved
 
+    def _entry_name(self) -> str:
+        """The name of the hyperparameters: the id, or ``mjlab:default`` where a task of mjlab has none of its own."""
+        env_id = str(self.env_name.gym_id)
+        found = split(env_id)
+        if found is None or not (Path(self.config).is_file() and self.config.endswith((".yml", ".yaml"))):
+            return env_id
+        names, common = yaml.safe_load(Path(self.config).read_text()), f"{found[0]}:default"
+        return env_id if not isinstance(names, dict) or env_id in names or common not in names else common
+
+    def _read_entry(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """rl_zoo3's, of the entry of that name."""
+        env_name, entry_name = self.env_name, self._entry_name()
+        if entry_name == env_name.gym_id:
+            return super().read_hyperparameters()  # type: ignore[no-any-return]
+        print(f"{self.config} has no entry {env_name.gym_id}: training starts from {entry_name}")
+        self.env_name = EnvironmentName(entry_name)
+        try:
+            return super().read_hyperparameters()  # type: ignore[no-any-return]
+        finally:
+            self.env_name = env_name
+
     def _own_entry(self) -> Dict[str, Any]:
         """The hyperparameter file's, where it is YAML."""
         entries = yaml.safe_load(Path(self.config).read_text()) if self.config.endswith((".yml", ".yaml")) else None
-        entry = entries.get(self.env_name.gym_id, entries.get("default")) if isinstance(entries, dict) else None
+        entry = entries.get(self._entry_name(), entries.get("default")) if isinstance(entries, dict) else None
         return entry if isinstance(entry, dict) else {}
 
     def _saved_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
@@ -512,12 +540,14 @@ def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> A
 
     :raises ValueError: an algorithm for the other kind of actions
     """
-    env = gym.make(env_id, **env_kwargs)
+    env = gym.make(gym.spec(env_id), **env_kwargs)
     discrete = isinstance(env.action_space, spaces.Discrete)
     needs_discrete = algo in DISCRETE_ALGOS
     if algo in OFF_POLICY_ALGOS and discrete != needs_discrete:
         kind, name = ("discrete", "Discrete-") if needs_discrete else ("continuous", "-")
-        if "entry" not in gym.spec(env_id).kwargs:
+        if split(env_id):
+            way_out = "add --env-kwargs discrete:True n_bins:5" if needs_discrete else "leave out discrete and n_bins"
+        elif "entry" not in gym.spec(env_id).kwargs:
             way_out = f"use --env {env_id.replace('Discrete', '').replace('-', name)}"
         elif needs_discrete:
             way_out = "if it has one action, add --env-kwargs discrete:True n_bins:5"

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from huggingface_sb3 import EnvironmentName
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 
 from sb3_isaac.envs.checkpoints import prepare_checkpoint
@@ -135,8 +136,8 @@ def find_run(run: Optional[str], algo: str, env_id: Optional[str], folder: str) 
         raise ValueError("--resume needs --env, whose latest run goes on, or the folder of a run: --resume logs/ppo/ENV_1.")
     if run is not None and not run.isdecimal():
         raise FileNotFoundError(f"--resume {run}: there is no such folder, and it is no number of a run.")
-    number = int(run) if run is not None else max(run_ids(os.path.join(folder, algo), env_id), default=0)
-    found = Path(folder, algo, f"{env_id}_{number}")
+    number = int(run) if run is not None else max(run_ids(os.path.join(folder, algo), EnvironmentName(env_id)), default=0)
+    found = Path(folder, algo, f"{EnvironmentName(env_id)}_{number}")
     if not found.is_dir():
         what = f"no run {number}" if run is not None else "no run"
         raise FileNotFoundError(f"There is {what} of {algo} on {env_id} in {folder}: say where with -f, --algo and --env.")

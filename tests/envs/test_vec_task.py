@@ -554,3 +554,83 @@ def test_with_our_algorithms(algorithm, make_task):
     model.learn(48 * N)
     actions, _ = model.predict(env.reset(), deterministic=True)
     assert actions.shape == (N, 1) and model.num_timesteps >= 48 * N
+
+
+class OmniCartpole(LateCartpole):
+    """As OmniIsaacGymEnvs' RLTask: other names, time limits one step later, resets before the next step."""
+
+    num_observations = 4
+
+    def __init__(self):
+        super().__init__(clip_obs=1e3)
+        self._max_episode_length = self.max_episode_length
+        del self.max_episode_length, self.num_obs
+
+    def pre_physics_step(self, actions):
+        env_ids = self.reset_buf.nonzero().squeeze(-1)
+        if len(env_ids) > 0:
+            self.reset_idx(env_ids)
+        super().pre_physics_step(actions)
+
+    def reset_idx(self, env_ids):
+        self._reset_some(env_ids)
+
+    def get_observations(self):
+        self._observe()
+        return {"cartpole_view": {"obs_buf": self.obs_buf}}
+
+    def post_physics_step(self):
+        self.progress_buf += 1
+        self.get_observations()
+        self.max_episode_length = self._max_episode_length + 1
+        self._judge()
+        del self.max_episode_length
+
+
+class OmniEnv:
+    """As VecEnvRLGames."""
+
+    def __init__(self):
+        self._task = OmniCartpole()
+        self.num_envs = self._task.num_envs
+
+    def step(self, actions):
+        task = self._task
+        task.pre_physics_step(th.clamp(actions, -task.clip_actions, task.clip_actions))
+        task.gym.simulate()
+        task.post_physics_step()
+        obs = {"obs": th.clamp(task.obs_buf, -task.clip_obs, task.clip_obs), "states": th.zeros(task.num_envs, 0)}
+        return obs, task.rew_buf, task.reset_buf, task.extras
+
+
+def test_omni_isaac_gym_envs():
+    inner = OmniEnv()
+    env = wrap_vec_task(inner).tensor_env
+    n_failed = n_timed_out = 0
+    before = th.zeros(N, dtype=th.long)
+    for obs, actions, result in drive(env):
+        expected = integrate(obs, 400.0 * actions[:, 0])
+        assert (result.final_obs - expected).abs().max() < 1e-4
+        failed = (result.final_obs[:, 0].abs() > 3) | (result.final_obs[:, 2].abs() > th.pi / 2)
+        assert th.equal(result.terminated, failed & (before + 1 < 40))
+        assert th.equal(result.truncated | result.terminated, failed | (before + 1 >= 40))
+        done = result.truncated | result.terminated
+        before = th.where(done, 0, before + 1)
+        n_failed, n_timed_out = n_failed + int(result.terminated.sum()), n_timed_out + int(result.truncated.sum())
+    assert n_failed > 10 and n_timed_out > 10
+    inner._task = None
+    with pytest.raises(ValueError, match="The task of OmniEnv has no num_envs, .*set it with set_task"):
+        wrap_vec_task(inner)
+
+
+def test_legged_gyms_metrics():
+    class Telling(Legged):
+        def reset_idx(self, env_ids):
+            super().reset_idx(env_ids)
+            if len(env_ids) > 0:
+                self.extras["episode"] = {"rew_alive": th.tensor(float(len(env_ids)))}
+
+    env = VecTaskEnv(Telling())
+    counts = [int((result.terminated | result.truncated).sum()) for _, _, result in drive(env, 60)]
+    ended = [count for count in counts if count > 0]
+    assert env.pop_metrics() == {"rew_alive": pytest.approx(np.mean(ended))} and len(ended) < 60

@@ -1,0 +1,138 @@
+"""Tasks of other people's simulators by their own names: ``mjlab:Mjlab-Cartpole-Balance``, ``isaaclab:Isaac-Cartpole-Direct``.
+
+:data:`SIMULATORS` says which function makes the tasks behind each prefix. What follows is the simulator's name of it,
+of which nothing is known before the simulator is imported: such an id enters Gymnasium's registry when somebody uses it.
+Gymnasium itself reads ``module:id`` as "import the module, which registers the id"; hence ``gym.make(gym.spec("mjlab:..."))``
+and not ``gym.make("mjlab:...")``. rl_zoo3 asks the registry, and SB3 is given the spec by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Iterable, Optional, Tuple, Union
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_isaac import backends
+from sb3_isaac.backends.base import TensorEnv
+from sb3_isaac.envs.task_env import load_entry
+from sb3_isaac.envs.tensor_gym_env import TensorGymEnv, TensorGymVectorEnv, make_action_space
+from sb3_isaac.settings.check import check
+from sb3_isaac.settings.memory import check_envs
+
+SIMULATORS: Dict[str, str] = {
+    "isaaclab": "sb3_isaac.backends.isaaclab:make",
+    "mjlab": "sb3_isaac.backends.mjlab:make",
+}
+"""By prefix: ``make(task, n_envs, device, seed, **task_kwargs)`` returns a :class:`~sb3_isaac.backends.base.TensorEnv`. It
+imports the simulator within the function, which is the first time that anybody does. With ``max_episode_length`` among the
+``task_kwargs`` episodes are truncated after that minus one steps; with ``render_mode`` given, the task is to be drawn."""
+
+ENTRY_POINT, VECTOR_ENTRY_POINT = "sb3_isaac.envs:SimulatorTaskEnv", "sb3_isaac.envs:SimulatorTaskVectorEnv"
+
+
+def split(env_id: str) -> Optional[Tuple[str, str]]:
+    """Prefix and task of an id; None: it is an id of another kind."""
+    simulator, colon, task = env_id.partition(":")
+    return (simulator, task) if colon and task and simulator in SIMULATORS else None
+
+
+def register_named(names: Iterable[str]) -> None:
+    """Register those of ``names`` that are tasks of a simulator: words of a command line, or one id.
+
+    :raises gymnasium.error.Error: Gymnasium takes no such id
+    """
+    for name in names:
+        name = name.rpartition("=")[2]  # --env=ID
+        found = split(name)
+        if found is None or name in gym.registry:
+            continue
+        gym.register(
+            name,
+            entry_point=ENTRY_POINT,
+            vector_entry_point=VECTOR_ENTRY_POINT,
+            disable_env_checker=True,  # it would ask for the spaces before it is known how many environments are wanted
+            kwargs={"simulator": found[0], "task": found[1]},
+        )
+
+
+Dims = Tuple[int, int, Tuple[Any, Any]]
+_dims: Dict[str, Dims] = {}
+"""obs_dim, action_dim and action_bounds of tasks that have been made: a simulator takes seconds to make."""
+
+
+class SimulatorTaskEnv(TensorGymEnv):
+    """One environment of a simulator's task, see :class:`~sb3_isaac.envs.tensor_gym_env.TensorGymEnv`.
+
+    What the spaces are is known once a simulator has been made. If somebody asks before, one is made for the question.
+
+    :param simulator: a key of :data:`SIMULATORS`
+    :param task: the simulator's name of the task
+    :param discrete: Discrete actions (a choice of ``n_bins`` values) in place of the one action of the task
+    :param n_bins: number of evenly spaced values from the lowest to the highest action; 3 if ``discrete`` and not given
+    :param task_kwargs: what the simulator's ``make`` takes: ``obs_groups``, ``action_bounds``, ...
+    """
+
+    def __init__(
+        self,
+        simulator: str,
+        task: str,
+        device: Union[th.device, str] = "auto",
+        discrete: bool = False,
+        n_bins: Optional[int] = None,
+        render_mode: Optional[str] = None,
+        **task_kwargs: Any,
+    ) -> None:
+        super().__init__(device, render_mode, task_kwargs)
+        make_action_space(1, discrete, n_bins)  # a mistake is reported here, not when the simulator is made
+        self.simulator, self.task = simulator, task
+        self._discrete, self._n_bins = discrete, n_bins
+
+    @property
+    def observation_space(self) -> spaces.Space[Any]:  # type: ignore[override]
+        """An unbounded Box of shape (obs_dim,)."""
+        return spaces.Box(-np.inf, np.inf, (self._ask()[0],), np.float32)
+
+    @property
+    def action_space(self) -> spaces.Space[Any]:  # type: ignore[override]
+        """A Box of shape (action_dim,) within the action bounds, or Discrete.
+
+        :raises ValueError: discrete, and the task has more than one action
+        """
+        _, action_dim, bounds = self._ask()
+        if self._discrete or self._n_bins is not None:
+            if action_dim != 1:
+                raise ValueError(f"Discrete actions need a task with one action, {self.task} has {action_dim}.")
+            return make_action_space(1, self._discrete, self._n_bins)
+        low, high = (np.broadcast_to(np.float32(bound), (action_dim,)) for bound in bounds)
+        return spaces.Box(low, high, dtype=np.float32)
+
+    def _key(self) -> str:
+        kwargs = {name: value for name, value in self.task_kwargs.items() if name != "max_episode_length"}
+        return repr((self.simulator, self.task, sorted(kwargs.items())))
+
+    def _ask(self) -> Dims:
+        if self._key() not in _dims:
+            # As many as are wanted later, where the process can have one simulator only and somebody has said so
+            self.make_tensor_env(1, 0, self.task_kwargs).close()
+        return _dims[self._key()]
+
+    def make_tensor_env(self, n_envs: int, seed: Optional[int], task_kwargs: Dict[str, Any]) -> TensorEnv:
+        """:raises ImportError: the simulator is not installed; what else its ``make`` raises"""
+        check("env", {"n_envs": n_envs})
+        device = th.empty(0, device=backends.resolve_device(self.device)).device
+        check_envs(n_envs, device)
+        seed = th.Generator().seed() % 2**31 if seed is None else seed
+        make: Callable[..., TensorEnv] = load_entry(SIMULATORS[self.simulator])
+        drawn = {} if self.render_mode is None else {"render_mode": self.render_mode}
+        env = make(self.task, n_envs=n_envs, device=device, seed=seed, **drawn, **task_kwargs)
+        _dims[self._key()] = (env.obs_dim, env.action_dim, env.action_bounds)
+        return env
+
+
+class SimulatorTaskVectorEnv(TensorGymVectorEnv):
+    """The batched environment behind ``gym.make_vec``, see :class:`~sb3_isaac.envs.tensor_gym_env.TensorGymVectorEnv`."""
+
+    single_class = SimulatorTaskEnv
