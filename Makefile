@@ -34,12 +34,14 @@ test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # Isaac Lab without Isaac Sim, on the CPU, in an environment of its own: 2.4 GB. The first start compiles for minutes.
-# No package brings others: isaaclab asks for a CUDA torch, which is gigabytes. TORCH="torch==2.13.0+cpu" elsewhere.
+# No package brings others: isaaclab asks for a CUDA torch, which is gigabytes. Where pip finds no other one:
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test-isaaclab TORCH="torch==2.13.0+cpu"
 $(ISAACLAB_VENV)/installed: tests/isaaclab/requirements.txt
 	$(PYTHON) -m venv $(ISAACLAB_VENV)
 	$(ISAACLAB_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps "$(TORCH)"
 	$(ISAACLAB_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --ignore-requires-python \
 	    -r tests/isaaclab/requirements.txt
+	$(ISAACLAB_VENV)/bin/python -c "import torch, isaaclab"
 	touch $@
 
 test-isaaclab: $(ISAACLAB_VENV)/installed
@@ -50,6 +52,7 @@ $(MJLAB_VENV)/installed: tests/mjlab/requirements.txt
 	$(PYTHON) -m venv $(MJLAB_VENV)
 	$(MJLAB_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps "$(TORCH)"
 	$(MJLAB_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r tests/mjlab/requirements.txt
+	$(MJLAB_VENV)/bin/python -c "import torch, mjlab"
 	touch $@
 
 test-mjlab: $(MJLAB_VENV)/installed
