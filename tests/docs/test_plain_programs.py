@@ -42,7 +42,7 @@ def test_it_prints_what_the_page_shows(name: str, monkeypatch: pytest.MonkeyPatc
     module = program(f"course/{name}.py")
     shown = (COURSE / f"{name}.txt").read_text()
     monkeypatch.setattr(module.trial, "EVERY", 256)
-    monkeypatch.setattr(sys, "argv", f"{name}.py --total-timesteps 512 --n-envs 16 --learning-starts 64".split())
+    monkeypatch.setattr(sys, "argv", f"{name}.py --total-timesteps 512 --n-envs 16 --learning-starts 256".split())
     if name == "ppo":
         sys.argv[-2:] = ["--n-steps", "8"]
     module.trial.main(module.learn, module.ENV, module.__doc__)
