@@ -13,7 +13,7 @@ import yaml
 import sb3_isaac
 from sb3_isaac.settings import defaults_of
 from sb3_isaac.settings.memory import BYTES_PER_ENV, replay_bytes, rollout_bytes
-from sb3_isaac.settings.table import ALGORITHM, CARTPOLE, ENTRY, ENV, NORMALIZE, REPLAY, Setting
+from sb3_isaac.settings.table import ALGORITHM, CARTPOLE, ENTRY, ENV, NORMALIZE, RANDOMIZE, REPLAY, Setting
 
 HERE = Path(__file__).resolve().parent
 ENTRIES = HERE.parents[1] / "hyperparams"
@@ -184,6 +184,7 @@ def hyperparameters() -> str:
             "replay": markdown(["key", "what it may be"], rows(REPLAY, False)),
             "env": markdown(["key", "what it may be"], rows(ENV, False)),
             "cartpole": markdown(["key", "what it may be"], rows(CARTPOLE, False)),
+            "randomize": markdown(["key", "what it may be"], rows(RANDOMIZE, False)),
         }
     )
 

@@ -10,17 +10,26 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Callable, Dict, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
 
 import torch as th
 
 from sb3_isaac.backends.base import StepResult, TensorEnv, describe
+from sb3_isaac.backends.randomize import ANOTHER, Drawn, Draws, Randomization, noisy, redraw
 from sb3_isaac.settings.check import check
 
 OBS_DIM = 4
 """cart position (m), cart velocity (m/s), pole angle (rad, 0 is upright), pole angular velocity (rad/s)."""
+POLE_COM = 0.47
+"""Height of the pole's centre of mass above the joint, of its length."""
 RESET_WIDTH = (0.2, 0.5, 0.2, 0.5)
 """Start positions are uniform within +-0.1, start velocities within +-0.25: the widths of the four ranges."""
+
+
+def box_inertia(length: Any) -> Any:
+    """kg m^2 about its centre of the pole's box, ``length`` metres long, at 1000 kg/m^3. A number or a tensor."""
+    # 1000 kg/m^3 * 0.04 m * 0.06 m * length / 12 * (0.06^2 + length^2)
+    return 0.2 * length * (0.06**2 + length**2)
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,14 @@ class CartpolePhysics:
     @property
     def pole_com(self) -> float:
         """Distance from the joint to the pole's centre of mass, in metres."""
-        return 0.47 * self.pole_length
+        return POLE_COM * self.pole_length
 
     @property
     def inertia(self) -> float:
         """kg m^2 of the pole about its centre."""
         if self.pole_inertia is not None:
             return self.pole_inertia
-        # 1000 kg/m^3 * 0.04 m * 0.06 m * length / 12 * (0.06^2 + length^2)
-        return 0.2 * self.pole_length * (0.06**2 + self.pole_length**2)
+        return float(box_inertia(self.pole_length))
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,24 @@ class CartpoleTask(CartpolePhysics):
     made-up states when the simulator is made, which checks their results. With ``compile=True`` a step is compiled: what
     changes between two steps must be in tensors.
 
+    ``randomize`` gives each environment values of its own, uniform in a range and drawn anew at each of its resets::
+
+        randomize={
+            "cart_mass": (0.5, 2.0),        # kg
+            "pole_mass": (0.5, 2.0),        # kg
+            "pole_length": (0.5, 2.0),      # m; the inertia follows, unless pole_inertia is given
+            "angular_damping": (0.0, 1.0),  # 1/s
+            "force_scale": (0.8, 1.2),      # times max_effort
+            "action_delay": (0, 3),         # whole control steps, 0 to 3; no force until the first action arrives
+            "obs_noise": (0.0, 0.01),       # standard deviation of Gaussian noise, new in each step
+            "push_velocity": (-1.5, 1.5),   # rad/s, added to the pole's velocity at each push
+            "push_interval": (1.0, 3.0),    # s, from the reset or one push to the next
+        }
+
+    One number in the place of two is the value of all. Four numbers of ``obs_noise`` are the deviations of the four values of
+    an observation (m, m/s, rad, rad/s). Reward and termination see the true state, and the actions as they were given; ``obs``
+    and ``final_obs`` are noisy.
+
     :param dt: duration of one control step, in seconds (1/60 in the older public Isaac Gym cartpole repositories)
     :param substeps: physics steps in one control step
     :param max_effort: force on the cart at action 1, in newtons
@@ -88,6 +114,7 @@ class CartpoleTask(CartpolePhysics):
     :param max_episode_length: an episode is truncated after ``max_episode_length - 1`` steps, as in IsaacGymEnvs
     :param reward: in the place of :func:`default_reward`
     :param termination: in the place of :func:`default_termination`
+    :param randomize: see above; None or empty: all environments are alike
     :raises ValueError: if a value is out of range, or there is no function of that name
     """
 
@@ -99,6 +126,7 @@ class CartpoleTask(CartpolePhysics):
     max_episode_length: int = 500
     reward: Union[str, Callable[..., th.Tensor], None] = None
     termination: Union[str, Callable[..., th.Tensor], None] = None
+    randomize: Union[Mapping[str, Any], Randomization, None] = None
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -108,6 +136,14 @@ class CartpoleTask(CartpolePhysics):
                 object.__setattr__(self, name, _function(name, value))
             elif hasattr(value, "item"):  # torch compiles with Python's numbers, not numpy's
                 object.__setattr__(self, name, value.item())
+        randomized = Randomization.parse(self.randomize)
+        object.__setattr__(self, "randomize", randomized)
+        for field in fields(self):
+            if randomized is not None and field.name in randomized.names and values[field.name] != field.default:
+                raise ValueError(
+                    f"{field.name}={values[field.name]!r} and randomize={{{field.name!r}: ...}} say the same thing twice: "
+                    "leave one of them out (randomize=None turns all of it off)."
+                )
 
     @classmethod
     def parse(cls, **task_kwargs: Any) -> CartpoleTask:
@@ -223,6 +259,33 @@ def finish_step(
     # --8<-- [end:resets]
 
 
+def finish_randomized_step(
+    dof_state: th.Tensor,
+    progress: th.Tensor,
+    final_obs: th.Tensor,
+    draws: Draws,
+    reset_width: th.Tensor,
+    actions: th.Tensor,
+    task: CartpoleTask,
+    drawn: Drawn,
+    pushed: Optional[th.Tensor],
+) -> StepResult:
+    """:func:`finish_step` of environments that differ: those that are reset draw new values, and observations get noise.
+
+    :param draws: of this step
+    :param drawn: changed in place
+    :param pushed: what :func:`~sb3_isaac.backends.randomize.push` returned
+    """
+    spec: Any = task.randomize
+    result = finish_step(dof_state, progress, final_obs, draws.uniform, reset_width, actions, task)
+    done = result.terminated | result.truncated
+    # The last observation has the noise of the episode that ended, the next one that of the new episode. Both share their
+    # random numbers, which no one notices, as they are of different episodes.
+    last = noisy(result.final_obs, draws, drawn, spec)
+    redraw(done, pushed, draws, drawn, spec, task.dt)
+    return StepResult(noisy(result.obs, draws, drawn, spec), result.reward, result.terminated, result.truncated, last)
+
+
 class CartpoleTensorEnv(TensorEnv):
     """What the cartpole is on every simulator: state, random numbers and reset. A backend adds :meth:`step`.
 
@@ -251,6 +314,9 @@ class CartpoleTensorEnv(TensorEnv):
         self.progress = th.zeros(n_envs, dtype=th.int64, device=self.device)
         self.force = th.zeros(n_envs, device=self.device)
         self.reset_width = th.tensor(RESET_WIDTH, device=self.device)
+        spec: Any = self.task.randomize
+        self.drawn: Optional[Drawn] = None if spec is None else Drawn.make(spec, n_envs, self.device)
+        """What environments have of their own; None: nothing."""
 
     def seed(self, seed: int) -> None:
         self.generator.manual_seed(seed)
@@ -258,30 +324,55 @@ class CartpoleTensorEnv(TensorEnv):
     def _uniform(self) -> th.Tensor:
         return th.rand(self.n_envs, OBS_DIM, generator=self.generator, device=self.device)
 
+    def _draws(self) -> Draws:
+        """The random numbers of one step with randomisation."""
+        spec: Any = self.task.randomize
+        return Draws.make(spec, self.n_envs, OBS_DIM, self.generator)
+
+    def own_parameters(self) -> Dict[str, th.Tensor]:
+        """Copies of what the environments have drawn at their last reset, (N,) float32 by name. For critics that may know,
+        and for statistics."""
+        spec: Any = self.task.randomize
+        return {} if self.drawn is None else dict(zip(spec.names, self.drawn.parameters.clone()))
+
     def reset(self) -> th.Tensor:
-        self.dof_state.copy_((self._uniform() - 0.5) * self.reset_width)
+        draws = None if self.drawn is None else self._draws()
+        uniform = self._uniform() if draws is None else draws.uniform
+        self.dof_state.copy_((uniform - 0.5) * self.reset_width)
         self.progress.zero_()
         self.force.zero_()
-        return self.dof_state.clone()
+        obs = self.dof_state.clone()
+        if self.drawn is None or draws is None:
+            return obs
+        spec: Any = self.task.randomize
+        redraw(th.ones_like(self.progress, dtype=th.bool), None, draws, self.drawn, spec, self.task.dt)
+        return noisy(obs, draws, self.drawn, spec)
 
     def get_state(self) -> Dict[str, th.Tensor]:
         return {
             "dof_state": self.dof_state.clone(),
             "progress": self.progress.clone(),
             "generator": self.generator.get_state(),
+            **({} if self.drawn is None else self.drawn.state()),
         }
 
     def set_state(self, state: Dict[str, th.Tensor]) -> None:
+        """:raises ValueError: the state is of cartpoles that are randomised differently"""
+        if self.drawn is not None:
+            self.drawn.set_state(state)
+        elif "parameters" in state:
+            raise ValueError(ANOTHER)
         self.dof_state.copy_(state["dof_state"])
         self.progress.copy_(state["progress"])
         self.generator.set_state(state["generator"])
 
     def render_state(self) -> Dict[str, Any]:
+        lengths = self.own_parameters().get("pole_length")
         return {
             "dof_state": self.dof_state.cpu().numpy().copy(),
             "force": self.force.cpu().numpy().copy(),
             "progress": self.progress.cpu().numpy().copy(),
             "max_effort": self.task.max_effort,
             "reset_dist": self.task.reset_dist,
-            "pole_length": self.task.pole_length,
+            "pole_length": self.task.pole_length if lengths is None else lengths.cpu().numpy(),
         }

@@ -30,8 +30,9 @@ from isaacgym import gymapi, gymtorch  # type: ignore[import-not-found,unused-ig
 import torch as th
 
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.backends.cartpole import OBS_DIM, CartpolePhysics, CartpoleTensorEnv, finish_step
+from sb3_isaac.backends.cartpole import OBS_DIM, CartpolePhysics, CartpoleTensorEnv, finish_randomized_step, finish_step
 from sb3_isaac.backends.probe import SIM_ENVS_VARIABLE, known_failure, reserved_envs
+from sb3_isaac.backends.randomize import applied, push
 
 logger = logging.getLogger(__name__)
 
@@ -243,9 +244,18 @@ class IsaacGymCartpole(CartpoleTensorEnv):
         **task_kwargs: Any,
     ) -> None:
         super().__init__(n_envs, device, seed, **task_kwargs)
-        if self.task.max_effort > MAX_EFFORT:
-            effort = self.task.max_effort
-            raise ValueError(f"max_effort={effort:g} is more than the cart's joint takes: at most {MAX_EFFORT:g} N.")
+        spec: Any = self.task.randomize
+        if spec is not None and spec.of_machine:
+            raise ValueError(
+                f"Isaac Gym cannot randomise {', '.join(spec.of_machine)}, as its cartpoles are made once and alike: leave "
+                "that out of randomize= (the rest works), or use backend='torch'."
+            )
+        effort = self.task.max_effort * (1.0 if spec is None else spec.highest("force_scale", 1.0))
+        if effort > MAX_EFFORT:
+            scale = "" if effort == self.task.max_effort else " with its force_scale"
+            raise ValueError(
+                f"max_effort={self.task.max_effort:g}{scale} is more than the cart's joint takes: at most {MAX_EFFORT:g} N."
+            )
         self.headless = os.environ.get(HEADLESS_VARIABLE, "1") != "0" if headless is None else headless
         if _simulator is not None:
             self._check_fits(_simulator)
@@ -302,18 +312,26 @@ class IsaacGymCartpole(CartpoleTensorEnv):
 
     def step(self, actions: th.Tensor) -> StepResult:
         simulator = self._attach()
+        spec: Any = self.task.randomize
+        draws = None if self.drawn is None else self._draws()
+        pushed = None if self.drawn is None or draws is None else push(self.dof_state, draws, self.drawn, spec)
         if self._all_new or simulator.resident is not self._key:
             self._actors = self._everyone
             simulator.resident, self._all_new = self._key, False
         else:
-            self._actors = self._done.nonzero().view(-1).to(th.int32)  # the one host synchronisation
+            moved = self._done if pushed is None else self._done | pushed
+            self._actors = moved.nonzero().view(-1).to(th.int32)  # the one host synchronisation
         simulator.write(self._states, self._actors)
         actions = actions.clamp(-1.0, 1.0)
-        th.mul(actions[:, 0], self.task.max_effort, out=self.force)
+        fractions = actions[:, 0] if self.drawn is None else applied(actions, self.drawn, spec)
+        th.mul(fractions, self.task.max_effort, out=self.force)
         simulator.simulate(self._forces)
         final_obs = simulator.dof_state[: self.n_envs].clone()  # another view's step would overwrite it
-        uniform = self._uniform()
-        result = finish_step(self.dof_state, self.progress, final_obs, uniform, self.reset_width, actions, self.task)
+        given = (self.dof_state, self.progress, final_obs)
+        if self.drawn is None or draws is None:
+            result = finish_step(*given, self._uniform(), self.reset_width, actions, self.task)
+        else:
+            result = finish_randomized_step(*given, draws, self.reset_width, actions, self.task, self.drawn, pushed)
         th.logical_or(result.terminated, result.truncated, out=self._done)
         return result
 

@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch as th
 
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.backends.cartpole import CartpolePhysics, CartpoleTask, CartpoleTensorEnv, finish_step
+from sb3_isaac.backends.cartpole import (
+    POLE_COM,
+    CartpolePhysics,
+    CartpoleTask,
+    CartpoleTensorEnv,
+    box_inertia,
+    finish_randomized_step,
+    finish_step,
+)
+from sb3_isaac.backends.randomize import MACHINE, Drawn, Draws, applied, push
 
 DEFAULT_PHYSICS = CartpolePhysics()
 
@@ -72,6 +81,52 @@ def integrate(
     return th.stack((x, v, angle, w), dim=-1)
 
 
+def integrate_each(
+    dof_state: th.Tensor,
+    force: th.Tensor,
+    own: Dict[str, th.Tensor],
+    dt: float = 0.0166,
+    substeps: int = 2,
+    physics: CartpolePhysics = DEFAULT_PHYSICS,
+) -> th.Tensor:
+    """:func:`integrate` of cartpoles that differ. The same equations; more operations, as constants are tensors.
+
+    :param own: (N,) float32 each: "cart_mass" (kg), "pole_mass" (kg), "pole_length" (m), "angular_damping" (1/s); what is not
+        there is as ``physics`` says
+    """
+    x, v, angle, w = dof_state.unbind(-1)
+    h = dt / substeps
+    cart_mass: Any = own.get("cart_mass", physics.cart_mass)
+    pole_mass: Any = own.get("pole_mass", physics.pole_mass)
+    pole_length: Any = own.get("pole_length", physics.pole_length)
+    angular_damping: Any = own.get("angular_damping", physics.angular_damping)
+    pole_inertia: Any = box_inertia(pole_length) if physics.pole_inertia is None else physics.pole_inertia
+    pole_com = POLE_COM * pole_length
+    total_mass = cart_mass + pole_mass
+    pole_moment = pole_mass * pole_com
+    joint_inertia = pole_inertia + pole_moment * pole_com
+    damping = angular_damping * pole_inertia
+    weight_moment = pole_moment * physics.gravity
+    determinant = total_mass * joint_inertia
+    for _ in range(substeps):
+        excess = th.maximum(v.abs() / physics.max_cart_speed, w.abs() / physics.max_pole_speed).clamp(min=1.0)
+        v, w = v / excess, w / excess
+        sin, cos = th.sin(angle), th.cos(angle)
+        b = pole_moment * cos
+        f = force - pole_moment * sin * w * w
+        torque = weight_moment * sin - damping * w
+        h_per_det = h / (determinant - b * b)
+        new_v = v + h_per_det * (joint_inertia * f + b * torque)
+        new_w = w + h_per_det * (b * f + total_mass * torque)
+        free_x = th.add(x, new_v, alpha=h)
+        x = free_x.clamp(-physics.track_limit, physics.track_limit)
+        stopped = x != free_x
+        w = th.where(stopped, w + (h * torque - b * v) / joint_inertia, new_w)
+        v = new_v.masked_fill(stopped, 0.0)
+        angle = th.add(angle, w, alpha=h)
+    return th.stack((x, v, angle, w), dim=-1)
+
+
 def advance(
     dof_state: th.Tensor,
     progress: th.Tensor,
@@ -118,23 +173,57 @@ def traced(task: CartpoleTask) -> Optional[Any]:
         return None
 
 
+def advance_randomized(
+    dof_state: th.Tensor,
+    progress: th.Tensor,
+    actions: th.Tensor,
+    draws: Draws,
+    reset_width: th.Tensor,
+    task: CartpoleTask,
+    drawn: Drawn,
+) -> Tuple[StepResult, th.Tensor]:
+    """:func:`advance` of environments that differ. Updates ``drawn`` in place, too.
+
+    :param draws: the random numbers of this step
+    :param drawn: what the environments have of their own
+    """
+    spec: Any = task.randomize
+    actions = actions.clamp(-1.0, 1.0)
+    pushed = push(dof_state, draws, drawn, spec)
+    force = applied(actions, drawn, spec) * task.max_effort
+    own = {name: drawn.parameters[spec.names.index(name)] for name in MACHINE if name in spec.names}
+    if own:
+        final_obs = integrate_each(dof_state, force, own, task.dt, task.substeps, task)
+    else:
+        final_obs = integrate(dof_state, force, task.dt, task.substeps, task)
+    result = finish_randomized_step(dof_state, progress, final_obs, draws, reset_width, actions, task, drawn, pushed)
+    return result, force
+
+
 class TorchCartpole(CartpoleTensorEnv):
     """Isaac Gym's cartpole on any torch device. :class:`CartpoleTensorEnv` has the arguments."""
 
     capturable = True
-    _advance: Any = staticmethod(advance)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._advance: Any = advance if self.drawn is None else advance_randomized
 
     def compile(self) -> None:
         # a user's reward may hold what the compiler leaves to Python
         all_ours = self.task.reward is None and self.task.termination is None
-        self._advance = th.compile(advance, dynamic=False, fullgraph=all_ours)
+        function = advance if self.drawn is None else advance_randomized
+        self._advance = th.compile(function, dynamic=False, fullgraph=all_ours)
 
     def step(self, actions: th.Tensor) -> StepResult:
-        tensors = (self.dof_state, self.progress, actions, self._uniform(), self.reset_width)
+        given = (self.dof_state, self.progress, actions)
+        if self.drawn is not None:
+            result, self.force = self._advance(*given, self._draws(), self.reset_width, self.task, self.drawn)
+            return result  # type: ignore[no-any-return]
+        tensors = (*given, self._uniform(), self.reset_width)
         script = traced(self.task) if self.device.type == "cpu" and self._advance is advance else None
         if script is not None:
             *columns, self.force = script(*tensors)
             return StepResult(*columns)
-        result: StepResult
         result, self.force = self._advance(*tensors, self.task)
-        return result
+        return result  # type: ignore[no-any-return]

@@ -62,8 +62,8 @@ class CartpoleRenderer:
         """One (height, width, 3) uint8 RGB picture per environment.
 
         :param render_state: host copies from :meth:`~sb3_isaac.backends.base.TensorEnv.render_state`: dof_state (N, 4),
-            force (N,) in newtons, progress (N,), max_effort, reset_dist, pole_length; and push (N,) where poles are knocked:
-            the sign of the change of the pole's velocity, else 0
+            force (N,) in newtons, progress (N,), max_effort, reset_dist, pole_length (or (N,) of them); and push (N,) where
+            poles are knocked: the sign of the change of the pole's velocity, else 0
         :param returns: (N,), of the running episodes
         :param size: width and height of a picture, both even; default: :func:`tile_size`
         """
@@ -140,7 +140,8 @@ class CartpoleRenderer:
         canvas.blit(empty_rail, (0, 0))
         width, height = canvas.get_size()
         metre = width / (2 * (reset_dist + MARGIN))
-        length = POLE_LENGTH * float(render_state.get("pole_length", 1.0))
+        lengths = render_state.get("pole_length", 1.0)
+        length = POLE_LENGTH * float(lengths if np.ndim(lengths) == 0 else lengths[i])
         self._draw_cartpole(canvas, width / 2 + position * metre, RAIL_HEIGHT * height, angle, force, push, length)
         tile = pygame.transform.smoothscale(canvas, size)
 

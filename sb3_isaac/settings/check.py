@@ -6,11 +6,11 @@ import inspect
 import re
 import reprlib
 from numbers import Integral, Real
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
-from sb3_isaac.settings.table import SETTINGS, Setting
+from sb3_isaac.settings.table import RANGES, SETTINGS, Setting
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -51,6 +51,8 @@ def check_one(name: str, value: Any, setting: Setting, where: str = "", default:
     sentence = f"{name} must be {setting.expected()}, got {_shown(value)}" + (f" in {where}" if where else "")
     if isinstance(value, str) and setting.kind in ("whole", "count", "number", "schedule") and _is_number(value):
         sentence += ", which is a word: write it without quotes, and 1.0e-3 in the place of 1e-3"
+    elif setting.kind in RANGES and _range(value, setting):  # its order alone is wrong
+        sentence += ", which is the wrong way round"
     elif setting.kind in ("whole", "count") and isinstance(value, Integral) and value >= 2**63:  # type: ignore[operator]
         sentence += ", which is more than torch can count (2**63)"
     if isinstance(default, (bool, int, float)) or default is None and setting.optional:
@@ -84,6 +86,9 @@ def _fits(value: Any, setting: Setting) -> bool:
         if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != 2:
             return False
         return all(_is_in(end, setting) for end in value)
+    if kind in RANGES:
+        numbers = _range(value, setting)
+        return numbers is not None and (len(numbers) != 2 or numbers[0] <= numbers[1])
     if kind == "frequency":
         if isinstance(value, (list, tuple)):
             if len(value) != 2 or getattr(value[1], "value", value[1]) not in ("step", "episode"):
@@ -103,6 +108,18 @@ def _fits(value: Any, setting: Setting) -> bool:
     if kind in ("whole", "count") and isinstance(value, Real) and abs(value) >= 2**63:  # type: ignore[arg-type,operator]
         return False
     return _is_in(value, setting)
+
+
+def _range(value: Any, setting: Setting) -> Optional[List[Any]]:
+    """The numbers of a range, in whatever order; None: some is no number of the interval, or there are too many or too few."""
+    if not isinstance(value, (list, tuple)) and not (isinstance(value, np.ndarray) and value.ndim == 1):
+        numbers = [value]
+    else:
+        numbers = list(value)
+        if len(numbers) != 2 and not (setting.kind == "noise" and len(numbers) == 4):
+            return None
+    whole = setting.kind != "whole range" or all(isinstance(number, Integral) for number in numbers)
+    return numbers if whole and all(_is_in(number, setting) for number in numbers) else None
 
 
 def _is_in(value: Any, setting: Setting) -> bool:

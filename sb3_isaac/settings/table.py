@@ -19,7 +19,8 @@ class Setting(NamedTuple):
 
     kind: str
     """"whole" (a whole number), "count" (the same, and 1e6 may be written for it), "number", "schedule" (a number, or what SB3
-    and rl_zoo3 take for one that changes), "frequency" (SB3's train_freq), "ends" (two numbers), "flag" (True or False),
+    and rl_zoo3 take for one that changes), "frequency" (SB3's train_freq), "ends" (two numbers), "range" (a number or two, the
+    lower one first), "whole range", "noise" (a range, or a number for each of an observation's four), "flag" (True or False),
     "mapping" (names and values), "word", "names" (classes of rl_zoo3's files: "module.Class")"""
     interval: str = "(-inf, inf)"
     unit: str = ""
@@ -48,7 +49,7 @@ class Setting(NamedTuple):
     def expected(self) -> str:
         """In words: "a number greater than 0 and at most 1, or None"."""
         text = _NOUNS[self.kind]
-        if self.kind in ("whole", "count", "number", "schedule", "ends", "frequency"):
+        if self.kind in ("whole", "count", "number", "schedule", "ends", "frequency", *RANGES):
             text += self._range() + (f" ({self.unit})" if self.unit else "")
         text += _ALSO.get(self.kind, "")
         others = [*map(repr, self.besides), *(["None"] if self.optional else [])]
@@ -69,6 +70,8 @@ class Setting(NamedTuple):
         return f" from {low} to {high}" if least and most else f" {above} and {below}"
 
 
+RANGES = ("range", "whole range", "noise")
+
 _NOUNS = {
     "whole": "a whole number",
     "count": "a whole number",
@@ -76,6 +79,9 @@ _NOUNS = {
     "schedule": "a number",
     "frequency": "a whole number",
     "ends": "two numbers (of the first and the last environment), each",
+    "range": "a number, or two (low, high), each",
+    "whole range": "a whole number, or two (low, high), each",
+    "noise": "a number, two (low, high) or four (one for each value of an observation), each",
     "flag": "True or False",
     "mapping": "a mapping of names to values",
     "word": "a word",
@@ -210,6 +216,19 @@ CARTPOLE: Dict[str, Setting] = {
 }
 """Task parameters of the cartpole, --env-kwargs."""
 
+RANDOMIZE: Dict[str, Setting] = {
+    "cart_mass": Setting("range", "[0.001, 1000000]", "kg"),
+    "pole_mass": Setting("range", "[0.001, 1000000]", "kg"),
+    "pole_length": Setting("range", "[0.001, 1000]", "m"),
+    "angular_damping": Setting("range", "[0, 1000]", "1/s"),
+    "force_scale": Setting("range", "[0, 1000]", "times max_effort"),
+    "action_delay": Setting("whole range", "[0, 100]", "control steps"),
+    "obs_noise": Setting("noise", "[0, 1000]", "standard deviation: m, m/s, rad, rad/s"),
+    "push_velocity": Setting("range", "[-1000, 1000]", "rad/s"),
+    "push_interval": Setting("range", "(0, 1000000]", "s"),
+}
+"""Names in the task parameter ``randomize`` of the cartpole. Bounds that float32 can hold."""
+
 LEARN: Dict[str, Setting] = {
     "total_timesteps": Setting("number", "[0, inf]"),
     "log_interval": Setting("whole", "[1, inf)", optional=True, means="no log"),
@@ -263,6 +282,7 @@ SETTINGS: Dict[str, Dict[str, Setting]] = {
     "rollout_buffer_kwargs": {},
     "env": ENV,
     "cartpole": CARTPOLE,
+    "randomize": RANDOMIZE,
     "learn": LEARN,
     **{f"sb3-isaac {command}": flags for command, flags in FLAGS.items()},
 }

@@ -19,6 +19,12 @@ pytest.importorskip("matplotlib", reason="pictures need the extra 'plots'").use(
 HOWTO = REPOSITORY / "docs" / "howto"
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n+)?```bash\n(.*?)```", re.DOTALL)
 
+SHORTER = {
+    "variants.py": ["--n-timesteps", "4096"],
+    "randomisation.py": ["--n-timesteps", "4096", "--seeds", "1", "--rounds", "1"],
+}
+"""Flags for programs that take long."""
+
 
 def commands(page: Path) -> List[str]:
     """The lines of a page's commands, but for those that say why they cannot be run here."""
@@ -48,9 +54,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if name == "python":
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", arguments)
-            if arguments[0].endswith("variants.py"):  # longer than the others
-                patch.setattr(sys, "argv", [*arguments, "--n-timesteps", "4096"])
+            patch.setattr(sys, "argv", [*arguments, *SHORTER.get(Path(arguments[0]).name, [])])
             runpy.run_path(str(REPOSITORY / arguments[0]), run_name="__main__")
         return
     assert name == "sb3-isaac"

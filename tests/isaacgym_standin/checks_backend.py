@@ -223,6 +223,35 @@ def test_task_parameters_differ_between_views():
             assert th.equal(x, y)
 
 
+def test_randomisation_that_needs_no_other_machine_equals_the_embedded_simulators():
+    ranges = {"force_scale": (0.8, 1.2), "action_delay": (0, 3), "obs_noise": 0.01}
+    task = {"max_episode_length": 22, "randomize": {**ranges, "push_velocity": (-2.0, 2.0), "push_interval": (0.05, 0.2)}}
+    ours, theirs, other = make(16, 3, **task), backends.make("torch", 16, "cpu", 3, **task), make(4)
+    assert th.equal(ours.reset(), theirs.reset())
+    other.reset()
+    generator = th.Generator().manual_seed(0)
+    ended = 0
+    for step in range(80):
+        actions = th.rand(16, 1, generator=generator) * 2 - 1
+        mine = ours.step(actions)
+        for x, y in zip(mine, theirs.step(actions)):
+            assert th.equal(x, y), step
+        ended += int((mine.terminated | mine.truncated).sum())
+        if step % 20 == 19:
+            other.step(th.zeros(4, 1))
+    theirs_state = theirs.get_state()
+    assert all(th.equal(value, theirs_state[name]) for name, value in ours.get_state().items())
+    assert ended > 32 and counts()["refresh_after_setter"] == 0
+
+
+def test_a_machine_that_differs_between_environments_is_refused():
+    with pytest.raises(ValueError, match="Isaac Gym cannot randomise cart_mass, pole_length, as its .* backend='torch'"):
+        make(3, randomize={"pole_length": (0.5, 1.0), "cart_mass": 2.0, "force_scale": 0.5})
+    with pytest.raises(ValueError, match="max_effort=400 with its force_scale is more than the cart's joint takes"):
+        make(3, randomize={"force_scale": (1.0, 3.0)})
+    assert isaacgym_cartpole._simulator is None
+
+
 @pytest.mark.parametrize(
     ("failure", "says"),
     [
