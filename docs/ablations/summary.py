@@ -10,6 +10,7 @@ import json
 import math
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -143,20 +144,32 @@ def table(names: Sequence[str], all_results: Dict[str, Any]) -> str:
     return "\n".join([HEAD, *rows])
 
 
+def entries(all_results: Dict[str, Any]) -> str:
+    """A Markdown table of the shipped entries, a line for each algorithm."""
+    lines = HEAD.splitlines()
+    for algo in dict.fromkeys(detail["algo"] for detail in details().values()):
+        base = summarise(all_results["runs"][f"{algo}/base"])
+        lines.append(row(algo.upper(), base, base))
+    return "\n".join(line.rsplit("|", 2)[0] + "|" for line in lines)  # without verdicts
+
+
+ENTRIES = "<!-- entries -->"
 ONE = r"<!-- ablations?: (?:[\w/]+,? ?)+ -->"
-PLACEHOLDER = re.compile(rf"^{ONE}(?:\n+{ONE})*$", re.MULTILINE)
+PLACEHOLDER = re.compile(rf"^( *){ONE}(?:\n+\1{ONE})*$", re.MULTILINE)
 NAME = re.compile(r"(?<=ablation: )[\w/]+|(?<=ablations: )\w+")
 
 
 def fill_in(markdown: str) -> str:
     """Replace ``<!-- ablation: ppo/one_epoch -->`` by a table, several such lines that follow each other by one table for
-    each algorithm, and ``<!-- ablations: ppo -->`` by the figure of all, their table, and the rule.
+    each algorithm, ``<!-- ablations: ppo -->`` by the figure of all, their table, and the rule, and ``<!-- entries -->`` by
+    the table of the shipped entries. In a folded answer tables are indented as the placeholder is.
 
     :raises KeyError: an unknown detail, or one without results
     """
-    if not PLACEHOLDER.search(markdown):
+    if ENTRIES not in markdown and not PLACEHOLDER.search(markdown):
         return markdown
     known, loaded = details(), results()
+    markdown = markdown.replace(ENTRIES, entries(loaded))
 
     def replace(match: Any) -> str:
         names = NAME.findall(match.group(0))
@@ -174,6 +187,6 @@ def fill_in(markdown: str) -> str:
                 runs = f"{len(loaded['runs'][wanted[0]])} seeds, {loaded['machine']}, {versions}."
                 text = f"{figure}\n\n{CAPTION}\n\n{text}\n\n{RULE} {runs}"
             shown.append(text)
-        return "\n\n".join(shown)
+        return indent("\n\n".join(shown), match.group(1))
 
     return PLACEHOLDER.sub(replace, markdown)

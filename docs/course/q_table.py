@@ -1,11 +1,13 @@
 """Q-learning with a table: a cartpole cut into boxes, learned on a thousand cartpoles at once.
 
-python docs/course/q_table.py --seeds 4
+python docs/course/q_table.py --seeds 10
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+from typing import List
 
 import torch as th
 
@@ -98,7 +100,14 @@ def main() -> None:
         length = evaluate(learn(seed=seed, **args))
         means.append(length.mean().item())
         print(f"seed {seed}: {means[-1]:.0f} of 499 steps, {(length == 499).float().mean():.0%} to the time limit")
-    print(f"mean {sum(means) / len(means):.0f}")
+    print(f"mean {statistics.mean(means):.0f}" + (chance(means) if len(means) > 1 else ""))
+
+
+def chance(means: List[float]) -> str:
+    """Twice the standard error of the difference of two means of so many seeds: a smaller difference says nothing."""
+    deviation = statistics.stdev(means)
+    limit = 2.0 * deviation * (2.0 / len(means)) ** 0.5
+    return f", standard deviation {deviation:.0f}: two such means differ by up to {limit:.0f} by chance"
 
 
 if __name__ == "__main__":

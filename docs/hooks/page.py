@@ -12,7 +12,9 @@ from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ablations"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import links
 import summary
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
@@ -33,7 +35,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def on_page_content(content: str, **_: Any) -> str:
     """Called with the HTML of each page. TeX becomes MathML, which browsers show by themselves: offline and without a script.
-    Sphinx's roles and double colons in docstrings, which Markdown does not know, become plain code.
+    Sphinx's roles and double colons in docstrings, which Markdown does not know, become plain code. SB3's files become links.
     """
 
     def to_mathml(match: re.Match[str]) -> str:
@@ -46,4 +48,4 @@ def on_page_content(content: str, **_: Any) -> str:
         return f"<code>{name.split('.')[-1] if match.group(1) else name}</code>"
 
     content = ROLE.sub(to_code, FORMULA.sub(to_mathml, content))
-    return LONELY_COLONS.sub("", content).replace("::</p>", ":</p>")
+    return links.link_sb3(LONELY_COLONS.sub("", content).replace("::</p>", ":</p>"))

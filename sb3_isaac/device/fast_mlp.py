@@ -6,21 +6,18 @@ arithmetic. The formulas are those that autograd would use, so results differ fr
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, cast
 
 import torch as th
 from torch import nn
 
 from sb3_isaac.device.flat_adam import views_of
-from sb3_isaac.device.threads import Together, as_script, torch_splits
+from sb3_isaac.device.threads import Together, as_script
 
 LANE_ROWS = 2048
-"""On a CPU, batches of more rows are divided among threads. With fewer, PyTorch's overhead for each operation counts."""
-
-
-def lane_rows() -> int:
-    """The most rows that a thread works on."""
-    return 4 * LANE_ROWS if torch_splits() else LANE_ROWS  # torch's own threads, if the user wants them, need large operations
+"""On a CPU, batches of more rows are divided among threads, of which each works on at most so many at a time. With fewer,
+PyTorch's overhead for each operation counts."""
 
 
 IDENTITY, TANH, RELU, ELU, LEAKY_RELU = range(5)
@@ -82,8 +79,10 @@ Passes = NamedTuple(  # noqa: UP014  # TorchScript of torch 1.13 does not read t
         ("outputs", List[th.Tensor]),  # (rows or more, out) of each layer, written by the forward pass
         ("weight_grads", List[th.Tensor]),  # of each layer, written by the backward pass; none: no gradients of parameters
         ("bias_grads", List[th.Tensor]),
-        ("scratch", List[th.Tensor]),  # two, (rows or more * largest width,)
-        ("minus_one", th.Tensor),  # on the device
+        ("temporaries", List[th.Tensor]),  # of each layer, as its outputs: for what the forward pass does not keep
+        ("below_grads", List[th.Tensor]),  # of each layer but the first, as the outputs below: gradients on their way down
+        ("minus_one", th.Tensor),  # on the device, as is the next: TorchScript's mul and add of a number know no ``out``,
+        ("log2_e", th.Tensor),  # and take fresh memory each time, which costs ten times as much as the product
         ("first_grad", th.Tensor),  # (in, out) of the first layer, overwritten if transposed
         ("transposed", bool),  # compute that gradient the other way round: MKL is six times as fast with few inputs
         ("fast_exp2", bool),  # make elu of exp2
@@ -92,11 +91,16 @@ Passes = NamedTuple(  # noqa: UP014  # TorchScript of torch 1.13 does not read t
 """What the passes need to know about a network."""
 
 
+def first_rows(buffer: th.Tensor, n: int) -> th.Tensor:
+    """The first ``n`` rows, which are mostly all: then there is no view to make."""
+    return buffer if buffer.shape[0] == n else buffer[:n]
+
+
 def forward_pass(x: th.Tensor, net: Passes) -> None:
     """Write the layers' outputs for inputs x (batch, in) into the first rows of ``net.outputs``."""
     batch, h = x.shape[0], x
     for i in range(len(net.weights)):
-        out, kind = net.outputs[i][:batch], net.kinds[i]
+        out, kind = first_rows(net.outputs[i], batch), net.kinds[i]
         # On a CPU sigmoid takes a fifth of the time of tanh, and tanh(x) = 2 sigmoid(2 x) - 1
         by_sigmoid = kind == 1 and not out.is_cuda
         scale = 2.0 if by_sigmoid else 1.0
@@ -108,9 +112,9 @@ def forward_pass(x: th.Tensor, net: Passes) -> None:
         elif kind == 2:
             out.relu_()
         elif kind == 3 and net.fast_exp2:
-            t = net.scratch[0][: out.numel()].view(out.shape)
-            th.mul(out, 1.4426950408889634, out=t).clamp_(max=0.0)
-            th.maximum(t.exp2_().sub_(1.0), out, out=out)
+            t = first_rows(net.temporaries[i], batch)
+            th.mul(out, net.log2_e, out=t).clamp_(max=0.0)
+            th.maximum(t.exp2_().add_(net.minus_one), out, out=out)
         elif kind == 3:
             nn.functional.elu_(out)
         elif kind == 4:
@@ -131,7 +135,7 @@ def backward_pass(
     batch, n_layers, g = x.shape[0], len(net.weights), grad
     for k in range(n_layers):
         i = n_layers - 1 - k
-        out, kind = net.outputs[i][:batch], net.kinds[i]
+        out, kind = first_rows(net.outputs[i], batch), net.kinds[i]
         if kind == 1:
             th.ops.aten.tanh_backward(g, out, grad_input=g)
         elif kind == 2:
@@ -140,7 +144,7 @@ def backward_pass(
             th.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, True, out, grad_input=g)
         elif kind == 4:
             th.ops.aten.leaky_relu_backward(g, out, 0.01, True, grad_input=g)
-        below = net.outputs[i - 1][:batch] if i > 0 else x
+        below = first_rows(net.outputs[i - 1], batch) if i > 0 else x
         if len(net.weight_grads) > 0:
             if i == 0 and net.transposed:
                 th.mm(below.t(), g, out=net.first_grad)
@@ -152,7 +156,7 @@ def backward_pass(
                 th.sum(g, [0], out=net.bias_grads[i])
         if i > 0 or inputs:
             weight = net.weights[i] if i > 0 else net.weights[i][:, first_column:]
-            g_below = net.scratch[k % 2][: below.numel()].view(below.shape) if i > 0 else grad_input
+            g_below = first_rows(net.below_grads[i], batch) if i > 0 else grad_input
             if weight.shape[0] == 1:
                 th.mul(g, weight, out=g_below)
             else:
@@ -183,14 +187,17 @@ class Lane:
         self, layers: Layers, max_batch: int, share: Optional[Lane] = None, gradients: Optional[Gradients] = None
     ) -> None:
         self._linears = [linear for linear, _ in layers]
-        self._gradients = gradients
         weight, widths = layers[0][0].weight, [linear.out_features for linear in self._linears]
         self.max_batch, self.widths = max_batch, widths
         outputs = [weight.new_empty(max_batch, width) for width in widths]
-        scratch = [weight.new_empty(max_batch * max(widths)) for _ in range(2)]
+        self._scratch = [weight.new_empty(max_batch * max(widths)) for _ in range(2)]
         if share is not None and share.max_batch == max_batch and share.widths[:-1] == widths[:-1]:
             outputs[:-1] = share.passes.outputs[:-1]
-            scratch = share.passes.scratch if max(share.widths) >= max(widths) else scratch
+            self._scratch = share._scratch if max(share.widths) >= max(widths) else self._scratch
+
+        def scratch(k: int, width: int) -> th.Tensor:
+            return self._scratch[k % 2][: max_batch * width].view(max_batch, width)
+
         self.passes = Passes(
             weights=[linear.weight for linear in self._linears],
             biases=[linear.bias for linear in self._linears],
@@ -198,24 +205,29 @@ class Lane:
             outputs=outputs,
             weight_grads=[],
             bias_grads=[],
-            scratch=scratch,
+            temporaries=[scratch(0, width) for width in widths],
+            # the gradient above is still needed while the one below is written: they take turns
+            below_grads=[scratch(i, widths[max(i - 1, 0)]) for i in range(len(widths))],
             minus_one=weight.new_tensor(-1.0),
+            log2_e=weight.new_tensor(math.log2(math.e)),
             first_grad=weight.new_empty(weight.shape[1], widths[0]),
             transposed=not weight.is_cuda and weight.shape[1] < 16,
             fast_exp2=_FAST_EXP2 and not weight.is_cuda,
         )
+        self._with_own_gradients = None if gradients is None else self._with(gradients)
         self._input = weight.new_empty(0)
         self._forward, self._backward = (as_script(f, weight.device) for f in (forward_pass, backward_pass))
 
     def with_gradients(self) -> Passes:
         """Also where the parameters' gradients go."""
+        if self._with_own_gradients is not None:
+            return self._with_own_gradients
+        return self._with({p: p.grad for linear in self._linears for p in (linear.weight, linear.bias)})
 
-        def grad_of(parameter: Any) -> Any:
-            return parameter.grad if self._gradients is None else self._gradients[parameter]
-
+    def _with(self, gradients: Mapping[Any, Any]) -> Passes:
         return self.passes._replace(
-            weight_grads=[grad_of(linear.weight) for linear in self._linears],
-            bias_grads=[grad_of(linear.bias) for linear in self._linears],
+            weight_grads=[gradients[linear.weight] for linear in self._linears],
+            bias_grads=[gradients[linear.bias] for linear in self._linears],
         )
 
     def forward(self, x: th.Tensor) -> th.Tensor:
@@ -254,7 +266,7 @@ class FastMLP:
     ) -> None:
         self.layers = list(layers)
         weight, last = self.layers[0][0].weight, self.layers[-1][0]
-        self._lane_rows = max_batch if weight.is_cuda else min(max_batch, lane_rows())
+        self._lane_rows = max_batch if weight.is_cuda else min(max_batch, LANE_ROWS)
         self._alone: Lane = Lane(self.layers, self._lane_rows, None if share is None else share._alone)
         """Does smaller batches"""
         self._lanes: List[Lane] = []

@@ -55,11 +55,6 @@ def is_asked_for() -> bool:
     return _asked_for or available() != _default or _default not in (cores, max(cores // 2, 1))
 
 
-def torch_splits() -> bool:
-    """Whether torch splits operations among its own threads, because the user has chosen several."""
-    return is_asked_for() and available() > 1
-
-
 def available() -> int:
     """The number of threads that may be used: torch's, outside of :func:`torch_threads`."""
     return _lowered[0] if _lowered else th.get_num_threads()
@@ -110,16 +105,19 @@ def choose(network: nn.Module, n_rows: int, device: th.device) -> int:
     return n_threads if many < 0.8 * one else 1
 
 
-def for_chunks(device: th.device) -> int:
-    """How many threads torch should use around :class:`Together`: its idle ones would get in the way of ours."""
-    return th.get_num_threads() if device.type != "cpu" or is_asked_for() else 1
+def for_chunks(device: th.device, in_lanes: bool) -> int:
+    """How many threads torch should use around :class:`Together`: its idle ones would get in the way of ours.
+
+    :param in_lanes: whether there is more than one job to share out
+    """
+    return th.get_num_threads() if device.type != "cpu" or (is_asked_for() and not in_lanes) else 1
 
 
 def describe() -> str:
     """On how many threads, in words."""
     torch, most = th.get_num_threads(), available()
     words = f"{torch} thread{'s' * (torch > 1)}"
-    return words if most <= torch or is_asked_for() else f"{words} (large minibatches on {min(most, MAX_THREADS)})"
+    return words if most <= torch else f"{words} (large minibatches on {min(most, MAX_THREADS)})"
 
 
 @functools.lru_cache(maxsize=None)
@@ -223,8 +221,8 @@ if hasattr(os, "register_at_fork"):
 class Together:
     """Does jobs that are the same at each call on several threads, as long as that is faster than on one.
 
-    Each has one thread of torch, and who is done with a job takes the next. If the user has chosen torch's number of threads,
-    torch uses them within the jobs, which are done one by one.
+    Each has one thread of torch, and who is done with a job takes the next. If the user has chosen a number of threads, so
+    many take part, whether or not that is faster; with a single job they are torch's own.
     """
 
     def __init__(self) -> None:
@@ -237,13 +235,13 @@ class Together:
 
         :raises Exception: what a job raises
         """
-        if is_asked_for():  # so many threads of torch's own
-            for i in range(n_jobs):
-                job(i)
+        asked_for = is_asked_for()
+        if asked_for and n_jobs == 1:
+            job(0)
             return
         n_helpers = min(available(), n_jobs, MAX_THREADS) - 1
         with torch_threads(1):  # with more, torch may add up in another order
-            if n_helpers >= 1 and self._choose() and _in_use.acquire(blocking=False):
+            if n_helpers >= 1 and (asked_for or self._choose()) and _in_use.acquire(blocking=False):
                 try:
                     start = time.perf_counter()
                     _share_out(job, n_jobs, n_helpers)

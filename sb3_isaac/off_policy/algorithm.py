@@ -24,7 +24,7 @@ from sb3_isaac.buffers.sb3_buffer import (
     from_stock_buffer,
 )
 from sb3_isaac.buffers.storage import existing_device
-from sb3_isaac.device import threads
+from sb3_isaac.device import fast_mlp, threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.finite import NotFiniteError, is_finite
@@ -494,7 +494,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())
         run.updates.graphed_update.enabled = run.updates.captures and run.fast is not None and self._may_capture_updates()
-        n_threads = th.get_num_threads() if run.fast is None else threads.for_chunks(self.device)
+        in_lanes = batch_size > fast_mlp.LANE_ROWS
+        n_threads = th.get_num_threads() if run.fast is None else threads.for_chunks(self.device, in_lanes)
         with threads.torch_threads(n_threads):
             run.updates.run(cast(DeviceReplayBuffer, self.replay_buffer), gradient_steps, batch_size, constants)
         self._n_updates = before + gradient_steps  # a captured update does not count

@@ -16,17 +16,9 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
+from sb3_isaac.device import fast_mlp
 from sb3_isaac.device.eligibility import is_patched, why_not_fast
-from sb3_isaac.device.fast_mlp import (
-    FastMLP,
-    Gradients,
-    Lane,
-    Passes,
-    backward_pass,
-    forward_pass,
-    lane_rows,
-    parse_layers,
-)
+from sb3_isaac.device.fast_mlp import FastMLP, Gradients, Lane, Passes, backward_pass, forward_pass, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, views_of
 from sb3_isaac.device.threads import Together, as_script
 from sb3_isaac.ppo.loss import (
@@ -189,7 +181,7 @@ class FastActorCriticPolicy:
     ) -> th.Tensor:
         """On a CPU: threads share the minibatch out."""
         assert self._adam is not None
-        n_lanes = -(-len(rows) // lane_rows())
+        n_lanes = -(-len(rows) // fast_mlp.LANE_ROWS)
         if n_lanes > len(self._lanes):
             # One alone needs no gradients of its own
             n_grads = 0 if n_lanes == 1 else n_lanes

@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.device import threads
+from sb3_isaac.device import fast_mlp, threads
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, advice
@@ -138,7 +138,8 @@ class PPOUpdate:
         sums: List[th.Tensor] = []
         n_rows: List[int] = []
         epochs, before_last_epoch, stopped_at = 0, 0, None
-        n_threads = th.get_num_threads() if self.fast is None else threads.for_chunks(self.device)
+        in_lanes = self.fast is not None and self.fast.max_rows > fast_mlp.LANE_ROWS
+        n_threads = th.get_num_threads() if self.fast is None else threads.for_chunks(self.device, in_lanes)
         with threads.torch_threads(n_threads), unchecked_distributions() if self.fast is None else th.no_grad():
             while epochs < settings.n_epochs and stopped_at is None:
                 epochs += 1

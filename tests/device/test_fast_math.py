@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch as th
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, clip_and_step_
@@ -61,6 +62,26 @@ def test_gradients_accumulate_over_chunks() -> None:
             fast.backward(weight[part].clone(), accumulate=k > 0)
     for p, e in zip(net.parameters(), whole):
         assert th.allclose(p.grad, e, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_passes_take_no_fresh_memory(activation: type) -> None:
+    """A product that did took ten times as long as the arithmetic, and a quarter of PPO's time with ELU."""
+    net, n = make_net(activation), 1000
+    for p in net.parameters():
+        p.grad = th.zeros_like(p)
+    fast = FastMLP(parse_layers(net), max_batch=n)
+    x, grads = th.randn(n, 4), [th.randn(n, 2) for _ in range(3)]
+    with th.no_grad():
+        for grad in grads[:2]:
+            fast.forward(x)
+            fast.backward(grad)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            fast.forward(x)
+            fast.backward(grads[2])
+    events = profiler.events()
+    assert any(event.name == "aten::addmm" for event in events)
+    assert [event.name for event in events if getattr(event, "cpu_memory_usage", 0) >= 4 * n] == []
 
 
 def test_unknown_layers_are_refused() -> None:

@@ -117,6 +117,24 @@ def test_jobs_run_on_several_threads_each_once() -> None:
 
 
 @pytest.mark.usefixtures("undecided")
+def test_as_many_threads_as_the_user_asks_for_share_the_jobs_out() -> None:
+    threads.ask_for(3)
+    together, seen, barrier = threads.Together(), set(), threading.Barrier(3, timeout=60)
+    together._seconds = [1.0, 2.0]  # also where that has been slower
+
+    def job(i: int) -> None:
+        barrier.wait()
+        seen.add((threading.get_ident(), th.get_num_threads()))
+
+    together.run(job, 3)
+    assert len(seen) == 3 and {n_threads for _, n_threads in seen} == {1}
+    together.run(lambda i: seen.add(th.get_num_threads()), 1)  # nothing to share: torch shares the operations out
+    assert 3 in seen
+    assert threads.for_chunks(th.device("cpu"), in_lanes=True) == 1
+    assert threads.for_chunks(th.device("cpu"), in_lanes=False) == 3
+
+
+@pytest.mark.usefixtures("undecided")
 def test_an_error_of_a_job_is_raised_and_the_next_call_works() -> None:
     together = threads.Together()
 

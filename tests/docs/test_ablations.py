@@ -88,3 +88,12 @@ def test_a_run_again_gives_the_same_steps(tmp_path: Path, monkeypatch: pytest.Mo
     name, again = program("../scripts/ablate.py").train(("ppo/base", run["seed"]))
     assert name == "ppo/base" and 4096 <= run["steps"] <= 100_000
     assert {**again, "seconds": None} == {**run, "seconds": None}
+
+
+def test_tables_in_answers_and_of_the_entries() -> None:
+    text = summary.fill_in("??? question\n\n    <!-- ablation: ppo/one_epoch -->\n\n    <!-- ablation: ppo/relu -->\n\nafter")
+    table = text.splitlines()[2:-2]
+    assert len(table) == 5 and all(line.startswith("    | ") or line.startswith("    |-") for line in table)
+    lines = summary.fill_in("<!-- entries -->").splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| PPO", "| DQN", "| DDPG"]
+    assert len({line.count("|") for line in lines}) == 1 and "verdict" not in lines[0]

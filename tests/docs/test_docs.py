@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,16 @@ def test_the_table_learns_to_balance() -> None:
     untrained = q_table.evaluate(th.rand(5 * 5 * 8 * 7, 3, generator=th.Generator().manual_seed(0)), n_envs=64)
     trained = q_table.evaluate(q_table.learn(n_envs=512, n_steps=600), n_envs=64)
     assert untrained.mean() < 70 and trained.mean() > 120
+
+
+def test_the_table_s_program_prints_what_the_page_shows(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Two seeds: the deviation is their difference / sqrt(2), and so is the standard error of a difference of two means."""
+    monkeypatch.setattr(sys, "argv", "q_table.py --seeds 2 --n-envs 8 --n-steps 2".split())
+    q_table = program("course/q_table.py")
+    q_table.main()
+    printed, shown = (
+        [re.sub(r"\d+", "", line) for line in text.splitlines()]
+        for text in (capsys.readouterr().out, (DOCS / "course" / "q_table.txt").read_text())
+    )
+    assert len(shown) == 11 and set(shown[:-1]) == set(printed[:-1]) and shown[-1] == printed[-1]
+    assert q_table.chance([100.0, 200.0]) == ", standard deviation 71: two such means differ by up to 141 by chance"
