@@ -20,6 +20,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_isaac.device import ranks
 from sb3_isaac.envs.env_state import NO_STATE, can_go_on, env_state, layers_inside_out, set_env_state
 from sb3_isaac.envs.portable_pickle import PortablePickler
 from sb3_isaac.envs.vec_normalize import SETTINGS, VecNormalize
@@ -55,6 +56,10 @@ class Checkpoints:
         self.active = False
         """Whether the model learns"""
         self._stop = False
+        self.ends = False
+        """Whether training ends at the next boundary as all ranks have agreed, see data_parallel"""
+        self.at_end: Optional[Callable[[], Any]] = None
+        """What a signal has a rank write; the others write it too"""
         self.callback: Optional[BaseCallback] = None
         self.resumed: Optional[Dict[str, Any]] = None
         """What is to be put back before the first rollout"""
@@ -73,8 +78,12 @@ class Checkpoints:
     def end(self, write: Callable[[], Any]) -> None:
         """End training at the next boundary, as Ctrl-C does, after a call of ``write``. A signal's handler may call it."""
         if self.active:
-            self._wanted.append(write)
-            self._stop = True
+            self.at_end, self._stop = write, True
+
+    @property
+    def wants_to_end(self) -> bool:
+        """Whether :meth:`end` was called."""
+        return self._stop
 
     def _serve(self) -> None:
         wanted, self._wanted = self._wanted, []
@@ -92,10 +101,12 @@ class Checkpoints:
         self._log_interval = arguments.get("log_interval", signature.parameters["log_interval"].default)
         if self._logs_rollouts and self._rollouts_before > 0 and self._log_interval is not None:
             arguments["log_interval"] = 1  # SB3 counts rollouts from 0 again, see logs_now
-        self.active, self.callback, self._stop = True, None, False
+        self.active, self.callback, self._stop, self.ends = True, None, False, False
         try:
             yield arguments
             self._serve()
+            if self._stop and self.at_end is not None:
+                self.at_end()
         finally:
             self.active = False
             self._wanted = []
@@ -128,7 +139,9 @@ class Checkpoints:
             _restore(model, state, callback, self._same_learn)
         self.callback = callback
         self._serve()
-        if self._stop:
+        if self.ends or (self._stop and ranks.world_size() == 1):
+            if self.at_end is not None:
+                self.at_end()
             raise KeyboardInterrupt
         self._rollouts += 1
 
