@@ -8,6 +8,7 @@ import importlib.util
 import os
 import runpy
 import sys
+import warnings
 from typing import Any, Dict, List, Optional
 
 from sb3_isaac.files.trust import trusting
@@ -84,6 +85,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except Exception as error:
         import gymnasium as gym  # not for the help above
 
+        if _several_ranks() and not _says_why(error):  # another one has said it
+            return 1
         if not isinstance(error, (*USER_ERRORS, gym.error.Error)):
             raise
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
@@ -93,7 +96,41 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
 
 
+def _several_ranks() -> bool:
+    """Whether torchrun has started this process as one of several. Asked without loading torch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def _says_why(error: Exception) -> bool:
+    """Part with the other ranks because of an error. Returns whether this one is to say why the run ends."""
+    from sb3_isaac.device import ranks  # with torch, which only a training needs
+
+    ranks.leave(error)
+    return ranks.speaks()
+
+
+def _among_ranks(command: str, flags: List[str]) -> List[str]:
+    """Meet the other ranks that torchrun has started. Only the first prints and keeps records.
+
+    :raises ValueError: a command that trains in processes of its own
+    """
+    if command in ("optimize", "compare"):
+        raise ValueError("it trains in processes of its own: start it without torchrun.")
+    if command != "train" or {"-h", "--help"} & set(flags):
+        return flags
+    from sb3_isaac.device import ranks  # with torch
+
+    ranks.join()
+    if ranks.rank() == 0:
+        return flags
+    sys.stdout = open(os.devnull, "w")
+    warnings.simplefilter("ignore")
+    return [flag for flag in flags if flag != "--track"]
+
+
 def _run(command: str, flags: List[str]) -> int:
+    if _several_ranks():
+        flags = _among_ranks(command, flags)
     if command in OWN_COMMANDS:
         module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
         return int(getattr(module, command)(flags))
@@ -130,7 +167,8 @@ def _train_flags(flags: List[str]) -> List[str]:
         "--algo and --env",
     )
     args, rest = parser.parse_known_args(flags)
-    if args.resume is None or {"-h", "--help"} & set(rest):
+    started_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and args.resume is None
+    if (args.resume is None and not started_again) or {"-h", "--help"} & set(rest):
         return _with_own_flags(parser, flags)
     which = argparse.ArgumentParser(prog="sb3-isaac train", add_help=False)
     which.add_argument("--algo", default="ppo")
@@ -140,10 +178,14 @@ def _train_flags(flags: List[str]) -> List[str]:
     which.add_argument("--gym-packages", nargs="+", default=[])
     run, more = which.parse_known_args(rest)
     from sb3_isaac.zoo.agents import import_packages
-    from sb3_isaac.zoo.resume import find_run, flags_of
+    from sb3_isaac.zoo.resume import find_run, flags_of, run_before_restart
 
     import_packages(run)
-
+    if started_again:
+        args.resume = run_before_restart(run.log_folder, run.algo, run.env or "")
+        if args.resume is None:  # it had not come to its first checkpoint
+            return _with_own_flags(parser, flags)
+        print(f"torchrun has started the ranks again: {args.resume} goes on from its newest checkpoint")
     folder = find_run(args.resume or None, run.algo, run.env, run.log_folder)
     saved = flags_of(folder)
     if saved is None:

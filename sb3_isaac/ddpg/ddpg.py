@@ -12,8 +12,8 @@ from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
-from sb3_isaac.device import ranks
 from sb3_isaac.ddpg.fast_policy import FastTD3Policy
+from sb3_isaac.device import ranks
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm, TensorRun
 from sb3_isaac.off_policy.exploration import DeviceNoise, HostNoise, noise_settings, spread
 from sb3_isaac.off_policy.update import chunks

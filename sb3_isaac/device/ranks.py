@@ -125,7 +125,7 @@ def join() -> None:
 
 
 def meet_on(device: th.device) -> None:
-    """Choose how tensors on ``device`` are averaged: on GPUs by NCCL, which wants one for each rank. All ranks must call it."""
+    """Choose how tensors on ``device`` are averaged: by NCCL, which wants a GPU for each rank. All ranks must call it."""
     if world_size() == 1 or device.type != "cuda" or _Met.on_gpu is not None:
         return
     distributed: Any = th.distributed
@@ -138,8 +138,8 @@ def meet_on(device: th.device) -> None:
         return
     if rank() == 0:
         warnings.warn(
-            f"{len(gpus)} ranks share {len(set(gpus))} GPUs: their gradients go through the host, which is slow. Start as many "
-            "ranks as there are GPUs.",
+            f"{len(gpus)} ranks share {len(set(gpus))} GPUs: their gradients go through the host, which is slow. Start as "
+            "many ranks as there are GPUs.",
             stacklevel=2,
         )
     _Met.on_gpu = _Met.group

@@ -176,8 +176,10 @@ def prepare_checkpoint(
     """
     missing: List[str] = []
     state = _state(model, missing)
-    writers: Dict[str, files.Writer] = {"model": model.save}
-    normalize = unwrap_vec_normalize(model.env)
+    first = ranks.rank() == 0
+    path = files.of_rank(path, ranks.rank())
+    writers: Dict[str, files.Writer] = {"model": model.save} if first else {}
+    normalize = unwrap_vec_normalize(model.env) if first else None
     if normalize is not None:
         writers["statistics"] = lambda file: PortablePickler(file).dump(normalize)
     if snapshot:
@@ -196,9 +198,11 @@ def prepare_checkpoint(
         "num_timesteps": model.num_timesteps,
         "total_timesteps": model._total_timesteps,
         "missing": missing,
-        "logs": _logs(model),
+        "logs": _logs(model) if first else {},
     }
-    return functools.partial(files.write, path, writers, info)
+    if ranks.world_size() > 1:
+        info["ranks"] = ranks.world_size()
+    return functools.partial(files.write, path, writers, info, make_folder=not first)
 
 
 def _bytes_of(writer: files.Writer) -> files.Writer:
@@ -313,6 +317,37 @@ def _callback_state(callback: BaseCallback, missing: List[str]) -> Dict[str, Any
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
+def newest(folder: Any, warn: Callable[[str], Any]) -> Optional[files.Checkpoint]:
+    """The newest complete checkpoint in a folder; None: there is none.
+
+    Of several ranks all must call it. It is then the newest that is complete on each of them, or, if there is none, that of
+    the first.
+
+    :param warn: is told of those that do not count
+    """
+    if ranks.world_size() == 1:
+        return files.newest(folder, warn)
+    for name in ranks.from_first([name for name, _ in files.all_in(folder)]):
+        try:
+            found = files.read(name)
+        except files.IncompleteCheckpoint:
+            found = None
+        if all(ranks.gather(found is not None and own_part(found) is not None)):
+            return found
+    return files.newest(folder, warn)
+
+
+def own_part(found: files.Checkpoint) -> Optional[files.Checkpoint]:
+    """What this rank has of a checkpoint; None: that is missing, or another number of ranks has written it."""
+    if found.info.get("ranks", 1) != ranks.world_size():
+        return None
+    try:
+        own = files.read(files.of_rank(found.name, ranks.rank()))
+    except files.IncompleteCheckpoint:
+        return None
+    return own if own is not None and own.num_timesteps == found.num_timesteps else None
+
+
 def find(path: Any) -> Tuple[Optional[files.Checkpoint], str]:
     """The checkpoint at a path, or the newest one in a folder, and the path of its model.
 
@@ -321,7 +356,7 @@ def find(path: Any) -> Tuple[Optional[files.Checkpoint], str]:
     :raises ValueError: the checkpoint is not complete
     """
     if os.path.isdir(path):
-        found = files.newest(path, lambda text: warnings.warn(text, stacklevel=4))
+        found = newest(path, lambda text: warnings.warn(text, stacklevel=4))
         if found is None:
             raise FileNotFoundError(f"There is no complete checkpoint in {path}: model.save_checkpoint writes one.")
         return found, found.files["model"]
@@ -348,6 +383,7 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
     :raises FileNotFoundError: there is no checkpoint
     :raises ValueError: it is not complete, of another algorithm or another kind of environment
     """
+    ranks.join()
     found, model_file = find(path)
     if found is None:
         warnings.warn(OLD_FILE.format(path=model_file), stacklevel=2)
@@ -357,14 +393,22 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
         return model
     if found.info.get("algo") != _algo(cls):
         raise ValueError(f"{found.name} is a checkpoint of {found.info.get('algo')}: use {found.info.get('algo')}.resume.")
-    state = plain_state.load(found.files["state"])
+    own = own_part(found)
+    parts = found.files if own is None else own.files
+    state = plain_state.load(parts["state"])
     env = _in_vec_normalize(env, state["env"])
     missing = list(found.info["missing"])
     goes_on = state["env"]["goes_on"] and can_go_on(env)
+    if own is None:
+        then, now = found.info.get("ranks", 1), ranks.world_size()
+        what = f"it is of {then} ranks" if then != now else "files of another rank are missing"
+        missing.append(f"environments, random numbers and replay buffers of all ranks but the first ({what}, here are {now})")
+        if ranks.rank() > 0:  # new episodes, and random numbers of its own
+            goes_on, state["random"] = False, None
     on = getattr(env.unwrapped, "device", th.device("cpu")).type
     if goes_on and on != state["env"]["device"]:
         missing.append(f"random numbers and rounding of {state['env']['device']}, as this is {on}")
-    elif state["random"]["cuda"] and not th.cuda.is_available():
+    elif state["random"] is not None and state["random"]["cuda"] and not th.cuda.is_available():
         missing.append("random numbers of the GPU")
     model = cls.load(model_file, env=env, device=device, force_reset=False, **kwargs)
     model.env.reset()
@@ -375,8 +419,8 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
         model._last_obs = None  # SB3 begins new episodes
         _set_wrappers(model.env, state["env"])
     state["goes_on"] = goes_on
-    if "replay_buffer" in found.files:
-        saved = plain_state.load(found.files["replay_buffer"])
+    if "replay_buffer" in parts:
+        saved = plain_state.load(parts["replay_buffer"])
         buffer = model.replay_buffer
         buffer.load_state_dict(saved) if hasattr(buffer, "load_state_dict") else Unpacker().attributes(buffer, saved)
     model._checkpoints.resumed = state
@@ -450,6 +494,8 @@ def _restore(model: Any, state: Dict[str, Any], callback: BaseCallback, same_lea
     else:
         model._num_timesteps_at_start, model.start_time = now
     saved = state["random"]
+    if saved is None:
+        return
     random.setstate(unpacker.unpack(saved["python"]))
     np.random.set_state(unpacker.unpack(saved["numpy"]))
     th.set_rng_state(saved["torch"])

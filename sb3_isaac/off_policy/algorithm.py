@@ -603,7 +603,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return model
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "_checkpoints", "_parallel", "_last_finite", "_trained", "vec_normalize"]
+        return [
+            *super()._excluded_save_params(),
+            "_run",
+            "_checkpoints",
+            "_parallel",
+            "_last_finite",
+            "_trained",
+            "vec_normalize",
+        ]
 
     def save_checkpoint(self, path: Any, replay_buffer: bool = True) -> None:
         """Save all that training depends on, for :meth:`resume`. docs/resume.md says what that is.

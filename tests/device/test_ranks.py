@@ -1,0 +1,185 @@
+"""Several processes that train one model: what they compute against what one process computes, and how they end."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_isaac import DDPG, DQN, PPO, VecNormalize
+from sb3_isaac.buffers.replay_buffer import ReplaySamples
+from sb3_isaac.envs.running_mean_std import RunningMoments
+from tests.conftest import ENV_IDS, make_env, parameters
+from tests.off_policy.conftest import feed, random_samples, sb3_options, start
+from tests.ppo.conftest import OwnExtractor
+from tests.ranks_helpers import returned, run_ranks
+
+N_STEPS, BATCH, N_ALL = 8, 12, 12
+"""Of PPO; and environments of all ranks together"""
+OWN = {"features_extractor_class": OwnExtractor, "net_arch": [8]}
+PLAIN = {"net_arch": [8], "activation_fn": nn.ReLU}
+CASES: Dict[str, Dict[str, Any]] = {
+    "ppo": {"policy_kwargs": PLAIN, "adaptive_lr_kl": 1e-3, "ent_coef": 0.01, "n_epochs": 3},
+    "ppo, autograd": {"policy_kwargs": OWN, "target_kl": 1e-3, "max_grad_norm": 0.3, "n_epochs": 3},
+    "dqn": {"policy_kwargs": PLAIN, "max_grad_norm": 0.1},
+    "dqn, autograd": {"policy_kwargs": OWN, "max_grad_norm": 0.1},
+    "ddpg": {"policy_kwargs": PLAIN},
+    "ddpg, autograd": {"policy_kwargs": OWN},
+}
+
+
+def make_model(case: str, n_envs: int, n_ranks: int = 1, normalize: bool = False, **options: Any) -> Any:
+    """A small one. ``n_ranks`` times its minibatch is what a gradient is the mean of."""
+    algo = case[:4].strip(",")
+    env = make_env(ENV_IDS[algo], n_envs, max_episode_length=20)
+    env = VecNormalize(env) if normalize else env
+    options = {**CASES[case], **options}
+    if algo == "ppo":
+        settings = {"n_steps": N_STEPS, "batch_size": BATCH // n_ranks, "learning_rate": 3e-3, "seed": 3, "device": "cpu"}
+        return PPO("MlpPolicy", env, **{**settings, **options})
+    settings = sb3_options(algo, batch_size=BATCH // n_ranks, gradient_steps=3, learning_starts=50)
+    return {"dqn": DQN, "ddpg": DDPG}[algo]("MlpPolicy", env, **{**settings, **options})
+
+
+# -- the same update as one process's ----------------------------------------------------------------------------------
+
+
+def ppo_rows(rank: int, epoch: int, n_envs: int) -> th.Tensor:
+    """A rank's order of its transitions in an epoch: pairs of step and environment, one row of (n_steps * n_envs, 2) each."""
+    order = th.randperm(N_STEPS * n_envs, generator=th.Generator().manual_seed(100 * epoch + rank))
+    return th.stack((order // n_envs, order % n_envs), 1)
+
+
+def fix_order(model: Any, rank_list: List[int], n_ranks: int) -> None:
+    """Let minibatches consist of those that the given ranks have, one after the other."""
+    n, per_rank, epochs = N_ALL // n_ranks, BATCH // n_ranks, [0]
+
+    def shuffled(batch_size: int) -> Any:
+        epochs[0] += 1
+        found = []
+        for i in range(0, N_STEPS * n, per_rank):
+            rows = []
+            for place, rank in enumerate(rank_list):
+                step, env = ppo_rows(rank, epochs[0], n)[i : i + per_rank].unbind(1)
+                rows.append(step * model.n_envs + env + n * place)
+            found.append(th.cat(rows))
+        return tuple(found)
+
+    model.rollout_buffer.shuffled = shuffled
+
+
+def joined(parts: List[ReplaySamples], gradient_steps: int) -> ReplaySamples:
+    """Minibatches of several ranks as larger ones: for each gradient step those of all."""
+    cut = [[None if x is None else x.chunk(gradient_steps) for x in part] for part in parts]
+    columns = []
+    for column in zip(*cut):
+        pieces = None if column[0] is None else [piece for step in zip(*column) for piece in step]
+        columns.append(None if pieces is None else th.cat(pieces))
+    return ReplaySamples(*columns)
+
+
+def update(model: Any) -> th.Tensor:
+    model.train() if isinstance(model, PPO) else model.train(3, model.batch_size)
+    return parameters(model)
+
+
+def alone(case: str, n_ranks: int) -> Dict[str, Any]:
+    """Where the ranks begin, what they update from, and what one process makes of it all."""
+    model = make_model(case, N_ALL)
+    if isinstance(model, PPO):
+        model.learn(N_STEPS * N_ALL)
+        data: Any = [column.clone() for column in (model.rollout_buffer.tensors + (model.rollout_buffer.distributions,))]
+        fix_order(model, list(range(n_ranks)), n_ranks)
+    else:
+        start(model)
+        data = [random_samples(case[:4].strip(","), 3 * BATCH // n_ranks, seed=i) for i in range(n_ranks)]
+        feed(model, joined(data, 3), BATCH)
+    before = {"parameters": model.get_parameters(), "lr": getattr(model, "adapted_lr", None)}
+    before = th.load(_saved(before), weights_only=False) if hasattr(th, "compile") else th.load(_saved(before))
+    return {**before, "data": data, "after": update(model), "losses": logged(model), "path": model.path}
+
+
+def _saved(state: Any) -> Any:
+    import io
+
+    file = io.BytesIO()
+    th.save(state, file)
+    file.seek(0)
+    return file
+
+
+def logged(model: Any) -> Dict[str, float]:
+    names = ("policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction", "entropy_loss", "explained_variance", "loss")
+    found = {name: model.logger.name_to_value.get(f"train/{name}") for name in names}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def together(rank: int, n_ranks: int, whole: Dict[str, Dict[str, Any]]) -> Dict[str, Any]:
+    """In a rank: a training, which must leave the same on all ranks, then the update that one process has done."""
+    found: Dict[str, Any] = {}
+    for case, one in whole.items():
+        n_envs = N_ALL // n_ranks
+        model = make_model(case, n_envs, n_ranks, normalize="autograd" not in case)
+        model.learn(2 * N_STEPS * N_ALL if isinstance(model, PPO) else 60 + 11 * N_ALL)
+        trained = parameters(model)
+        statistics = [] if model.get_vec_normalize_env() is None else [model.get_vec_normalize_env().obs_rms.mean.copy()]
+        model = make_model(case, n_envs, n_ranks)
+        with model._parallel.learning(model, {}):
+            if isinstance(model, PPO):
+                model._setup_learn(N_STEPS * N_ALL)
+                mine = slice(rank * n_envs, (rank + 1) * n_envs)
+                model.rollout_buffer.keep_distributions(one["data"][-1].shape[2])
+                views = model.rollout_buffer.tensors + (model.rollout_buffer.distributions,)
+                for view, column in zip(views, one["data"]):
+                    view.copy_(column[:, mine])
+                model.rollout_buffer.pos, model.rollout_buffer.full = N_STEPS, True
+                fix_order(model, [rank], n_ranks)
+            else:
+                start(model)
+                feed(model, one["data"][rank], model.batch_size)
+            model.set_parameters(one["parameters"])
+            model.adapted_lr = one["lr"]
+            found[case] = {"trained": trained, "statistics": statistics, "after": update(model), "losses": logged(model)}
+            found[case].update(steps=model.num_timesteps, path=model.path, losses=logged(model))
+    found["moments"] = merged_moments(rank)
+    return found
+
+
+def merged_moments(rank: int) -> th.Tensor:
+    """Three batches in each rank, merged twice."""
+    moments = RunningMoments(2, th.device("cpu"), 1e-8)
+    base = th.stack((moments.mean, moments.var, moments.count))
+    for i, batch in enumerate(batches(rank)):
+        moments.update(batch)
+        if i > 0:
+            moments.merge(base)
+            base = th.stack((moments.mean, moments.var, moments.count))
+    return base
+
+
+def batches(rank: int) -> List[th.Tensor]:
+    generator = th.Generator().manual_seed(rank)
+    return [100.0 + rank + th.randn(2, 5, generator=generator, dtype=th.float64) for _ in range(3)]
+
+
+@pytest.mark.parametrize("n_ranks", [2, 3])
+def test_ranks_compute_the_update_of_one_process(n_ranks: int) -> None:
+    whole = {case: alone(case, n_ranks) for case in CASES}
+    results = returned(run_ranks(n_ranks, together, n_ranks, whole))
+    for case, one in whole.items():
+        for result in results:
+            mine = result[case]
+            assert mine["path"] == one["path"] and ("without autograd" in one["path"]) == ("autograd" not in case)
+            assert th.equal(mine["trained"], results[0][case]["trained"])
+            assert [x.tolist() for x in mine["statistics"]] == [x.tolist() for x in results[0][case]["statistics"]]
+            assert float((mine["after"] - one["after"]).abs().max()) < 1e-5, case
+            assert mine["losses"] == pytest.approx(one["losses"], rel=1e-3, abs=1e-5), case
+        moved = (one["after"] - th.cat([p.flatten() for p in one["parameters"]["policy"].values()])).abs().max()
+        assert moved > 1e-3, case
+    moments = RunningMoments(2, th.device("cpu"), 1e-8)
+    for batch in (batch for rank in range(n_ranks) for batch in batches(rank)):
+        moments.update(batch)
+    for result in results:
+        th.testing.assert_close(result["moments"], th.stack((moments.mean, moments.var, moments.count)), rtol=1e-10, atol=0)
