@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import signal
+from functools import partial
+from pathlib import Path
 from typing import Any, Dict, List
 
+import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from torch import nn
 
 from sb3_isaac import DDPG, DQN, PPO, VecNormalize
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
+from sb3_isaac.device import cuda_graph, ranks
 from sb3_isaac.envs.running_mean_std import RunningMoments
 from tests.conftest import ENV_IDS, make_env, parameters
 from tests.off_policy.conftest import feed, random_samples, sb3_options, start
@@ -102,8 +111,6 @@ def alone(case: str, n_ranks: int) -> Dict[str, Any]:
 
 
 def _saved(state: Any) -> Any:
-    import io
-
     file = io.BytesIO()
     th.save(state, file)
     file.seek(0)
@@ -183,3 +190,189 @@ def test_ranks_compute_the_update_of_one_process(n_ranks: int) -> None:
         moments.update(batch)
     for result in results:
         th.testing.assert_close(result["moments"], th.stack((moments.mean, moments.var, moments.count)), rtol=1e-10, atol=0)
+
+
+# -- how trainings end, and go on --------------------------------------------------------------------------------------
+
+
+class At(BaseCallback):
+    """Does something on one rank, or on all, at one of the steps."""
+
+    def __init__(self, step: int, what: str, rank: int, path: Any = None) -> None:
+        super().__init__()
+        self.step, self.what, self.rank, self.path = step, what, rank, path
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step and self.rank in (ranks.rank(), -1):
+            if self.what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "nan":
+                self.training_env.unwrapped.tensor_env.state.fill_(float("nan"))
+            if self.what == "signal":
+                self.model._checkpoints.end(lambda: self.model.save_checkpoint(self.path))  # type: ignore[attr-defined]
+            if self.what == "save":
+                self.model.save_checkpoint(self.path)  # type: ignore[attr-defined]
+            return self.what != "stop"
+        return True
+
+
+def seen(model: Any) -> List[Any]:
+    """What must be the same on all ranks, and then what must not."""
+    return [model.num_timesteps, parameters(model), model._last_obs]
+
+
+def endings(rank: int, folder: Path) -> Dict[str, Any]:
+    """Trainings that end early for all because of what happens on one rank."""
+    found: Dict[str, Any] = {}
+    for case in ("ppo", "dqn"):
+        model = make_model(case, 6, 2, normalize=True)
+        model.learn(4000, callback=At(11, "stop", rank=1))
+        found[case, "stop"] = seen(model)
+        # A checkpoint at step 20, and the rest of the training with and without an interruption
+        whole = make_model(case, 6, 2, normalize=True)
+        whole.learn(2400, callback=[At(20, "save", -1, folder / case / "saved"), At(10**6, "stop", 0)])
+        found[case, "whole"] = seen(whole)
+        env = make_env(ENV_IDS[case], 6, seed=8, max_episode_length=20)
+        resumed = type(whole).resume(folder / case, env, device="cpu")
+        found[case, "resumed at"] = resumed.num_timesteps
+        resumed.learn(callback=[At(10**6, "save", -1), At(10**6, "stop", 0)])
+        found[case, "resumed"] = seen(resumed)
+        model = make_model(case, 6, 2)
+        model._checkpoints.at_end = partial(model.save_checkpoint, folder / f"{case} ended")
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(4000, callback=At(11, "signal", 1, folder / f"{case} ended"))
+        found[case, "signal"] = seen(model)
+    saver = CheckpointCallback(1, str(folder / "of SB3"))
+    with pytest.raises(ValueError, match="n_envs must be the same on all ranks, and is 6, 7 on ranks 0 to 1"):
+        make_model("ppo", 6 + rank, 2).learn(100, callback=saver)
+    return found
+
+
+def test_what_happens_on_one_rank_ends_all(tmp_path: Path) -> None:
+    one, other = returned(run_ranks(2, endings, tmp_path))
+    for case in ("ppo", "dqn"):
+        for what in ("stop", "whole", "resumed", "signal"):
+            assert one[case, what][0] == other[case, what][0], (case, what)
+            assert th.equal(one[case, what][1], other[case, what][1]), (case, what)
+            assert not np.array_equal(one[case, what][2], other[case, what][2])
+        assert 11 * 12 <= one[case, "stop"][0] <= 12 * 100 and one[case, "signal"][0] < 4000
+        for mine in (one, other):
+            assert 200 < mine[case, "resumed at"] <= 300
+            for whole, resumed in zip(mine[case, "whole"], mine[case, "resumed"]):
+                assert np.array_equal(whole, resumed), case
+        for name in (f"{case}/saved", f"{case} ended"):
+            assert Path(tmp_path, f"{name}.zip").is_file()
+            part = Path(tmp_path, name).with_name("rank1") / Path(name).name
+            assert part.with_name(f"{part.name}_state.pt").is_file() and not part.with_suffix(".zip").exists()
+    assert not (tmp_path / "of SB3").exists()
+
+
+def ends_with(rank: int, what: str, case: str) -> Any:
+    model = make_model(case, 6, 2)
+    try:
+        model.learn(10_000, callback=At(21, what, rank=1))
+    except RuntimeError as error:
+        assert isinstance(error, ranks.RankLost)
+        return "lost", str(error), seen(model)
+    except FloatingPointError as error:
+        return "nan", str(error), seen(model)
+    return "trained", "", seen(model)
+
+
+def test_a_rank_that_dies_or_meets_nan_ends_all() -> None:
+    survivor, victim = run_ranks(2, ends_with, "kill", "ppo")
+    assert victim == ("died", None) and survivor[0] == "returned" and survivor[1][0] == "lost"
+    assert survivor[1][1].startswith(ranks.LOST) and th.isfinite(survivor[1][2][1]).all()
+    for case in ("ppo", "dqn"):
+        found = returned(run_ranks(2, ends_with, "nan", case))
+        assert [kind for kind, *_ in found] == ["nan", "nan"]
+        assert re.search("Rank 1: The observation of environment 0 was nan", found[0][1]), found[0][1]
+        assert all(th.isfinite(end[1]).all() for *_, end in found)
+        assert th.equal(found[0][2][1], found[1][2][1])
+
+
+def refusal(rank: int, case: str) -> str:
+    if case == "stock":
+        model: Any = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, device="cpu")
+    else:
+        model = make_model("ppo", 4, policy_kwargs={"features_extractor_class": WithBatchNorm})
+    with pytest.raises(ValueError) as error:
+        model.learn(100)
+    return str(error.value)
+
+
+class WithBatchNorm(OwnExtractor):
+    def __init__(self, space: Any) -> None:
+        super().__init__(space)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm(super().forward(observations))
+
+
+@pytest.mark.parametrize(
+    "case, sentence",
+    [
+        ("stock", "Several ranks train in tensors only, start one process: The environment is no IsaacVecEnv"),
+        ("batch norm", "BatchNorm normalises by the minibatch of one rank"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_said(case: str, sentence: str) -> None:
+    assert all(sentence in said for said in returned(run_ranks(2, refusal, case)))
+
+
+def test_one_process_alone_talks_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ranks.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    assert (ranks.world_size(), ranks.rank(), ranks.own_seed(5), ranks.own_seed(None)) == (1, 0, 5, None)
+    monkeypatch.setattr(th.distributed, "init_process_group", None)
+    x = th.ones(3)
+    ranks.join()
+    ranks.mean_(x)
+    assert x.tolist() == [1.0, 1.0, 1.0] and ranks.gather(3) == [3] and ranks.from_first(4) == 4
+
+
+def test_a_graph_is_cut_where_ranks_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is captured before, the action, and what is captured after it, in this order and at each replay."""
+    done: List[Any] = []
+
+    class Graph:
+        def __init__(self) -> None:
+            self.number = sum(isinstance(one, str) for one in done)
+
+        def pool(self) -> int:
+            return 7
+
+        def replay(self) -> None:
+            done.append(("replay", self))
+
+    class Capture:
+        def __init__(self, graph: Graph, pool: int = 0) -> None:
+            self.graph, self.pool = graph, pool
+
+        def __enter__(self) -> None:
+            done.append(f"begin in pool {self.pool}")
+
+        def __exit__(self, *error: Any) -> None:
+            done.append("end")
+
+    monkeypatch.setattr(th.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(th.cuda, "graph", Capture)
+
+    def function(x: th.Tensor) -> th.Tensor:
+        done.append("before")
+        cuda_graph.between_graphs(lambda: done.append("talk"))
+        done.append("after")
+        return x
+
+    graph = cuda_graph.CudaGraph(function, [th.ones(2)])
+    assert done == ["begin in pool 0", "before", "end", "begin in pool 7", "after", "end"]
+    done.clear()
+    for _ in range(2):
+        assert graph(th.zeros(2)).tolist() == [0.0, 0.0]
+    first, talk, second = done[:3]
+    assert talk == "talk" and first[0] == second[0] == "replay" and first[1] is not second[1]
+    assert done == [first, "talk", second] * 2
+    done.clear()
+    cuda_graph.between_graphs(lambda: done.append("talk"))
+    assert done == ["talk"]
