@@ -17,7 +17,12 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _child(pipe: Any, function: Callable[..., Any], rank: int, n_ranks: int, port: int, args: Any) -> None:
+def _child(pipes: Any, function: Callable[..., Any], rank: int, n_ranks: int, port: int, args: Any) -> None:
+    for i, (outside, inside) in enumerate(pipes):  # so that who dies is heard of
+        outside.close()
+        if i != rank:
+            inside.close()
+    pipe = pipes[rank][1]
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n_ranks), TORCHELASTIC_RUN_ID="test")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     th.set_num_threads(1)
@@ -37,10 +42,7 @@ def run_ranks(n_ranks: int, function: Callable[..., Any], *args: Any) -> List[An
     context = multiprocessing.get_context("fork")
     port, results = free_port(), []
     pipes = [context.Pipe() for _ in range(n_ranks)]
-    children = [
-        context.Process(target=_child, args=(inside, function, rank, n_ranks, port, args))
-        for rank, (_, inside) in enumerate(pipes)
-    ]
+    children = [context.Process(target=_child, args=(pipes, function, rank, n_ranks, port, args)) for rank in range(n_ranks)]
     for child in children:
         child.start()
     for _, inside in pipes:

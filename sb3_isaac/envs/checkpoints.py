@@ -341,6 +341,8 @@ def own_part(found: files.Checkpoint) -> Optional[files.Checkpoint]:
     """What this rank has of a checkpoint; None: that is missing, or another number of ranks has written it."""
     if found.info.get("ranks", 1) != ranks.world_size():
         return None
+    if ranks.rank() == 0:
+        return found
     try:
         own = files.read(files.of_rank(found.name, ranks.rank()))
     except files.IncompleteCheckpoint:
