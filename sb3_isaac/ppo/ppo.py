@@ -306,6 +306,8 @@ class PPO(SB3_PPO):
         """As SB3's, in tensors if ``env`` supports them."""
         self._checkpoints.at_boundary(self, callback)
         if self._why_not_tensors() is not None or rollout_buffer is not self.rollout_buffer or env is not self.env:
+            if ranks.world_size() > 1:  # a callback has changed something since training began
+                raise ValueError(f"Several ranks train in tensors only, start one process: {self.path}")
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         tensor_env, buffer = cast(TensorVecEnv, env), cast(DeviceRolloutBuffer, rollout_buffer)
         assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"

@@ -208,7 +208,7 @@ class At(BaseCallback):
             if self.what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.what == "nan":
-                self.training_env.unwrapped.tensor_env.state.fill_(float("nan"))
+                self.training_env.unwrapped.tensor_env.dof_state.fill_(float("nan"))
             if self.what == "signal":
                 self.model._checkpoints.end(partial(write_checkpoint, self.model, self.path))  # type: ignore[attr-defined]
             if self.what == "save":
