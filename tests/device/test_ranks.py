@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import re
@@ -45,7 +46,7 @@ def make_model(case: str, n_envs: int, n_ranks: int = 1, normalize: bool = False
     algo = case[:4].strip(",")
     env = make_env(ENV_IDS[algo], n_envs, max_episode_length=20)
     env = VecNormalize(env) if normalize else env
-    options = {**CASES[case], **options}
+    options = {**copy.deepcopy(CASES[case]), **options}  # SB3 writes into policy_kwargs
     if algo == "ppo":
         settings = {"n_steps": N_STEPS, "batch_size": BATCH // n_ranks, "learning_rate": 3e-3, "seed": 3, "device": "cpu"}
         return PPO("MlpPolicy", env, **{**settings, **options})
