@@ -62,7 +62,8 @@ def launched() -> bool:
 
 
 def _initialised() -> bool:
-    return th.distributed.is_available() and th.distributed.is_initialized()
+    distributed: Any = th.distributed
+    return bool(distributed.is_available() and distributed.is_initialized())
 
 
 def world_size() -> int:
@@ -117,9 +118,10 @@ def join() -> None:
     with _with_others():
         if not distributed.is_initialized():
             store, number, size = next(iter(distributed.rendezvous("env://")))
-            prefixed = distributed.PrefixStore("sb3_isaac", store)
+            # torchrun keeps its store when it starts the ranks again
+            prefixed = distributed.PrefixStore(f"sb3_isaac_{restarts()}", store)
             distributed.init_process_group("gloo", store=prefixed, rank=number, world_size=size)
-            _Met.store, _Met.initialised = distributed.PrefixStore("sb3_isaac_end", store), True
+            _Met.store, _Met.initialised = distributed.PrefixStore(f"sb3_isaac_end_{restarts()}", store), True
         _Met.group = distributed.new_group(backend="gloo")
     atexit.register(_part)
 
@@ -238,7 +240,7 @@ def _mean_(tensors: Sequence[th.Tensor]) -> None:
         distributed.all_reduce(flat, group=_Met.on_gpu if flat.is_cuda else _Met.group)
         flat.mul_(1.0 / world_size())
         if flat is not tensors[0]:
-            for tensor, mean in zip(tensors, flat.split([x.numel() for x in tensors])):
+            for tensor, mean in zip(tensors, th.split(flat, [x.numel() for x in tensors])):
                 tensor.copy_(mean.view(tensor.shape))
 
 

@@ -172,7 +172,7 @@ class FastActorCriticPolicy:
         rows: th.Tensor,
         loss_settings: LossSettings,
         old_log_std: Optional[th.Tensor],
-        moments: Optional[th.Tensor],
+        moments: Optional[th.Tensor] = None,
     ) -> th.Tensor:
         """On a GPU: few kernels."""
         batch = Batch.unpack(table.index_select(0, rows), self._obs_dim, self._action_dim)
@@ -201,7 +201,7 @@ class FastActorCriticPolicy:
         rows: th.Tensor,
         loss_settings: LossSettings,
         old_log_std: Optional[th.Tensor],
-        moments: Optional[th.Tensor],
+        moments: Optional[th.Tensor] = None,
     ) -> th.Tensor:
         """On a CPU: threads share the minibatch out."""
         assert self._adam is not None

@@ -96,6 +96,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     eval_freq: int
     save_freq: int
     log_interval: int
+    n_envs: int
+    seed: int
     monitor_kwargs: Dict[str, Any]
     n_eval_episodes: int
     n_eval_envs: int
