@@ -97,8 +97,9 @@ def own_seed(seed: Optional[int]) -> Optional[int]:
 
 def choose_gpu() -> None:
     """Make "cuda" mean the GPU of this rank: each of the ranks on a machine has another one, as long as there are enough."""
-    if launched() and world_size() > 1 and th.cuda.is_available() and not th.cuda.is_initialized():
-        th.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())) % th.cuda.device_count())
+    cuda: Any = th.cuda
+    if launched() and world_size() > 1 and cuda.is_available() and not cuda.is_initialized():
+        cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())) % cuda.device_count())
 
 
 # -- meeting and parting -----------------------------------------------------------------------------------------------
