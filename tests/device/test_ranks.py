@@ -298,6 +298,8 @@ def test_a_rank_that_dies_or_meets_nan_ends_all() -> None:
 def refusal(rank: int, case: str) -> str:
     if case == "stock":
         model: Any = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, device="cpu")
+    elif case == "episodes":
+        model = make_model("dqn", 1, train_freq=(1, "episode"))
     else:
         model = make_model("ppo", 4, policy_kwargs={"features_extractor_class": WithBatchNorm})
     with pytest.raises(ValueError) as error:
@@ -319,6 +321,7 @@ class WithBatchNorm(OwnExtractor):
     [
         ("stock", "Several ranks train in tensors only, start one process: The environment is no IsaacVecEnv"),
         ("batch norm", "BatchNorm normalises by the minibatch of one rank"),
+        ("episodes", "train_freq in episodes needs a single environment, here are 2: count in steps."),
     ],
 )
 def test_what_cannot_be_shared_out_is_said(case: str, sentence: str) -> None:
