@@ -11,6 +11,10 @@ from typing import Any, Callable, List
 import torch as th
 
 
+PATIENCE = 300.0
+"""Seconds after which a rank hangs: on a busy machine each waits long for the other, hundreds of times"""
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -49,7 +53,7 @@ def run_ranks(n_ranks: int, function: Callable[..., Any], *args: Any) -> List[An
         inside.close()
     try:
         for outside, _ in pipes:
-            assert outside.poll(120), "a rank hangs"
+            assert outside.poll(PATIENCE), "a rank hangs"
             try:
                 results.append(outside.recv())
             except EOFError:
