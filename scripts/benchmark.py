@@ -15,10 +15,12 @@ import io
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -34,10 +36,13 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_isaac.device import ranks
 from sb3_isaac.envs.cartpole_env import CartpoleEnv
 
 BOX_ID, DISCRETE_ID = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 BATCH = 16_384
+RANK = "one of several ranks"
+"""Not a row of the table: what torchrun starts for one"""
 
 
 class Row(NamedTuple):
@@ -67,11 +72,17 @@ def ppo_rate(args: argparse.Namespace, n_envs: int, kind: str) -> float:
     options["policy_kwargs"] = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": th.nn.ELU}
     slow = kind == "dummy"
     env = DummyVecEnv([lambda: CartpoleEnv(device="cpu")] * n_envs) if slow else make_env(args, n_envs)
-    if kind in ("eager", "compiled"):
+    if kind in ("eager", "compiled", "rank"):
         model: Any = sb3_isaac.PPO("MlpPolicy", env, compile=kind == "compiled", **options)
     else:
         model = stable_baselines3.PPO("MlpPolicy", env, **options)
     per_iteration = n_envs * HORIZON
+    if kind == "rank":  # all do the same number of rollouts
+        n, clock = 20 if args.quick else 60, []
+        for count in (3, n):
+            clock.append(time.perf_counter())
+            model.learn(count * per_iteration * ranks.world_size(), reset_num_timesteps=False)
+        return n * per_iteration / (time.perf_counter() - clock[1])
     return rate(
         lambda: model.learn(per_iteration, reset_num_timesteps=False),
         units=per_iteration,
@@ -79,6 +90,16 @@ def ppo_rate(args: argparse.Namespace, n_envs: int, kind: str) -> float:
         device=args.device,
         warm_up=0 if slow else 3,
     )
+
+
+def ranks_rate(args: argparse.Namespace, n_ranks: int) -> float:
+    """Environment steps per second of PPO's training by so many processes, with 2048 environments and one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n_ranks), "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "127.0.0.1:0", __file__, "--row", RANK, "--device", args.device]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command + ["--quick"] * args.quick, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    values = [float(value) for value in re.findall(r'"value": ([0-9.e+]+)', done.stdout)]  # two may share a line
+    return statistics.median(values) * n_ranks
 
 
 def solve(args: argparse.Namespace, algo: str, what: str, stock: bool = False) -> float:
@@ -182,6 +203,12 @@ def make_rows() -> List[Row]:
         # Other libraries on the same simulator, where they are installed
         for name, package in benchmark_peers.PACKAGES.items():
             rows.append(row(f"ppo-{n} {name}", run=partial(benchmark_peers.ppo_rate, name=name, n_envs=n), needs=package))
+    one = "ranks-1 PPO, one process"
+    row = partial(Row, unit="env steps/s", baseline=one, threads=1)
+    rows += [
+        row(one, run=partial(ranks_rate, n_ranks=1)),
+        row("ranks-2 PPO, two processes", run=partial(ranks_rate, n_ranks=2)),
+    ]
     for algo in ("ppo", "dqn", "ddpg"):
         stock = f"solve-{algo} stock SB3"
         row = partial(Row, higher_is_better=False, threads=1, rounds=1)
@@ -271,7 +298,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = make_rows()
     if args.row is not None:
-        (row,) = (row for row in rows if row.name == args.row)
+        one_rank = Row(RANK, "env steps/s", partial(ppo_rate, n_envs=2048, kind="rank"))
+        (row,) = (row for row in [*rows, one_rank] if row.name == args.row)
         with contextlib.redirect_stdout(io.StringIO()):
             measured = row.run(args)
         print(json.dumps({"value": measured}))

@@ -135,9 +135,10 @@ def test_the_documents_name_files_that_exist() -> None:
 def test_what_one_reads_for_an_algorithm() -> None:
     """docs/architecture.md, "To read an algorithm": no more than nine files for PPO, ten for DQN and for DDPG."""
     helpers = {"backends.base", "buffers.storage", "buffers.sb3_buffer",
-               "envs.callback_locals", "envs.checkpoints", "envs.infos", "envs.last_finite", "envs.model_files",
-               "envs.tensor_path",
-               "device.finite", "device.host", "device.cuda_graph", "device.eligibility", "device.threads"}  # fmt: skip
+               "envs.callback_locals", "envs.checkpoints", "envs.data_parallel", "envs.infos", "envs.last_finite",
+               "envs.model_files", "envs.tensor_path",
+               "device.finite", "device.host", "device.cuda_graph", "device.eligibility", "device.ranks",
+               "device.threads"}  # fmt: skip
     for module, most in (("ppo.ppo", 9), ("dqn.dqn", 10), ("ddpg.ddpg", 10)):
         reached, new = set(), {module}
         while new:

@@ -102,6 +102,8 @@ class Simulator:
         """The key of the view whose state PhysX has."""
         self.gym: Any = gymapi.acquire_gym()
         index = device.index or 0
+        if device.type == "cuda" and device.index is None and th.cuda.is_available():
+            index = th.cuda.current_device()
         self.sim: Any = self.gym.create_sim(index, -1 if headless else index, gymapi.SIM_PHYSX, self._parameters())
         if self.sim is None:
             raise RuntimeError("Isaac Gym could not create a simulator; what it printed above says why.")

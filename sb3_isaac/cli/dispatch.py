@@ -8,6 +8,7 @@ import importlib.util
 import os
 import runpy
 import sys
+import warnings
 from typing import Any, Dict, List, Optional
 
 from sb3_isaac.files.trust import trusting
@@ -75,7 +76,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 2
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, "")  # as python -m has it: --gym-packages my_task finds my_task.py in this folder
-    from sb3_isaac.cli.flags import one_sentence  # not for the help above
+    from sb3_isaac.cli.flags import one_sentence, several_ranks  # not for the help above
 
     try:
         with one_sentence(command), trusting(TRUST in argv):
@@ -84,6 +85,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except Exception as error:
         import gymnasium as gym  # not for the help above
 
+        if several_ranks() and not _says_why(error):  # another one has said it
+            return 1
         if not isinstance(error, (*USER_ERRORS, gym.error.Error)):
             raise
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
@@ -93,7 +96,36 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
 
 
+def _says_why(error: Exception) -> bool:
+    """Part with the other ranks because of an error. Returns whether this one is to say why the run ends."""
+    from sb3_isaac.device import ranks  # with torch, which only a training needs
+
+    ranks.leave(error)
+    return ranks.speaks()
+
+
+def _meet_ranks(command: str, flags: List[str]) -> bool:
+    """Meet the other ranks that torchrun has started, and let only the first print. Returns whether this is another one.
+
+    :raises ValueError: a command that trains in processes of its own
+    """
+    if command not in ("train", "optimize", "compare") or {"-h", "--help"} & set(flags):
+        return False
+    from sb3_isaac.device import ranks  # with torch
+
+    ranks.join()
+    if command != "train":
+        raise ValueError("it trains in processes of its own: start it without torchrun.")
+    if ranks.rank() > 0:
+        sys.stdout = open(os.devnull, "w")
+        warnings.simplefilter("ignore")
+    return ranks.rank() > 0
+
+
 def _run(command: str, flags: List[str]) -> int:
+    from sb3_isaac.cli.flags import several_ranks
+
+    silent = several_ranks() and _meet_ranks(command, flags)
     if command in OWN_COMMANDS:
         module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
         return int(getattr(module, command)(flags))
@@ -109,7 +141,10 @@ def _run(command: str, flags: List[str]) -> int:
         "record_video": _record_flags,
     }
     try:
-        sys.argv = [f"sb3-isaac {command}", *own_flags.get(command, list)(flags)]
+        flags = own_flags.get(command, list)(flags)
+        if silent:  # the first rank keeps records
+            flags = [flag for flag in flags if flag not in ("--trac", "--track")]
+        sys.argv = [f"sb3-isaac {command}", *flags]
         runpy.run_module("rl_zoo3.train" if command == "optimize" else f"rl_zoo3.{command}", run_name="__main__")
     finally:
         let_go()
@@ -140,7 +175,8 @@ def _train_flags(flags: List[str]) -> List[str]:
         "--algo and --env",
     )
     args, rest = parser.parse_known_args(flags)
-    if args.resume is None or {"-h", "--help"} & set(rest):
+    started_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and args.resume is None
+    if (args.resume is None and not started_again) or {"-h", "--help"} & set(rest):
         return _with_own_flags(parser, flags)
     which = argparse.ArgumentParser(prog="sb3-isaac train", add_help=False)
     which.add_argument("--algo")
@@ -153,18 +189,25 @@ def _train_flags(flags: List[str]) -> List[str]:
     which.add_argument("-params", "--hyperparams", nargs="+", default=[])
     which.add_argument("--gym-packages", nargs="+", default=[])
     run, more = which.parse_known_args(rest)
+    from sb3_isaac.device import ranks
     from sb3_isaac.zoo.agents import import_packages
-    from sb3_isaac.zoo.resume import find_run, flags_of
+    from sb3_isaac.zoo.resume import find_run, flags_of, run_before_restart
     from sb3_isaac.zoo.run_folders import hold
 
     for name in ("trained_agent", "conf_file", "optimize_hyperparameters", "trial_id"):
-        if getattr(run, name) is not None:
+        if getattr(run, name) is not None and not started_again:
             raise ValueError(
                 f"--resume and --{name.replace('_', '-')} exclude each other: a run goes on from its own checkpoint with its "
                 "own hyperparameters. Leave one out; -params NAME:VALUE changes a hyperparameter."
             )
     import_packages(run)
-    folder = find_run(args.resume or None, run.algo or "ppo", run.env, run.log_folder)
+    if started_again:
+        args.resume = run_before_restart(run.log_folder, run.algo or "ppo", run.env or "")
+        if args.resume is None:  # it had not come to its first checkpoint
+            return _with_own_flags(parser, flags)
+        print(f"torchrun has started the ranks again: {args.resume} goes on from its newest checkpoint")
+    first = ranks.rank() == 0
+    folder = ranks.from_first(find_run(args.resume or None, run.algo or "ppo", run.env, run.log_folder) if first else None)
     hold(str(folder))  # before its newest checkpoint is looked for
     saved = flags_of(folder, rest)
     if saved is None:
@@ -176,8 +219,10 @@ def _train_flags(flags: List[str]) -> List[str]:
             raise ValueError(
                 f"--{name} {getattr(run, name)}: the run {folder} is of {of_run}. Leave the flag out, or name another run."
             )
-    own = [f"{name}:{value!r}" for name, value in vars(args).items() if name != "resume" and value is not None]
     packages = ["--gym-packages", *run.gym_packages] if run.gym_packages else []
+    if started_again:  # what else was typed is among the run's settings
+        return [*saved, *packages, "-params", "resume:True"]
+    own = [f"{name}:{value!r}" for name, value in vars(args).items() if name != "resume" and value is not None]
     return [*saved, *more, *packages, "-params", "resume:True", *run.hyperparams, *own]
 
 

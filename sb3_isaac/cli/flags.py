@@ -5,10 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from typing import Any, Iterator
+from typing import Any, Iterator, Optional
 
 from sb3_isaac.settings import SETTINGS, check
 from sb3_isaac.settings.memory import check_envs
+
+
+def several_ranks() -> bool:
+    """Whether torchrun has started this process as one of several. Asked without loading torch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def _once(sentence: str) -> Optional[str]:
+    """The sentence, unless another rank has said it."""
+    if not several_ranks():
+        return sentence
+    from sb3_isaac.device import ranks  # with torch
+
+    return sentence if ranks.speaks() else None
 
 
 def check_flags(command: str, args: argparse.Namespace) -> None:
@@ -44,7 +58,7 @@ def one_sentence(command: str) -> Iterator[None]:
         return
 
     def short_error(self: argparse.ArgumentParser, message: str) -> Any:
-        self.exit(2, f"sb3-isaac {command}: {message} (sb3-isaac {command} --help lists the flags)\n")
+        self.exit(2, _once(f"sb3-isaac {command}: {message} (sb3-isaac {command} --help lists the flags)\n"))
 
     def checked(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
         namespace = parse_args(self, *args, **kwargs)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
 from sb3_isaac.ddpg.fast_policy import FastTD3Policy
+from sb3_isaac.device import ranks
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm, TensorRun
 from sb3_isaac.off_policy.exploration import DeviceNoise, HostNoise, noise_settings, spread
 from sb3_isaac.off_policy.update import chunks
@@ -176,12 +177,14 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         critic_loss = th.stack([F.mse_loss(values, targets) for values in self.critic(obs, actions)]).sum()
         self.critic.optimizer.zero_grad()
         critic_loss.backward()  # type: ignore[no-untyped-call]
+        ranks.mean_gradients(self.critic.parameters())
         self.critic.optimizer.step()
         losses[0].add_(critic_loss.detach())
         if self._n_updates % self.policy_delay == 0:
             actor_loss = -self.critic.q1_forward(obs, self.actor(obs)).mean()
             self.actor.optimizer.zero_grad()
             actor_loss.backward()  # type: ignore[no-untyped-call]
+            ranks.mean_gradients(self.actor.parameters())
             self.actor.optimizer.step()
             losses[1].add_(actor_loss.detach())
             polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)

@@ -12,6 +12,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
+from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
@@ -93,6 +94,7 @@ class FastTD3Policy:
                 error = critic.forward(x).sub_(targets[rows])
                 loss_sum.add_(th.linalg.vector_norm(error).square_(), alpha=1.0 / batch)
                 critic.backward(error.mul_(2.0 / batch), accumulate=rows.start > 0)
+        ranks.mean_(self._critic_adam.grad)
         self._critic_adam.clip_and_step(None, lr)
 
     def actor_step(self, obs: th.Tensor, lr: Optional[th.Tensor], loss_sum: th.Tensor) -> None:
@@ -108,6 +110,7 @@ class FastTD3Policy:
             assert grad is not None
             self._actor.backward(grad, accumulate=rows.start > 0)
             # --8<-- [end:actor]
+        ranks.mean_(self._actor_adam.grad)
         self._actor_adam.clip_and_step(None, lr)
 
     def update_targets(self, tau: float) -> None:

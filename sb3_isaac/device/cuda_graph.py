@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from contextlib import ExitStack
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch as th
 
@@ -11,6 +12,22 @@ import torch as th
 def plain_attributes(owner: object) -> Dict[str, Any]:
     """The numbers and switches that an object holds, which a graph of its methods keeps as they were."""
     return {name: value for name, value in vars(owner).items() if isinstance(value, (bool, int, float, str))}
+
+
+_capturing: Optional[CudaGraph] = None
+"""What is being captured"""
+
+
+def between_graphs(action: Callable[[], Any]) -> None:
+    """Do what no graph can hold, such as waiting for another process: now, or, within a capture, at each replay.
+
+    There the graph is cut in two, and ``action`` is done between them. It gets the tensors that the graphs have at fixed
+    addresses, and must leave its results there.
+    """
+    if _capturing is None:
+        action()
+    else:
+        _capturing.cut(action)
 
 
 class CudaGraph:
@@ -38,17 +55,23 @@ class CudaGraph:
     ) -> None:
         self._inputs = [x.clone() if isinstance(x, th.Tensor) else x for x in inputs]
         before = [dict(vars(owner)) for owner in owners]
-        self._graph = th.cuda.CUDAGraph()
-        for generator in generators:
-            self._graph.register_generator_state(generator)
+        self._generators = generators
+        self._graphs: List[Any] = []
+        self._parts: List[Callable[[], Any]] = []
+        """What a replay does: graphs, and what is done between them"""
+        self._stack = ExitStack()
         # If garbage collection freed an older graph in the middle, CUDA would give up the capture
         gc.collect()
         collecting = gc.isenabled()
         gc.disable()
+        global _capturing
+        outer, _capturing = _capturing, self
         try:
-            with th.cuda.graph(self._graph):
+            with self._stack:
+                self._open()
                 self._result = function(*self._inputs)
         finally:
+            _capturing = outer
             if collecting:
                 gc.enable()
         self._rebound = [
@@ -56,11 +79,28 @@ class CudaGraph:
             for owner, old in zip(owners, before)
         ]
 
+    def _open(self) -> None:
+        """Begin to capture a graph, which shares the memory of those before it: what they leave there is for it to read."""
+        graph = th.cuda.CUDAGraph()
+        for generator in self._generators:
+            graph.register_generator_state(generator)
+        pool = {"pool": self._graphs[0].pool()} if self._graphs else {}
+        self._stack.enter_context(th.cuda.graph(graph, **pool))
+        self._graphs.append(graph)
+        self._parts.append(graph.replay)
+
+    def cut(self, action: Callable[[], Any]) -> None:
+        """End the graph that is being captured, and begin another one, see :func:`between_graphs`."""
+        self._stack.close()
+        self._parts.append(action)
+        self._open()
+
     def __call__(self, *inputs: Any) -> Any:
         for captured, given in zip(self._inputs, inputs):
             if isinstance(captured, th.Tensor):
                 captured.copy_(given)
-        self._graph.replay()
+        for part in self._parts:
+            part()
         for owner, tensors in self._rebound:
             vars(owner).update(tensors)
         return self._result

@@ -16,9 +16,12 @@ def to_host(tensor: th.Tensor) -> np.ndarray:
 
 
 def same_device(a: Any, b: Any) -> bool:
-    """Whether two torch devices are one ("cuda" is "cuda:0")."""
+    """Whether two torch devices are one ("cuda" is the present one, "cuda:0" unless somebody has chosen another)."""
     a, b = th.device(a), th.device(b)
-    return bool(a.type == b.type and (a.index or 0) == (b.index or 0))
+    if a.type != b.type or a.index == b.index:
+        return bool(a.type == b.type)
+    present = th.cuda.current_device() if a.type == "cuda" and th.cuda.is_available() else 0
+    return bool((present if a.index is None else a.index) == (present if b.index is None else b.index))
 
 
 class Views:

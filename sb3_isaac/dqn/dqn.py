@@ -6,9 +6,11 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 import stable_baselines3
 import torch as th
+from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
+from sb3_isaac.device import ranks
 from sb3_isaac.dqn.fast_policy import FastDQNPolicy
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm, TensorRun
 from sb3_isaac.off_policy.exploration import EpsilonGreedy, spread
@@ -97,12 +99,16 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
 
     def _on_step(self) -> None:
         run = self._run
-        if run is None or run.fast is None:
+        n_ranks = ranks.world_size()
+        if run is None or (run.fast is None and n_ranks == 1):
             super()._on_step()
         else:
             self._n_calls += 1
-            if self._n_calls % max(self.target_update_interval // self.n_envs, 1) == 0:
-                run.fast.update_target(self.tau)
+            if self._n_calls % max(self.target_update_interval // (self.n_envs * n_ranks), 1) == 0:
+                if run.fast is not None:
+                    run.fast.update_target(self.tau)
+                else:  # SB3's does not know of other ranks' environments
+                    polyak_update(self.q_net.parameters(), self.q_net_target.parameters(), self.tau)
             self.exploration_rate = self.exploration_schedule(self._current_progress_remaining)
         if run is not None:
             if self.per_env_epsilon is not None:
@@ -151,6 +157,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
             loss = F.smooth_l1_loss(self.q_net(obs).gather(1, actions[rows]), target)
             self.policy.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            ranks.mean_gradients(self.policy.parameters())
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.policy.optimizer.step()
             loss_sum.add_(loss.detach())

@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
+from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
@@ -92,6 +93,7 @@ class FastDQNPolicy:
             grad = self._grad[: len(q)].zero_().scatter_(1, action, error)
             self._online.backward(grad, accumulate=i > 0)
             # --8<-- [end:step]
+        ranks.mean_(self.adam.grad)
         self.adam.clip_and_step(max_grad_norm, lr)
 
     def update_target(self, tau: float) -> None:

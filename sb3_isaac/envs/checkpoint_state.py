@@ -161,6 +161,8 @@ def restore(model: Any, state: Dict[str, Any], callback: BaseCallback, same_lear
     else:
         model._num_timesteps_at_start, model.start_time = now
     saved = state["random"]
+    if saved is None:  # of another rank
+        return
     random.setstate(unpacker.unpack(saved["python"]))
     np.random.set_state(unpacker.unpack(saved["numpy"]))
     th.set_rng_state(saved["torch"])

@@ -18,6 +18,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_isaac.device import ranks
 from sb3_isaac.envs.checkpoint_state import all_callbacks, model_state, read_model_state, restore, set_counters
 from sb3_isaac.envs.env_state import NO_STATE, can_go_on, layers_inside_out, set_env_state
 from sb3_isaac.envs.portable_pickle import PortablePickler
@@ -46,6 +47,10 @@ class Checkpoints:
         self.active = False
         """Whether the model learns"""
         self._stop = False
+        self.ends = False
+        """Whether training ends at the next boundary as all ranks have agreed, see data_parallel"""
+        self.at_end: Optional[Callable[[], Any]] = None
+        """What a signal has a rank write; the others write it too"""
         self.callback: Optional[BaseCallback] = None
         self.resumed: Optional[Dict[str, Any]] = None
         """What is to be put back before the first rollout"""
@@ -64,8 +69,12 @@ class Checkpoints:
     def end(self, write: Callable[[], Any]) -> None:
         """End training at the next boundary, as Ctrl-C does, after a call of ``write``. A signal's handler may call it."""
         if self.active:
-            self._wanted.append(write)
-            self._stop = True
+            self.at_end, self._stop = write, True
+
+    @property
+    def wants_to_end(self) -> bool:
+        """Whether :meth:`end` was called."""
+        return self._stop
 
     def _serve(self) -> None:
         wanted, self._wanted = self._wanted, []
@@ -83,10 +92,12 @@ class Checkpoints:
         self._log_interval = arguments.get("log_interval", signature.parameters["log_interval"].default)
         if self._logs_rollouts and self._rollouts_before > 0 and self._log_interval is not None:
             arguments["log_interval"] = 1  # SB3 counts rollouts from 0 again, see logs_now
-        self.active, self.callback, self._stop = True, None, False
+        self.active, self.callback, self._stop, self.ends = True, None, False, False
         try:
             yield arguments
             self._serve()
+            if self._stop and self.at_end is not None:
+                self.at_end()
         finally:
             self.active = False
             self._wanted = []
@@ -120,7 +131,9 @@ class Checkpoints:
             restore(model, state, callback, self._same_learn)
         self.callback = callback
         self._serve()
-        if self._stop:
+        if self.ends or (self._stop and ranks.world_size() == 1):
+            if self.at_end is not None:
+                self.at_end()
             raise KeyboardInterrupt
         self._rollouts += 1
 
@@ -155,8 +168,10 @@ def prepare_checkpoint(
     """
     missing: List[str] = []
     state = model_state(model, missing)
-    writers: Dict[str, files.Writer] = {"model": model.save}
-    normalize = unwrap_vec_normalize(model.env)
+    first = ranks.rank() == 0
+    path = files.of_rank(path, ranks.rank())
+    writers: Dict[str, files.Writer] = {"model": model.save} if first else {}
+    normalize = unwrap_vec_normalize(model.env) if first else None
     if normalize is not None:
         writers["statistics"] = lambda file: PortablePickler(file).dump(normalize)
     if snapshot:
@@ -175,9 +190,11 @@ def prepare_checkpoint(
         "num_timesteps": model.num_timesteps,
         "total_timesteps": model._total_timesteps,
         "missing": missing,
-        "logs": _logs(model),
+        "logs": _logs(model) if first else {},
     }
-    return functools.partial(files.write, path, writers, info)
+    if ranks.world_size() > 1:
+        info["ranks"] = ranks.world_size()
+    return functools.partial(files.write, path, writers, info, make_folder=not first)
 
 
 def _bytes_of(writer: files.Writer) -> files.Writer:
@@ -221,6 +238,39 @@ def _buffer_state(buffer: Any, missing: List[str]) -> Dict[str, Any]:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
+def newest(folder: Any, warn: Callable[[str], Any]) -> Optional[files.Checkpoint]:
+    """The newest complete checkpoint in a folder; None: there is none.
+
+    Of several ranks all must call it. It is then the newest that is complete on each of them, or, if there is none, that of
+    the first.
+
+    :param warn: is told of those that do not count
+    """
+    if ranks.world_size() == 1:
+        return files.newest(folder, warn)
+    for name in ranks.from_first([name for name, _ in files.all_in(folder)]):
+        try:
+            found = files.read(name)
+        except files.IncompleteCheckpoint:
+            found = None
+        if all(ranks.gather(found is not None and own_part(found) is not None)):
+            return found
+    return files.newest(folder, warn)
+
+
+def own_part(found: files.Checkpoint) -> Optional[files.Checkpoint]:
+    """What this rank has of a checkpoint; None: that is missing, or another number of ranks has written it."""
+    if found.info.get("ranks", 1) != ranks.world_size():
+        return None
+    if ranks.rank() == 0:
+        return found
+    try:
+        own = files.read(files.of_rank(found.name, ranks.rank()))
+    except files.IncompleteCheckpoint:
+        return None
+    return own if own is not None and own.num_timesteps == found.num_timesteps else None
+
+
 def find(path: Any) -> Tuple[Optional[files.Checkpoint], str]:
     """The checkpoint at a path, or the newest one in a folder, and the path of its model.
 
@@ -229,7 +279,7 @@ def find(path: Any) -> Tuple[Optional[files.Checkpoint], str]:
     :raises ValueError: the checkpoint is not complete
     """
     if os.path.isdir(path):
-        found = files.newest(path, lambda text: warnings.warn(text, stacklevel=4))
+        found = newest(path, lambda text: warnings.warn(text, stacklevel=4))
         found = files.read(path) if found is None else found  # or the folder stands beside a checkpoint of its name
         if found is None:
             raise FileNotFoundError(f"There is no complete checkpoint in {path}: model.save_checkpoint writes one.")
@@ -260,6 +310,7 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
     """
     if not isinstance(env, (VecEnv, gym.Env)):
         raise TypeError(f"{cls.__name__}.resume takes the environment, made as it was, as its second argument, got {env!r}.")
+    ranks.join()
     found, model_file = find(path)
     if found is None:
         warnings.warn(OLD_FILE.format(path=model_file), stacklevel=2)
@@ -269,16 +320,24 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
         return model
     if found.info.get("algo") != _algo(cls):
         raise ValueError(f"{found.name} is a checkpoint of {found.info.get('algo')}: use {found.info.get('algo')}.resume.")
-    if not {"model", "state"} <= set(found.files):
+    own = own_part(found)
+    parts = found.files if own is None else own.files
+    if "model" not in found.files or "state" not in parts:
         raise ValueError(f"{found.name}.json is no manifest of a checkpoint: it lists no model and state. Use another one.")
-    state = read_model_state(found.files["state"])
+    state = read_model_state(parts["state"])
     env = _in_vec_normalize(env, state["env"])
     missing = list(found.info.get("missing", ()))
     goes_on = state["env"]["goes_on"] and can_go_on(env)
+    if not all(ranks.gather(own is not None)):
+        then, now = found.info.get("ranks", 1), ranks.world_size()
+        what = f"it is of {then} ranks, here are {now}" if then != now else "files are missing"
+        missing.append(f"environments, random numbers and replay buffers of other ranks than the first ({what})")
+    if own is None and ranks.rank() > 0:  # new episodes, and random numbers of its own
+        goes_on, state["random"] = False, None
     on = getattr(env.unwrapped, "device", th.device("cpu")).type
     if goes_on and on != state["env"]["device"]:
         missing.append(f"random numbers and rounding of {state['env']['device']}, as this is {on}")
-    elif state["random"]["cuda"] and not th.cuda.is_available():
+    elif state["random"] is not None and state["random"]["cuda"] and not th.cuda.is_available():
         missing.append("random numbers of the GPU")
     model = cls.load(model_file, env=env, device=device, force_reset=False, **kwargs)
     model.env.reset()
@@ -289,8 +348,8 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
         model._last_obs = None  # SB3 begins new episodes
         _set_wrappers(model.env, state["env"])
     state["goes_on"] = goes_on
-    if "replay_buffer" in found.files:
-        saved = plain_state.load(found.files["replay_buffer"])
+    if "replay_buffer" in parts:
+        saved = plain_state.load(parts["replay_buffer"])
         buffer = model.replay_buffer
         buffer.load_state_dict(saved) if hasattr(buffer, "load_state_dict") else Unpacker().attributes(buffer, saved)
     model._checkpoints.resumed = state

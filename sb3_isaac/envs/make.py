@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import ResultsWriter
 
 from sb3_isaac.backends.base import TensorEnv
+from sb3_isaac.device import ranks
 from sb3_isaac.envs.cartpole_env import CartpoleEnv
 from sb3_isaac.envs.simulators import ENTRY_POINT, SIMULATORS, SimulatorTaskEnv, register_named, split
 from sb3_isaac.envs.task_env import Entry, TaskEnv, load_entry
@@ -203,9 +204,10 @@ def make_vec_env(
     :param n_envs: number of environments
     :param backend: of the cartpole: "torch", "isaacgym" or "auto"
     :param device: torch device of the simulation, or "auto"
-    :param seed: seed of the reset states; None draws one
+    :param seed: seed of the reset states, to which each of several processes (torchrun) adds its rank; None draws one
     :param render_mode: None, "rgb_array" or "human"
-    :param monitor_dir: folder for ``0.monitor.csv``, as SB3's Monitor writes it; None: no file
+    :param monitor_dir: folder for ``0.monitor.csv``, as SB3's Monitor writes it, by the first of several processes; None: no
+        file
     :param max_episode_steps: as in ``gym.make``: an episode is truncated after so many steps; None: as the id says,
         -1: not even then
     :param task_kwargs: parameters of the task and n_bins. The cartpole's are those of
@@ -255,10 +257,11 @@ def make_vec_env(
     given = {"backend": backend, "device": device, "render_mode": render_mode}
     given = {name: value for name, value in given.items() if value != defaults[name]}
     spec.kwargs = {**spec.kwargs, **given, **task_kwargs}
+    ranks.choose_gpu()
     single = ENV_CLASSES[spec.entry_point](**spec.kwargs)
     single.spec = spec
-    env = single.make_batched(n_envs, seed, max_episode_steps=max_episode_steps)
-    if monitor_dir is not None:
+    env = single.make_batched(n_envs, ranks.own_seed(seed), max_episode_steps=max_episode_steps)
+    if monitor_dir is not None and ranks.rank() == 0:
         header: Dict[str, Any] = {"t_start": env.t_start, "env_id": env_id}
         env.results_writer = ResultsWriter(os.path.join(monitor_dir, "0"), header=header)
     return env

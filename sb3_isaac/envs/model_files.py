@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
+from sb3_isaac.device import ranks
 from sb3_isaac.envs.last_finite import LOSS, check_model
 from sb3_isaac.files.atomic import replacing, replacing_all, write
 
@@ -29,7 +30,7 @@ def save_model(model: Any, save: Callable[[Any], None], path: Any) -> None:
     :param model: an SB3 model
     :param save: writes the model to a path or an open file
     :param path: as for SB3's ``save``: a path, to which ".zip" is added if it has no suffix, or an open file, which gets no
-        statistics
+        statistics. Of several processes that train one model (torchrun) only the first writes to a path
     :raises NotFiniteError: the model is not finite; files that are there stay as they are
     """
     normalize = None if model.env is None else unwrap_vec_normalize(model.env)
@@ -39,6 +40,8 @@ def save_model(model: Any, save: Callable[[Any], None], path: Any) -> None:
     name = _file_name(path, ".zip")
     if name is None:
         save(path)
+        return
+    if ranks.rank() > 0:
         return
     # In memory first: torch hides what a disk says, and many small writes take longer.
     file = io.BytesIO()
@@ -53,12 +56,15 @@ def save_whole(save: Callable[[Any], None], path: Any, suffix: str) -> None:
     """Have SB3 save something so that it takes the place of an older file only when it is complete.
 
     :param save: writes to a path or an open file
-    :param path: as SB3 takes it: a path, or an open file, which is written as it is
+    :param path: as SB3 takes it: a path, to which only the first of several processes (torchrun) writes, or an open file,
+        which is written as it is
     :param suffix: what SB3 adds to a path without one
     """
     name = _file_name(path, suffix)
     if name is None:
         save(path)
+        return
+    if ranks.rank() > 0:
         return
     with replacing(name) as temporary:
         save(temporary)

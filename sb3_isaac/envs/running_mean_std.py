@@ -10,6 +10,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
+from sb3_isaac.device import ranks
+
 INITIAL_COUNT = 1e-4
 """SB3 starts from mean 0 and variance 1 with this weight, which avoids a division by zero."""
 
@@ -63,6 +65,26 @@ class RunningMoments:
         self.mean.addcmul_(delta, weight)
         # var = (1 - weight) var + weight (batch_var + (1 - weight) delta^2); (1 - weight) delta is now batch_mean - mean
         self.var.lerp_(batch_var.addcmul_(delta, batch_mean.sub_(self.mean)), weight)
+        self.refresh()
+
+    def merge(self, base: th.Tensor) -> None:
+        """Take in what other ranks have added to statistics that all had in common. All ranks must call it.
+
+        Source: Chan et al., see :meth:`update`, with sums about the common mean
+
+        :param base: (3, K) float64, mean, variance and count that all had
+        """
+        mean, var, count = base
+        shift = self.mean - mean
+        more = th.stack(
+            (self.count - count, self.count * shift, self.count * (self.var + shift.square()) - count * var)
+        )  # numbers, their sum and sum of squares
+        ranks.mean_(more)
+        n, total, squares = more.mul_(ranks.world_size())
+        th.add(count, n, out=self.count)
+        shift = total / self.count
+        th.add(mean, shift, out=self.mean)
+        self.var.copy_((count * var + squares) / self.count - shift.square())
         self.refresh()
 
     def refresh(self) -> None:

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_isaac.backends.base import StepResult
+from sb3_isaac.device import ranks
 from sb3_isaac.envs.last_finite import check_statistics
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
@@ -42,12 +43,18 @@ class _TensorState:
         self.return_moments = self.moments.columns(slice(-1, None))
         self.batch = th.zeros(n_obs + 1, venv.num_envs, dtype=th.float64, device=venv.device)
         self.obs_rows, self.returns = self.batch[:-1], self.batch[-1]
+        self.rebase()
+
+    def rebase(self) -> None:
+        """Take the present statistics for those of all ranks: what comes on top of them is this rank's own."""
+        self.base = th.stack((self.moments.mean, self.moments.var, self.moments.count))
 
     def live(self, name: str, rms: RunningMeanStd) -> LiveRunningMeanStd:
         """``obs_rms`` or ``ret_rms`` as an object over the tensors, with the numbers of ``rms``."""
         moments, shape = (self.obs_moments, (len(self.obs_rows),)) if name == "obs_rms" else (self.return_moments, ())
         live = LiveRunningMeanStd(moments, shape)
         live.assign(rms)
+        self.rebase()
         return live
 
 
@@ -209,8 +216,26 @@ class VecNormalize(SB3VecNormalize):
         for name in ("mean", "var", "count"):
             getattr(own.moments, name).copy_(state[name])
         own.moments.refresh()
+        own.rebase()
         own.returns.copy_(state["returns"])
         self.obs_tensor = state["obs"].to(self.device)
+
+    def share(self) -> None:
+        """Take over the statistics of the first rank, see ``device/ranks.py``. All ranks must call it."""
+        own = self._tensor_state()
+        names = ("mean", "var", "count")
+        told = ranks.from_first({name: getattr(own.moments, name).cpu() for name in names})
+        for name in names:
+            getattr(own.moments, name).copy_(told[name])
+        own.moments.refresh()
+        own.rebase()
+
+    def merge(self) -> None:
+        """Take in what all ranks have seen since the last time: the statistics are then the same, those of one process that
+        has seen it all. All ranks must call it."""
+        own = self._tensor_state()
+        own.moments.merge(own.base)
+        own.rebase()
 
     def _tensor_state(self) -> _TensorState:
         if self._state is None:

@@ -51,15 +51,24 @@ def set_name(path: Any) -> str:
     return name
 
 
-def write(path: Any, writers: Mapping[str, Writer], info: Mapping[str, Any]) -> Checkpoint:
+def of_rank(path: Any, rank: int) -> str:
+    """The name of the set that one of several processes writes beside that of the first: in a folder of its own."""
+    folder, name = os.path.split(set_name(path))
+    return os.path.join(folder, f"rank{rank}", name) if rank > 0 else set_name(path)
+
+
+def write(path: Any, writers: Mapping[str, Writer], info: Mapping[str, Any], make_folder: bool = False) -> Checkpoint:
     """Write a set. It takes the place of one of the same name only when it is complete.
 
     :param path: see :func:`set_name`
     :param writers: write each file, by the keys of :data:`SUFFIXES`
     :param info: more for the manifest, as JSON has it
+    :param make_folder: where there is none
     :raises OSError: a file cannot be written; nothing has changed then
     """
     name = set_name(path)
+    if make_folder:
+        os.makedirs(os.path.dirname(os.path.abspath(name)), exist_ok=True)
     files: Dict[str, Any] = {}
     written: List[str] = []
     try:

@@ -24,13 +24,14 @@ from sb3_isaac.buffers.sb3_buffer import (
     from_stock_buffer,
 )
 from sb3_isaac.buffers.storage import existing_device
-from sb3_isaac.device import fast_mlp, threads
+from sb3_isaac.device import fast_mlp, ranks, threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
+from sb3_isaac.envs.data_parallel import DataParallel, callback_of_rank
 from sb3_isaac.envs.last_finite import (
     LastFinite,
     check_buffer,
@@ -129,6 +130,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._run: Optional[TensorRun] = None  # not None: training runs in tensors
         self._last_finite: Optional[LastFinite] = None
         self._checkpoints = Checkpoints(logs_rollouts=False)
+        self._parallel = DataParallel()
+        ranks.choose_gpu()
         own = {"n_steps": n_steps, "reward_scale": reward_scale, "spread_time_limits": spread_time_limits, "compile": compile}
         given = inspect.signature(super().__init__).bind_partial(policy, env, *args, **kwargs).arguments
         check("algorithm", {**given, **own, **vars(self)}, defaults=defaults_of(type(self)))
@@ -259,6 +262,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             )
         return tensors
 
+    def set_random_seed(self, seed: Optional[int] = None) -> None:
+        """As SB3's. Of several processes that train one model (torchrun) each has its own seed: this one and its rank."""
+        super().set_random_seed(ranks.own_seed(seed))
+
     def _use_device_buffer(self) -> None:
         """Have a DeviceReplayBuffer, with what the present replay buffer holds.
 
@@ -302,12 +309,14 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         :raises ValueError: ``total_timesteps`` below 0 or not a number, ``log_interval`` below 1
         :raises NotFiniteError: an observation, reward, action or loss was NaN or infinite. The model is then as it was when it
             was last seen to be finite: at most 100 steps of all environments ago.
+        :raises RankLost: of several processes that train one model (torchrun) another one has died
         """
         learn = super().learn
         n_threads = threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
         with self._checkpoints.learning(learn, args, kwargs) as arguments:
             check_learn(learn, (), arguments)
-            with threads.torch_threads(n_threads), finite_training(self):
+            together = self._parallel.learning(self, arguments)
+            with threads.torch_threads(n_threads), together, finite_training(self):
                 return learn(**arguments)
 
     def _setup_learn(
@@ -365,7 +374,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return run
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
-        made = outlive_a_full_disk(self, super()._init_callback(callback, progress_bar))
+        made = outlive_a_full_disk(self, super()._init_callback(callback_of_rank(callback), progress_bar))
         if self._why_not_tensors() is not None:
             made = look_first(made)
         return root_callback(made) if supports_tensors(self.env) else made
@@ -390,8 +399,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
             )
         env, log = self.tensor_vec_env, run.log
-        if env.num_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
-            raise ValueError(f"train_freq in episodes needs a single environment, here are {env.num_envs}: count in steps.")
+        n_envs = env.num_envs * ranks.world_size()
+        if n_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
+            raise ValueError(f"train_freq in episodes needs a single environment, here are {n_envs}: count in steps.")
         num_collected_steps, num_collected_episodes = 0, 0
         progress, continue_training = 0, True
         start, env_seconds = time.perf_counter(), run.rollout.env_seconds
@@ -407,7 +417,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 step = run.rollout.step(random=self.num_timesteps < learning_starts)
                 log.note_episodes(step.episodes)
                 run.acting = True
-                self.num_timesteps += env.num_envs
+                self.num_timesteps += n_envs
                 num_collected_steps += 1
                 actions = run.locals.array("actions", step.actions)
                 buffer_actions = run.locals.array("buffer_actions", step.buffer_actions)
@@ -416,7 +426,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 )
                 dones, infos = run.locals.array("dones", env.dones), run.locals.infos(env.make_infos(step.result))
                 callback.update_locals(locals())
-                continue_training = callback.on_step()
+                continue_training = self._parallel.on_step(callback)
                 if not continue_training:
                     break
                 changed = run.locals.changes("rewards")
@@ -428,11 +438,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
                 if log.is_full:
                     self._read_log(log, log_interval)
+                    if self._parallel.stops:
+                        break
         run.acting = False
         log.seconds["rollout"] += time.perf_counter() - start
         log.seconds["env"] += run.rollout.env_seconds - env_seconds
         if log.is_full or not continue_training or self.num_timesteps >= self._total_timesteps:
             self._read_log(log, log_interval)
+        continue_training = continue_training and not self._parallel.stops
+        self._parallel.merge_statistics(self)
         if continue_training:
             callback.on_rollout_end()
         return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training)
@@ -451,6 +465,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         if last_finite is not None:
             last_finite.accept(healthy[1])
         run.rollout.stored = 0
+        returns, lengths, losses = self._parallel.exchange(self, returns, lengths, losses)
         for name, loss in losses.items():
             self.logger.record(f"train/{name}", loss)
         if losses:
@@ -517,7 +532,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         n, origin = run.rollout.stored, run.rollout.first_not_finite()
         if origin is not None:
             cast(DeviceReplayBuffer, self.replay_buffer).drop_newest(n - origin.step)
-        return said(origin, self.num_timesteps - n * self.n_envs, self.n_envs)
+        n_envs = self.n_envs * ranks.world_size()
+        return said(origin, self.num_timesteps - n * n_envs, n_envs)
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
         """As SB3's.
@@ -591,7 +607,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return model
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "_checkpoints", "_last_finite", "_trained", "vec_normalize"]
+        return [
+            *super()._excluded_save_params(),
+            "_run",
+            "_checkpoints",
+            "_parallel",
+            "_last_finite",
+            "_trained",
+            "vec_normalize",
+        ]
 
     def save_checkpoint(self, path: Any, replay_buffer: bool = True) -> None:
         """Save all that training depends on, for :meth:`resume`. docs/resume.md says what that is.

@@ -140,24 +140,35 @@ class FastActorCriticPolicy:
         return th.cat([self.critic.forward(chunk).squeeze(1).clone() for chunk in chunks])
 
     def gradients(
-        self, table: th.Tensor, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor] = None
+        self,
+        table: th.Tensor,
+        rows: th.Tensor,
+        loss_settings: LossSettings,
+        old_log_std: Optional[th.Tensor] = None,
+        moments: Optional[th.Tensor] = None,
     ) -> th.Tensor:
         """Write the gradients of PPO's loss on a minibatch into the parameters' ``grad``.
 
         :param table: packed rows, see :meth:`Batch.unpack`
         :param rows: (n,) int64, those of the minibatch
         :param old_log_std: (action_dim,) of the Gaussian in the rows, if there is one
+        :param moments: (2,) of the advantages, see :func:`scaled_advantages`
         :return: (N_SUMS,) statistics; overwritten by the next call
         """
         gradients = self._in_lanes if table.device.type == "cpu" else self._at_once
-        return gradients(table, rows, loss_settings, old_log_std)
+        return gradients(table, rows, loss_settings, old_log_std, moments)
 
     def _at_once(
-        self, table: th.Tensor, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor]
+        self,
+        table: th.Tensor,
+        rows: th.Tensor,
+        loss_settings: LossSettings,
+        old_log_std: Optional[th.Tensor],
+        moments: Optional[th.Tensor] = None,
     ) -> th.Tensor:
         """On a GPU: few kernels."""
         batch = Batch.unpack(table.index_select(0, rows), self._obs_dim, self._action_dim)
-        advantages = self._scale(batch.advantages, loss_settings.normalize_advantage)
+        advantages = self._scale(batch.advantages, loss_settings.normalize_advantage, moments)
         clip_range, clip_range_vf, ent_coef, vf_coef, _ = loss_settings
         values = self.critic.forward(batch.observations)
         grad_values, squared_errors = self._value_gradient(
@@ -177,7 +188,12 @@ class FastActorCriticPolicy:
         return sums
 
     def _in_lanes(
-        self, table: th.Tensor, rows: th.Tensor, loss_settings: LossSettings, old_log_std: Optional[th.Tensor]
+        self,
+        table: th.Tensor,
+        rows: th.Tensor,
+        loss_settings: LossSettings,
+        old_log_std: Optional[th.Tensor],
+        moments: Optional[th.Tensor] = None,
     ) -> th.Tensor:
         """On a CPU: threads share the minibatch out."""
         assert self._adam is not None
@@ -195,7 +211,7 @@ class FastActorCriticPolicy:
         lanes = self._lanes[:n_lanes]
         # The column of the advantages, see Batch
         advantages = table[:, self._obs_dim + self._action_dim + 2].index_select(0, rows)
-        scaled = scaled_advantages(advantages, loss_settings.normalize_advantage).chunk(n_lanes)
+        scaled = scaled_advantages(advantages, loss_settings.normalize_advantage, moments).chunk(n_lanes)
         dims = (self._obs_dim, self._action_dim)
 
         def work(i: int) -> None:

@@ -56,13 +56,16 @@ class Batch(NamedTuple):
         return cls._make((rows[:, :obs_dim], rows[:, obs_dim:first], *rows[:, first : first + 4].unbind(1), old))
 
 
-def scaled_advantages(advantages: th.Tensor, normalize: bool) -> th.Tensor:
+def scaled_advantages(advantages: th.Tensor, normalize: bool, moments: Optional[th.Tensor] = None) -> th.Tensor:
     """What each row's probability ratio adds to the policy loss: -advantage / rows.
 
     :param advantages: (rows,) of the whole minibatch
     :param normalize: bring them to mean 0 and standard deviation 1 first, with SB3's epsilon
+    :param moments: (2,) mean and standard deviation, where the minibatch is shared out among several ranks
     """
     n_rows = len(advantages)
+    if normalize and moments is not None:
+        return (advantages - moments[0]).mul_((-1.0 / n_rows) / (moments[1] + 1e-8))
     if not normalize or n_rows < 2:
         return advantages * (-1.0 / n_rows)
     centered = advantages - advantages.mean()

@@ -15,12 +15,13 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.device import threads
+from sb3_isaac.device import ranks, threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
+from sb3_isaac.envs.data_parallel import DataParallel, callback_of_rank
 from sb3_isaac.envs.last_finite import LastFinite, check_given, check_obs, finite_training, look_first, said
 from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
@@ -113,6 +114,8 @@ class PPO(SB3_PPO):
         self._run = _Run()
         self._last_finite: Optional[LastFinite] = None
         self._checkpoints = Checkpoints(logs_rollouts=True)
+        self._parallel = DataParallel()
+        ranks.choose_gpu()
         arguments = inspect.signature(SB3_PPO).bind(policy, env, *args, **kwargs)
         own = {
             "n_minibatches": n_minibatches,
@@ -213,6 +216,10 @@ class PPO(SB3_PPO):
         if "_run" in self.__dict__:
             self._run.acted_on = None
 
+    def set_random_seed(self, seed: Optional[int] = None) -> None:
+        """As SB3's. Of several processes that train one model (torchrun) each has its own seed: this one and its rank."""
+        super().set_random_seed(ranks.own_seed(seed))
+
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """As SB3's; the rollout buffer is replaced if the new env needs another kind."""
         super().set_env(env, force_reset)
@@ -255,12 +262,14 @@ class PPO(SB3_PPO):
         :raises ValueError: ``total_timesteps`` below 0 or not a number, ``log_interval`` below 1
         :raises NotFiniteError: an observation, reward, action or loss was NaN or infinite. The model is then as it was when it
             was last seen to be finite: after an update.
+        :raises RankLost: of several processes that train one model (torchrun) another one has died
         """
         learn = super().learn
         n_threads = threads.choose(self.policy, max(self.n_envs, self.batch_size), self.device)
         with self._checkpoints.learning(learn, args, kwargs) as arguments:
             check_learn(learn, (), arguments)
-            with threads.torch_threads(n_threads), finite_training(self):
+            together = self._parallel.learning(self, arguments)
+            with threads.torch_threads(n_threads), together, finite_training(self):
                 return learn(**arguments)
 
     def dump_logs(self, iteration: int = 0) -> None:
@@ -287,7 +296,7 @@ class PPO(SB3_PPO):
         return result
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
-        made = outlive_a_full_disk(self, super()._init_callback(callback, progress_bar))
+        made = outlive_a_full_disk(self, super()._init_callback(callback_of_rank(callback), progress_bar))
         if self._why_not_tensors() is not None:
             made = look_first(made)
         return root_callback(made) if supports_tensors(self.env) else made
@@ -298,6 +307,8 @@ class PPO(SB3_PPO):
         """As SB3's, in tensors if ``env`` supports them."""
         self._checkpoints.at_boundary(self, callback)
         if self._why_not_tensors() is not None or rollout_buffer is not self.rollout_buffer or env is not self.env:
+            if ranks.world_size() > 1:  # a callback has changed something since training began
+                raise ValueError(f"Several ranks train in tensors only, start one process: {self.path}")
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         tensor_env, buffer = cast(TensorVecEnv, env), cast(DeviceRolloutBuffer, rollout_buffer)
         assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
@@ -319,7 +330,7 @@ class PPO(SB3_PPO):
                 policy.reset_noise(env.num_envs)
             step_locals.next_step()
             step = rollout.step()
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * ranks.world_size()
             # Callbacks look for these names in locals
             self._run.acted_on = partial(rollout.obs_of_step, n_steps)
             obs_tensor = step_locals.tensor("obs_tensor", self._run.acted_on)
@@ -332,7 +343,7 @@ class PPO(SB3_PPO):
             dones = step_locals.array("dones", step.dones)
             infos = step_locals.infos(tensor_env.make_infos(step.result))
             callback.update_locals(locals())
-            if not callback.on_step():
+            if not self._parallel.on_step(callback):
                 self._end_rollout(rollout)
                 return False
             for changed in step_locals.changes("rewards"):
@@ -340,6 +351,8 @@ class PPO(SB3_PPO):
             n_steps += 1
             buffer.pos = n_steps
         values = self._end_rollout(rollout)
+        if self._parallel.stops:
+            return False
         self.logger.record("time/rollout", time.perf_counter() - start)
         if rollout.env_seconds > 0.0:  # not within a graph
             self.logger.record("time/env", rollout.env_seconds)
@@ -353,7 +366,9 @@ class PPO(SB3_PPO):
         end = rollout.finish(self.gamma)
         self._run.acted_on = None
         self._last_obs, self._last_episode_starts = end.last_obs, end.last_dones
-        note_episodes(rollout.env, self.ep_info_buffer, end.returns, end.lengths)
+        returns, lengths, _ = self._parallel.exchange(self, end.returns, end.lengths, {})
+        self._parallel.merge_statistics(self)
+        note_episodes(rollout.env, self.ep_info_buffer, returns, lengths)
         return end.values
 
     def _not_finite_input(self) -> Optional[str]:
@@ -361,7 +376,8 @@ class PPO(SB3_PPO):
         rollout = self._run.rollout
         if rollout is None or rollout.buffer is not self.rollout_buffer or self.n_envs != rollout.env.num_envs:
             return None
-        return said(rollout.first_not_finite(), self.num_timesteps - rollout.n_steps * self.n_envs, self.n_envs)
+        n_envs = self.n_envs * ranks.world_size()
+        return said(rollout.first_not_finite(), self.num_timesteps - rollout.n_steps * n_envs, n_envs)
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
         """As SB3's.
@@ -428,7 +444,7 @@ class PPO(SB3_PPO):
         self.logger.record("time/update", time.perf_counter() - start)
 
     def _excluded_save_params(self) -> List[str]:
-        return [*super()._excluded_save_params(), "_run", "_checkpoints", "_last_finite", "vec_normalize"]
+        return [*super()._excluded_save_params(), "_run", "_checkpoints", "_parallel", "_last_finite", "vec_normalize"]
 
 
 def _batch_size(n_minibatches: int, n_steps: int, n_envs: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.device import fast_mlp, threads
+from sb3_isaac.device import fast_mlp, ranks, threads
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, advice
@@ -144,13 +145,15 @@ class PPOUpdate:
             while epochs < settings.n_epochs and stopped_at is None:
                 epochs += 1
                 before_last_epoch = len(n_rows)
-                for minibatch in self._minibatches(settings.batch_size):
+                minibatches = self._minibatches(settings.batch_size)
+                for minibatch, moments in zip(minibatches, self._moments(settings, minibatches)):
                     if isinstance(minibatch, th.Tensor):
                         n_rows.append(len(minibatch))
-                        self.gradients(minibatch)
+                        self.gradients(minibatch, *moments)
                     else:
                         n_rows.append(len(minibatch.advantages))
-                        self._autograd_gradients(minibatch)
+                        self._autograd_gradients(minibatch, *moments)
+                    self._average()
                     sums.append(self._sums.clone())
                     if settings.target_kl is not None:
                         # Stopping early is the host's decision: here it has to wait for the device
@@ -168,7 +171,31 @@ class PPOUpdate:
         """On the fast path which rows of the buffer to take, else SB3's samples."""
         if self.fast is not None and isinstance(self.buffer, DeviceRolloutBuffer):
             return self.buffer.shuffled(batch_size)
-        return self.buffer.get(batch_size)
+        samples = self.buffer.get(batch_size)
+        return samples if ranks.world_size() == 1 else list(samples)
+
+    def _moments(self, settings: Settings, minibatches: Any) -> Iterable[Tuple[th.Tensor, ...]]:
+        """For each minibatch of an epoch nothing, or, if several ranks share it out, (2,) mean and standard deviation of the
+        advantages of all of it: two all-reduces for the epoch."""
+        n_ranks = ranks.world_size()
+        if n_ranks == 1 or not settings.normalize_advantage:
+            return itertools.repeat(())
+        if isinstance(self.buffer, DeviceRolloutBuffer) and self.fast is not None:
+            column = self.buffer.tensors.advantages.view(-1)
+            samples = [column.index_select(0, rows) for rows in minibatches]
+        else:
+            samples = [minibatch.advantages for minibatch in minibatches]
+        totals = th.tensor([float(n_ranks * len(sample)) for sample in samples], device=self.device, dtype=th.float64)
+        mean, variance = ranks.moments(samples).unbind(1)
+        std = (variance * totals / (totals - 1.0)).sqrt()
+        return [(both,) for both in th.stack((mean, std), 1).float()]
+
+    def _average(self) -> None:
+        """Of the gradients and the statistics the mean over all ranks, in one all-reduce."""
+        if self.adam is not None:
+            ranks.mean_(self.adam.grad, self._sums)
+        else:
+            ranks.mean_gradients(self.policy.parameters(), self._sums)
 
     def _look_again(self, settings: Settings) -> None:
         """Choose the path: policy, optimizer and settings may have changed since the last update."""
@@ -227,12 +254,12 @@ class PPOUpdate:
         th.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
         self.optimizer.step()
 
-    def _fast_gradients(self, rows: th.Tensor) -> None:
+    def _fast_gradients(self, rows: th.Tensor, moments: Optional[th.Tensor] = None) -> None:
         """Write the gradients of a minibatch, whose rows of the buffer are given, and its statistics."""
         assert self.fast is not None and isinstance(self.buffer, DeviceRolloutBuffer)
-        self._sums.copy_(self.fast.gradients(self.buffer.rows, rows, self._loss_settings, self._old_log_std))
+        self._sums.copy_(self.fast.gradients(self.buffer.rows, rows, self._loss_settings, self._old_log_std, moments))
 
-    def _autograd_gradients(self, samples: Any) -> None:
+    def _autograd_gradients(self, samples: Any, moments: Optional[th.Tensor] = None) -> None:
         """The same for any policy: SB3's loss, line by line."""
         settings, actions = self._settings, samples.actions
         if isinstance(self.policy.action_space, spaces.Discrete):
@@ -240,7 +267,9 @@ class PPOUpdate:
         values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)
         values = values.flatten()
         advantages = samples.advantages
-        if settings.normalize_advantage and len(advantages) > 1:
+        if moments is not None:
+            advantages = (advantages - moments[0]) / (moments[1] + 1e-8)
+        elif settings.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         log_ratio = log_prob - samples.old_log_prob
         ratio, clip, clip_vf = log_ratio.exp(), settings.clip_range, settings.clip_range_vf
@@ -272,7 +301,10 @@ class PPOUpdate:
                 values, returns = buffer.tensors.values, buffer.tensors.returns
             else:
                 values, returns = th.as_tensor(buffer.values), th.as_tensor(buffer.returns)
-            unexplained, variance = (returns - values).var(unbiased=False), returns.var(unbiased=False)
+            if ranks.world_size() > 1:
+                unexplained, variance = ranks.moments([(returns - values).to(self.device), returns.to(self.device)])[:, 1]
+            else:
+                unexplained, variance = (returns - values).var(unbiased=False), returns.var(unbiased=False)
             log_std = getattr(self.policy, "log_std", None)
             std = self._lr if log_std is None else log_std.exp().mean()
             health = self._lr if last_finite is None else last_finite.look()

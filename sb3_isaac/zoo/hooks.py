@@ -15,6 +15,7 @@ import torch as th
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+from sb3_isaac.device import ranks
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.simulators import register_named
 from sb3_isaac.envs.vec_normalize import VecNormalize
@@ -31,6 +32,10 @@ def _choose_manager(cls: Type[ExperimentManager], *args: Any, **kwargs: Any) -> 
     env_id = kwargs.get("env_id", args[2] if len(args) > 2 else "")
     if cls is ExperimentManager and is_isaac_env_id(env_id):
         cls = IsaacExperimentManager
+    if cls is ExperimentManager and ranks.world_size() > 1:
+        raise ValueError(
+            f"Several ranks train environments of sb3_isaac only, and {env_id} is none: start it without torchrun."
+        )
     return object.__new__(cls)
 
 

@@ -30,7 +30,7 @@ from torch import nn
 
 import sb3_isaac
 from sb3_isaac import backends
-from sb3_isaac.device import threads
+from sb3_isaac.device import ranks, threads
 from sb3_isaac.envs.checkpoints import OLD_FILE
 from sb3_isaac.envs.make import task_file, task_hyperparams
 from sb3_isaac.envs.simulators import split
@@ -99,6 +99,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     eval_freq: int
     save_freq: int
     log_interval: int
+    n_envs: int
+    seed: int
     monitor_kwargs: Dict[str, Any]
     n_eval_episodes: int
     n_eval_envs: int
@@ -110,6 +112,14 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def __init__(self, args: Any, algo: str, env_id: str, log_folder: str, *more: Any, **kwargs: Any) -> None:
         check("sb3-isaac train", {**vars(args), **kwargs}, flags=True)
         super().__init__(args, algo, env_id, log_folder, *more, **kwargs)
+        if ranks.world_size() > 1:
+            if self.optimize_hyperparameters or algo not in self.algorithms:
+                what = "A search is" if self.optimize_hyperparameters else f"{algo}, which is SB3's own, trains in"
+                raise ValueError(
+                    f"{what} one process, and torchrun has started {ranks.world_size()}: start it without torchrun."
+                )
+            ranks.join()
+            self.seed = args.seed = ranks.from_first(self.seed)  # rl_zoo3 draws one where none is given
         self.resumes = bool((self.custom_hyperparams or {}).pop("resume", False))
         """Whether the run of the checkpoint goes on in its own folder (--resume)"""
         if self.resumes:
@@ -319,6 +329,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         given = self.env_kwargs, self.eval_env_kwargs
+        no_log = no_log or ranks.rank() > 0  # the first has the episodes of all
         if self.resumes and os.path.isfile(os.path.join(self.save_path, "0.monitor.csv")):
             self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
         # The simulation runs where the model does, unless told otherwise.
@@ -341,6 +352,13 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
         Here nothing happens more often than the parameters change, and the default is ten evaluations in a run.
         """
+        own_envs, self.n_envs = self.n_envs, self.n_envs * ranks.world_size()  # timesteps are counted of all ranks
+        try:
+            self._create_callbacks()
+        finally:
+            self.n_envs = own_envs
+
+    def _create_callbacks(self) -> None:
         n_calls = -(-self.n_timesteps // self.n_envs)  # environment steps of the run
         if self.eval_freq > 0 and self.batched_defaults:
             n_evaluations = N_EVALUATIONS if self.stop_when_solved is None else N_EVALUATIONS_UNTIL_SOLVED
@@ -350,6 +368,8 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         self.eval_freq, self.save_freq = (-(-freq // per_update) * per_update for freq in (self.eval_freq, self.save_freq))
         if self.verbose > 0 and self.eval_freq > 0 and not self.optimize_hyperparameters:
             print(f"Evaluating {self.n_eval_episodes} episodes every {self.eval_freq} timesteps")
+        if ranks.rank() > 0:  # the first evaluates
+            self.eval_freq, self.stop_when_solved = -1, None
         super().create_callbacks()
         if self.stop_when_solved is not None:
             evaluation = next(callback for callback in self.callbacks if isinstance(callback, EvalCallback))
@@ -360,6 +380,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def setup_experiment(self) -> Any:
         if self.resumes:
             hold(self.save_path)
+        if self.resumes and ranks.rank() == 0:
             resume.cut_logs(self.trained_agent)
         zoo_algos = rl_zoo3.exp_manager.ALGOS
         stock = {name: saving_whole(algorithm) for name, algorithm in zoo_algos.items()}
@@ -375,12 +396,15 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     def create_log_folder(self) -> None:
         """Make the run's folder, ``ALGO/ENV_N`` with the first N that nobody else has, also if others start at this moment."""
+        first = ranks.rank() == 0
         if not self.resumes:
-            self.save_path = make_run_folder(self.save_path)
+            self.save_path = ranks.from_first(make_run_folder(self.save_path) if first else None)
             self.params_path = os.path.join(self.save_path, str(self.env_name))
-            self.has_made_folder = True
+            self.has_made_folder = first
         hold(self.save_path)
-        super().create_log_folder()
+        if first:
+            super().create_log_folder()
+        resume.note_agents(self.save_path)
 
     def remove_run_folder(self) -> None:
         """Remove the folder that this run has made, if there is no model in it: nothing came of it."""
@@ -399,11 +423,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             changed.update(tensorboard_log=self.tensorboard_log, verbose=self.verbose)
             algorithm: Any = self.algorithm_class
             resumed: BaseAlgorithm = algorithm.resume(self.trained_agent, env, self.device, **changed)
-        resume.take_along_best(self.trained_agent, self.save_path)
+        if ranks.rank() == 0:
+            resume.take_along_best(self.trained_agent, self.save_path)
         return resumed
 
     def _save_config(self, saved_hyperparams: Dict[str, Any]) -> None:
-        if self.resumes:  # they stay as they were
+        if self.resumes or ranks.rank() > 0:  # they stay as they were
             print(f"Log path: {self.save_path}")
             return
         folder = self.params_path
@@ -442,8 +467,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.save_replay_buffer and hasattr(model, "save_replay_buffer"):
             parts["replay buffer"] = lambda: model.save_replay_buffer(folder / "replay_buffer.pkl")
         try:
-            save_parts(parts)
-            if self.signals.received is None:
+            save_parts(parts if ranks.rank() == 0 else {})
+            ended = self.signals.received is not None or getattr(getattr(model, "_checkpoints", None), "ends", False)
+            if not ended and ranks.rank() == 0:
                 resume.note_end(self.save_path)
         finally:
             self.signals.restore()

@@ -14,16 +14,19 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from huggingface_sb3 import EnvironmentName
 from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
 
-from sb3_isaac.envs.checkpoints import prepare_checkpoint
+from sb3_isaac.device import ranks
+from sb3_isaac.envs.checkpoints import newest, prepare_checkpoint
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files import checkpoint as files
-from sb3_isaac.files.atomic import replacing
+from sb3_isaac.files.atomic import replacing, write
 from sb3_isaac.files.full_disk import training_goes_on
 from sb3_isaac.files.trust import UntrustedFileError, trusted
 from sb3_isaac.zoo.run_folders import run_ids
 from sb3_isaac.zoo.run_settings import named_packages, saved_args
 
+AGENTS = "torchrun.txt"
+"""In the folder of a run: the torchruns that have started it, a line each"""
 PREFIX = "rl_model"
 """rl_zoo3's, of names of checkpoints"""
 MAX_BUFFER = 2**30
@@ -51,6 +54,8 @@ class CheckpointCallback(SB3CheckpointCallback):
     A checkpoint that cannot be written is told of once; training goes on. With algorithms of others it is SB3's callback.
     """
 
+    on_all_ranks = True
+    """Of several processes that train one model each writes its part"""
     no_state = ("keep", "whole_buffer", "_said", "_newest", "_thread", "_error")
     """What a checkpoint leaves out of this callback"""
     keep: Optional[int] = None
@@ -97,7 +102,9 @@ class CheckpointCallback(SB3CheckpointCallback):
             with training_goes_on("checkpoint", path):
                 commit()
                 if self.keep is not None:
-                    files.prune(self.save_path, self.keep, f"{self.name_prefix}_")
+                    # Of several ranks one may be behind: then the one before is the newest that all have
+                    keep = self.keep + (ranks.world_size() > 1)
+                    files.prune(os.path.dirname(files.of_rank(path, ranks.rank())), keep, f"{self.name_prefix}_")
         except BaseException as error:
             self._error = error
 
@@ -152,7 +159,7 @@ def flags_of(run: Path, typed_now: Sequence[str] = ()) -> Optional[List[str]]:
     :raises UntrustedFileError: its args.yml wants something imported that was not named on this command line
     :raises ValueError: its args.yml says what is no argument, or it is of another package's environment
     """
-    found = files.newest(run)
+    found = newest(run, print)
     settings = [path.parent for path in run.glob("*/args.yml")]
     if not settings:
         raise FileNotFoundError(f"{run} is no folder of a run: it has no args.yml.")
@@ -212,6 +219,27 @@ def _literal(value: Any, path: str) -> str:
     if type(value) in (bool, int, float, str, type(None)):
         return repr(value)
     raise ValueError(f"{path} cannot be read: {reprlib.repr(value)} among its arguments of the environment is no plain value.")
+
+
+def note_agents(folder: str) -> None:
+    """Write down which torchrun has started a run, if one has. All ranks must call it."""
+    if not ranks.launched():
+        return
+    agents = sorted(set(ranks.gather(ranks.agent())))
+    if ranks.rank() == 0:
+        write(os.path.join(folder, AGENTS), "\n".join(agents).encode())
+
+
+def run_before_restart(folder: str, algo: str, env_id: str) -> Optional[str]:
+    """The folder of the run that torchrun has started again, if it has a checkpoint to go on from. All ranks must call it."""
+    agents, found = set(ranks.gather(ranks.agent())), None
+    for number in run_ids(os.path.join(folder, algo), env_id) if ranks.rank() == 0 else ():
+        run = Path(folder, algo, f"{env_id}_{number}")
+        if (run / AGENTS).is_file() and agents & set((run / AGENTS).read_text(errors="replace").splitlines()):
+            found = os.fspath(run) if files.newest(run) is not None else None
+            break
+    told: Optional[str] = ranks.from_first(found)
+    return told
 
 
 # -- going on --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import rl_zoo3.utils
 
+from sb3_isaac.device import ranks
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files.readable import check_mapping, check_model, check_pickle
@@ -48,10 +49,12 @@ PATIENCE = 1.0
 def hold(folder: str) -> None:
     """Keep other processes from training in a run's folder, until :func:`let_go` or until this process ends, however it does.
 
-    Nothing is kept where the system or the disk has no locks.
+    Nothing is kept where the system or the disk has no locks. Of several ranks the first one holds the folder for all.
 
     :raises RuntimeError: another process trains in it
     """
+    if ranks.rank() > 0:
+        return
     try:
         import fcntl
     except ImportError:

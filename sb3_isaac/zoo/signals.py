@@ -32,6 +32,8 @@ class Signals:
         :param write: writes a checkpoint of it
         """
         self._model, self._write = model, write
+        if hasattr(model, "save_checkpoint"):  # also where another rank gets the signal
+            model._checkpoints.at_end = write
         if threading.current_thread() is threading.main_thread():  # Python allows no other
             heard = [number for number in HANDLED if signal.getsignal(number) != signal.SIG_IGN]  # nohup, jobs of a shell
             self._before = {number: signal.signal(number, self._handle) for number in heard}

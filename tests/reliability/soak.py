@@ -1,4 +1,4 @@
-"""``make soak``: many kills of processes that train, save and search, and a long training whose memory is watched.
+"""``make soak``: many kills of processes that train, alone and as ranks, save and search; a long training's memory is watched.
 
     python -m tests.reliability.soak [--kills 200] [--minutes 30] [--folder DIR]
 
@@ -27,6 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 import sb3_isaac.zoo  # noqa: F401  # before the forks
 from sb3_isaac.cli import main as sb3_isaac_command
 from sb3_isaac.zoo.studies import load_study
+from tests.reliability.kill_ranks import killed_ranks
 from tests.reliability.killing import damaged, fork, in_fork, kill_after, kill_while_saving
 from tests.reliability.things_to_save import small_models, things
 
@@ -179,6 +180,7 @@ def main() -> int:
         "training": killed_trainings,
         "final save": killed_final_saves,
         "tuning": killed_searches,
+        "ranks": killed_ranks,
     }
     problems: List[str] = []
     for name, part in parts.items():
