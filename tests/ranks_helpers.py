@@ -10,7 +10,6 @@ from typing import Any, Callable, List
 
 import torch as th
 
-
 PATIENCE = 300.0
 """Seconds after which a rank hangs: on a busy machine each waits long for the other, hundreds of times"""
 
