@@ -46,6 +46,8 @@ class DataParallel:
     """What a model keeps of its training with others. Never saved."""
 
     def __init__(self) -> None:
+        self._alone = True
+        """Asked once in a training, not in each step"""
         self._stop = False
         """Whether a callback of this rank has ended training, which the others hear at the next :meth:`exchange`"""
         self.stops = False
@@ -60,7 +62,8 @@ class DataParallel:
         :raises RankLost: another rank has died, or has ended because of an error
         """
         self._stop = self.stops = False
-        if ranks.world_size() == 1 or model.env is None:
+        self._alone = ranks.world_size() == 1 or model.env is None
+        if self._alone:
             yield
             return
         ranks.join()
@@ -107,7 +110,7 @@ class DataParallel:
 
     def on_step(self, callback: BaseCallback) -> bool:
         """Call a callback. Where ranks train together they stop together, at the next :meth:`exchange`."""
-        if ranks.world_size() == 1:
+        if self._alone:
             return callback.on_step()
         self._stop = self._stop or not callback.on_step()
         return True

@@ -323,14 +323,14 @@ class PPO(SB3_PPO):
         if self.use_sde:
             policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
-        n_steps = 0
+        n_steps, n_envs = 0, env.num_envs * ranks.world_size()
         step_locals = self._run.locals
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 policy.reset_noise(env.num_envs)
             step_locals.next_step()
             step = rollout.step()
-            self.num_timesteps += env.num_envs * ranks.world_size()
+            self.num_timesteps += n_envs
             # Callbacks look for these names in locals
             self._run.acted_on = partial(rollout.obs_of_step, n_steps)
             obs_tensor = step_locals.tensor("obs_tensor", self._run.acted_on)
