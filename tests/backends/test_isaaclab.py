@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import configure
 import sb3_isaac
 from sb3_isaac.backends import isaaclab
 from sb3_isaac.backends.base import StepResult
+from sb3_isaac.backends.probe import SIM_ENVS_VARIABLE
 from tests.conftest import REPOSITORY
 
 TASK = "isaaclab:Isaac-Cartpole-Direct"
@@ -27,6 +28,7 @@ def standin(monkeypatch):
     ids = set(gym.registry)
     monkeypatch.syspath_prepend(str(REPOSITORY / "tests" / "isaaclab_standin"))
     monkeypatch.setattr(isaaclab, "_simulator", None)
+    monkeypatch.delenv(SIM_ENVS_VARIABLE, raising=False)  # an experiment in the same process reserves room
     isaaclab._views.clear()
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] in ("isaaclab", "isaaclab_tasks")]:
