@@ -23,7 +23,7 @@ from sb3_isaac.backends.cartpole import (
     finish_randomized_step,
     finish_step,
 )
-from sb3_isaac.backends.randomize import MACHINE, Drawn, Draws, applied, push
+from sb3_isaac.backends.randomize import Drawn, Draws, applied, own_values, push
 
 DEFAULT_PHYSICS = CartpolePhysics()
 
@@ -191,7 +191,7 @@ def advance_randomized(
     actions = actions.clamp(-1.0, 1.0)
     pushed = push(dof_state, draws, drawn, spec)
     force = applied(actions, drawn, spec) * task.max_effort
-    own = {name: drawn.parameters[spec.names.index(name)] for name in MACHINE if name in spec.names}
+    own: Any = {name: own_values(drawn, spec, name) for name in spec.of_machine}
     if own:
         final_obs = integrate_each(dof_state, force, own, task.dt, task.substeps, task)
     else:

@@ -18,7 +18,7 @@ import socket
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch as th
@@ -319,11 +319,9 @@ def check_alike(settings: Dict[str, Any]) -> None:
 
     :raises ValueError: one is not; on all ranks
     """
-    found: List[Tuple[str, List[Any]]] = []
     everywhere = gather(settings)
     for name in everywhere[0]:
-        found.append((name, [one.get(name) for one in everywhere]))
-    for name, values in found:
+        values = [one.get(name) for one in everywhere]
         if any(value != values[0] for value in values):
             raise ValueError(
                 f"{name} must be the same on all ranks, and is {', '.join(map(str, values))} on ranks 0 to {len(values) - 1}."

@@ -234,8 +234,7 @@ def make_vec_env(
         if module:
             importlib.import_module(module)
     ours = is_isaac_env_id(env_id)
-    gym.spec(env_id)  # an unknown id is an error that names the closest one
-    spec = copy.deepcopy(gym.spec(env_id))
+    spec = copy.deepcopy(gym.spec(env_id))  # an unknown id is an error that names the closest one
     if not ours:
         raise ValueError(
             f"{env_id} is not an Isaac Gym environment: use one of {', '.join(ENV_KWARGS)}, your own task from "

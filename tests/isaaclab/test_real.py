@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import numpy as np
 import pytest
-import stable_baselines3
 import torch as th
 
-import sb3_isaac
 from sb3_isaac.backends import isaaclab
 from sb3_isaac.backends.base import StepResult, check_result
-from tests.conftest import REPOSITORY
+from tests.real_simulators import check_in_stock_sb3, command, mean_return
 
 CARTPOLE = "Isaac-Cartpole-Direct"
 LENGTH, MAX_CART_POS = 300, 3.0
@@ -104,22 +98,12 @@ def test_training_does_not_notice_an_evaluation():
         env.close()
 
 
-def command(*words):
-    words = [sys.executable, "-m", "sb3_isaac.cli", *words]
-    done = subprocess.run(words, cwd=str(REPOSITORY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
-
-
 def test_training_solves(tmp_path):
     """The shipped entry of PPO, by the command line; then the model in stock SB3."""
     env_id = f"isaaclab:{CARTPOLE}"
     train = ["train", "--algo", "ppo", "--env", env_id, "-f", str(tmp_path), "--seed", "0", "--eval-freq", "-1", "-P"]
     command(*train, "-n", "500000")  # half of the entry's, which this seed can do without
     output = command("evaluate", "--algo", "ppo", "--env", env_id, "-f", str(tmp_path), "--n-episodes", "64")
-    mean = float(output.partition("mean return")[2].split()[0])
-    assert mean >= 4.5, output
+    assert mean_return(output) >= 4.5, output
     (path,) = tmp_path.glob(f"ppo/*/*{CARTPOLE}.zip")
-    obs = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
-    stock, ours = stable_baselines3.PPO.load(path, device="cpu"), sb3_isaac.PPO.load(path, device="cpu")
-    assert np.array_equal(stock.predict(obs, deterministic=True)[0], ours.predict(obs, deterministic=True)[0])
+    check_in_stock_sb3(path, obs_dim=4)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import numpy as np
 import pytest
-import stable_baselines3
 import torch as th
 
 import sb3_isaac
 from sb3_isaac.backends import mjlab
 from sb3_isaac.backends.base import StepResult, check_result
-from tests.conftest import REPOSITORY
+from tests.real_simulators import check_in_stock_sb3, command, mean_return
 
 BALANCE = "Mjlab-Cartpole-Balance"
 HIGHEST = 50.0
@@ -123,22 +118,12 @@ def test_two_in_a_process():
     other.close()
 
 
-def command(*words):
-    words = [sys.executable, "-m", "sb3_isaac.cli", *words]
-    done = subprocess.run(words, cwd=str(REPOSITORY), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
-
-
 def test_training_solves(tmp_path):
     """The shipped entry of PPO, by the command line; then the model in stock SB3."""
     env_id = f"mjlab:{BALANCE}"
     common = ["--algo", "ppo", "--env", env_id, "-f", str(tmp_path), "--device", "cpu"]
     command("train", *common, "--seed", "0", "--eval-freq", "-1")
     output = command("evaluate", *common, "-n", "64")
-    mean = float(output.partition("mean return")[2].split()[0])
-    assert mean >= 0.9 * HIGHEST, output
+    assert mean_return(output) >= 0.9 * HIGHEST, output
     (path,) = tmp_path.glob(f"ppo/*/{BALANCE}.zip")
-    obs = np.random.default_rng(0).normal(size=(32, 5)).astype(np.float32)
-    stock, ours = stable_baselines3.PPO.load(path, device="cpu"), sb3_isaac.PPO.load(path, device="cpu")
-    assert np.array_equal(stock.predict(obs, deterministic=True)[0], ours.predict(obs, deterministic=True)[0])
+    check_in_stock_sb3(path, obs_dim=5)
