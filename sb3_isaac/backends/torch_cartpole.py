@@ -223,7 +223,9 @@ class TorchCartpole(CartpoleTensorEnv):
         tensors = (*given, self._uniform(), self.reset_width)
         script = traced(self.task) if self.device.type == "cpu" and self._advance is advance else None
         if script is not None:
-            *columns, self.force = script(*tensors)
+            # There is nothing to optimise, which would take a tenth of a second of the first steps
+            with th.jit.optimized_execution(False):  # type: ignore[attr-defined, no-untyped-call]
+                *columns, self.force = script(*tensors)
             return StepResult(*columns)
         result, self.force = self._advance(*tensors, self.task)
         return result  # type: ignore[no-any-return]

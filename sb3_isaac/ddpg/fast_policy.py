@@ -36,16 +36,18 @@ class FastTD3Policy:
         self._targets = tuple(share_storage(net.parameters()) for net in (policy.actor_target, policy.critic_target))
         self._chunk = chunk_rows(batch_size, self._targets[0].device)
 
-        def mlp(module: Any, rows: int, share: Optional[FastMLP] = None) -> FastMLP:
+        gradients = {**self._actor_adam.gradients, **self._critic_adam.gradients}
+
+        def mlp(module: Any, rows: int, share: Optional[FastMLP] = None, trained: bool = False) -> FastMLP:
             layers = parse_layers(module)
             assert layers is not None
-            return FastMLP(layers, rows, share)
+            return FastMLP(layers, rows, share, gradients if trained else None)
 
         self.acting = mlp(policy.actor.mu, n_envs)
         # A target network is done when the trained one begins: they use the same buffers, which stay in the cache
-        self._actor = mlp(policy.actor.mu, self._chunk)
+        self._actor = mlp(policy.actor.mu, self._chunk, trained=True)
         self._actor_target = mlp(policy.actor_target.mu, self._chunk, self._actor)
-        self._critics = [mlp(net, self._chunk) for net in policy.critic.q_networks]
+        self._critics = [mlp(net, self._chunk, trained=True) for net in policy.critic.q_networks]
         self._critic_targets = [mlp(net, self._chunk, self._critics[0]) for net in policy.critic_target.q_networks]
         self._obs_dim = self._actor.layers[0][0].in_features
         width = self._critics[0].layers[0][0].in_features

@@ -67,7 +67,7 @@ def parse_layers(modules: Iterable[nn.Module]) -> Optional[Layers]:
     return layers or None
 
 
-# -- the passes: TorchScript runs these two without Python, so that several threads can ------------------------------------
+# -- the passes: of several lanes TorchScript runs them, without Python, so that several threads can ----------------------
 
 
 Passes = NamedTuple(  # noqa: UP014  # TorchScript of torch 1.13 does not read the annotations of a class
@@ -76,7 +76,7 @@ Passes = NamedTuple(  # noqa: UP014  # TorchScript of torch 1.13 does not read t
         ("weights", List[th.Tensor]),  # (out, in) of each layer
         ("biases", List[th.Tensor]),
         ("kinds", List[int]),  # of activation, see ACTIVATIONS
-        ("outputs", List[th.Tensor]),  # (rows or more, out) of each layer, written by the forward pass
+        ("outputs", List[th.Tensor]),  # (rows, out) of each layer, written by the forward pass
         ("weight_grads", List[th.Tensor]),  # of each layer, written by the backward pass; none: no gradients of parameters
         ("bias_grads", List[th.Tensor]),
         ("temporaries", List[th.Tensor]),  # of each layer, as its outputs: for what the forward pass does not keep
@@ -91,16 +91,11 @@ Passes = NamedTuple(  # noqa: UP014  # TorchScript of torch 1.13 does not read t
 """What the passes need to know about a network."""
 
 
-def first_rows(buffer: th.Tensor, n: int) -> th.Tensor:
-    """The first ``n`` rows, which are mostly all: then there is no view to make."""
-    return buffer if buffer.shape[0] == n else buffer[:n]
-
-
 def forward_pass(x: th.Tensor, net: Passes) -> None:
-    """Write the layers' outputs for inputs x (batch, in) into the first rows of ``net.outputs``."""
-    batch, h = x.shape[0], x
+    """Write the layers' outputs for inputs x (batch, in) into ``net.outputs``."""
+    h = x
     for i in range(len(net.weights)):
-        out, kind = first_rows(net.outputs[i], batch), net.kinds[i]
+        out, kind = net.outputs[i], net.kinds[i]
         # On a CPU sigmoid takes a fifth of the time of tanh, and tanh(x) = 2 sigmoid(2 x) - 1
         by_sigmoid = kind == 1 and not out.is_cuda
         scale = 2.0 if by_sigmoid else 1.0
@@ -112,14 +107,44 @@ def forward_pass(x: th.Tensor, net: Passes) -> None:
         elif kind == 2:
             out.relu_()
         elif kind == 3 and net.fast_exp2:
-            t = first_rows(net.temporaries[i], batch)
-            th.mul(out, net.log2_e, out=t).clamp_(max=0.0)
+            t = th.mul(out, net.log2_e, out=net.temporaries[i]).clamp_(max=0.0)
             th.maximum(t.exp2_().add_(net.minus_one), out, out=out)
         elif kind == 3:
             nn.functional.elu_(out)
         elif kind == 4:
             nn.functional.leaky_relu_(out)
         h = out
+
+
+# In TorchScript the operation is found once, in Python it takes longer than the arithmetic: there it is looked up here.
+_TANH_BACKWARD: Any = th.ops.aten.tanh_backward.grad_input
+_THRESHOLD_BACKWARD: Any = th.ops.aten.threshold_backward.grad_input
+_ELU_BACKWARD: Any = th.ops.aten.elu_backward.grad_input
+_LEAKY_RELU_BACKWARD: Any = th.ops.aten.leaky_relu_backward.grad_input
+
+
+def activation_backward_(grad: th.Tensor, out: th.Tensor, kind: int) -> None:
+    """Make the gradient with respect to an activation's output ``out`` the one with respect to its input, in place.
+
+    :param kind: see ACTIVATIONS
+    """
+    if th.jit.is_scripting():  # type: ignore[attr-defined]
+        if kind == 1:
+            th.ops.aten.tanh_backward(grad, out, grad_input=grad)
+        elif kind == 2:
+            th.ops.aten.threshold_backward(grad, out, 0.0, grad_input=grad)
+        elif kind == 3:
+            th.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, out, grad_input=grad)
+        elif kind == 4:
+            th.ops.aten.leaky_relu_backward(grad, out, 0.01, True, grad_input=grad)
+    elif kind == TANH:
+        _TANH_BACKWARD(grad, out, grad_input=grad)
+    elif kind == RELU:
+        _THRESHOLD_BACKWARD(grad, out, 0.0, grad_input=grad)
+    elif kind == ELU:
+        _ELU_BACKWARD(grad, 1.0, 1.0, 1.0, True, out, grad_input=grad)
+    elif kind == LEAKY_RELU:
+        _LEAKY_RELU_BACKWARD(grad, out, 0.01, True, grad_input=grad)
 
 
 def backward_pass(
@@ -132,19 +157,11 @@ def backward_pass(
     :param grad_input: (batch, columns), written if ``inputs``
     :param first_column: of the inputs, whose gradient is wanted
     """
-    batch, n_layers, g = x.shape[0], len(net.weights), grad
+    n_layers, g = len(net.weights), grad
     for k in range(n_layers):
         i = n_layers - 1 - k
-        out, kind = first_rows(net.outputs[i], batch), net.kinds[i]
-        if kind == 1:
-            th.ops.aten.tanh_backward(g, out, grad_input=g)
-        elif kind == 2:
-            th.ops.aten.threshold_backward(g, out, 0.0, grad_input=g)
-        elif kind == 3:
-            th.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, True, out, grad_input=g)
-        elif kind == 4:
-            th.ops.aten.leaky_relu_backward(g, out, 0.01, True, grad_input=g)
-        below = first_rows(net.outputs[i - 1], batch) if i > 0 else x
+        activation_backward_(g, net.outputs[i], net.kinds[i])
+        below = net.outputs[i - 1] if i > 0 else x
         if len(net.weight_grads) > 0:
             if i == 0 and net.transposed:
                 th.mm(below.t(), g, out=net.first_grad)
@@ -156,7 +173,7 @@ def backward_pass(
                 th.sum(g, [0], out=net.bias_grads[i])
         if i > 0 or inputs:
             weight = net.weights[i] if i > 0 else net.weights[i][:, first_column:]
-            g_below = first_rows(net.below_grads[i], batch) if i > 0 else grad_input
+            g_below = net.below_grads[i] if i > 0 else grad_input
             if weight.shape[0] == 1:
                 th.mul(g, weight, out=g_below)
             else:
@@ -178,13 +195,17 @@ class Lane:
     :param layers: from :func:`parse_layers`
     :param max_batch: rows of the buffers
     :param share: another network of the same widths whose buffers are used too
-    :param gradients: where each parameter's gradient goes; None: ``parameter.grad``
+    :param gradients: where each parameter's gradient goes; None: it is not computed
+    :param scripted: one of several, which threads work on at once
     """
 
-    passes: Passes
-
     def __init__(
-        self, layers: Layers, max_batch: int, share: Optional[Lane] = None, gradients: Optional[Gradients] = None
+        self,
+        layers: Layers,
+        max_batch: int,
+        share: Optional[Lane] = None,
+        gradients: Optional[Gradients] = None,
+        scripted: bool = False,
     ) -> None:
         self._linears = [linear for linear, _ in layers]
         weight, widths = layers[0][0].weight, [linear.out_features for linear in self._linears]
@@ -192,13 +213,13 @@ class Lane:
         outputs = [weight.new_empty(max_batch, width) for width in widths]
         self._scratch = [weight.new_empty(max_batch * max(widths)) for _ in range(2)]
         if share is not None and share.max_batch == max_batch and share.widths[:-1] == widths[:-1]:
-            outputs[:-1] = share.passes.outputs[:-1]
+            outputs[:-1] = share._passes.outputs[:-1]
             self._scratch = share._scratch if max(share.widths) >= max(widths) else self._scratch
 
         def scratch(k: int, width: int) -> th.Tensor:
             return self._scratch[k % 2][: max_batch * width].view(max_batch, width)
 
-        self.passes = Passes(
+        self._passes: Passes = Passes(
             weights=[linear.weight for linear in self._linears],
             biases=[linear.bias for linear in self._linears],
             kinds=[ACTIVATIONS[kind] for _, kind in layers],
@@ -214,34 +235,48 @@ class Lane:
             transposed=not weight.is_cuda and weight.shape[1] < 16,
             fast_exp2=_FAST_EXP2 and not weight.is_cuda,
         )
-        self._with_own_gradients = None if gradients is None else self._with(gradients)
+        self._gradients: Optional[Mapping[Any, th.Tensor]] = gradients
+        self._prepared: Dict[Tuple[int, bool], Passes] = {}
         self._input = weight.new_empty(0)
-        self._forward, self._backward = (as_script(f, weight.device) for f in (forward_pass, backward_pass))
+        # One alone is faster in Python, where no call converts `passes`, and nothing has to be compiled first
+        in_script = scripted and not weight.is_cuda
+        self._forward: Any = as_script(forward_pass) if in_script else forward_pass
+        self._backward: Any = as_script(backward_pass) if in_script else backward_pass
 
-    def with_gradients(self) -> Passes:
-        """Also where the parameters' gradients go."""
-        if self._with_own_gradients is not None:
-            return self._with_own_gradients
-        return self._with({p: p.grad for linear in self._linears for p in (linear.weight, linear.bias)})
+    def passes(self, n_rows: int, parameters: bool) -> Passes:
+        """For a batch of ``n_rows``: views, which are made once.
 
-    def _with(self, gradients: Mapping[Any, Any]) -> Passes:
-        return self.passes._replace(
-            weight_grads=[gradients[linear.weight] for linear in self._linears],
-            bias_grads=[gradients[linear.bias] for linear in self._linears],
-        )
+        :param parameters: with their gradients
+        """
+        key = n_rows, parameters
+        if key not in self._prepared:
+            if len(self._prepared) >= 8:
+                self._prepared.clear()
+            prepared = self._passes._replace(
+                outputs=[output[:n_rows] for output in self._passes.outputs],
+                temporaries=[temporary[:n_rows] for temporary in self._passes.temporaries],
+                below_grads=[grad[:n_rows] for grad in self._passes.below_grads],
+            )
+            if parameters:
+                assert self._gradients is not None
+                prepared = prepared._replace(
+                    weight_grads=[self._gradients[linear.weight] for linear in self._linears],
+                    bias_grads=[self._gradients[linear.bias] for linear in self._linears],
+                )
+            self._prepared[key] = prepared
+        return self._prepared[key]
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """See :meth:`FastMLP.forward`."""
-        self._input = x
-        self._forward(x, self.passes)
-        return self.passes.outputs[-1][: x.shape[0]]
+        self._input, passes = x, self.passes(x.shape[0], False)
+        self._forward(x, passes)
+        return passes.outputs[-1]
 
     def backward(
         self, grad: th.Tensor, grad_input: Optional[th.Tensor], first_column: int, accumulate: bool, parameters: bool
     ) -> None:
         """See :meth:`FastMLP.backward`."""
-        passes = self.with_gradients() if parameters else self.passes
-        inputs = grad_input is not None
+        passes, inputs = self.passes(grad.shape[0], parameters), grad_input is not None
         below = passes.first_grad if grad_input is None else grad_input  # TorchScript takes no Optional for ``out``
         self._backward(grad, self._input, passes, accumulate, inputs, below, first_column)
 
@@ -249,8 +284,7 @@ class Lane:
 class FastMLP:
     """Forward and backward passes of Linear layers and activations, on buffers that are allocated once.
 
-    The parameters stay those of the modules. Gradients are written into ``parameter.grad``, which must exist (see
-    :class:`~sb3_isaac.device.flat_adam.FlatAdam`). Call under ``torch.no_grad()``.
+    The parameters stay those of the modules. Call under ``torch.no_grad()``.
 
     Large batches on a CPU are divided into lanes of rows, which several threads work on, see ``device/threads.py``. How they
     are divided depends on the size of the batch alone: results are the same to the last bit, however many threads there are.
@@ -259,27 +293,34 @@ class FastMLP:
     :param max_batch: rows of the buffers
     :param share: another network of the same widths whose buffers are used too, to stay in the cache: what it has
         computed is then overwritten
+    :param gradients: where each parameter's gradient goes, see :class:`~sb3_isaac.device.flat_adam.FlatAdam`; None: it is not
+        computed
     """
 
     def __init__(
-        self, layers: Sequence[Tuple[nn.Linear, Type[nn.Module]]], max_batch: int, share: Optional[FastMLP] = None
+        self,
+        layers: Sequence[Tuple[nn.Linear, Type[nn.Module]]],
+        max_batch: int,
+        share: Optional[FastMLP] = None,
+        gradients: Optional[Gradients] = None,
     ) -> None:
         self.layers = list(layers)
         weight, last = self.layers[0][0].weight, self.layers[-1][0]
         self._lane_rows = max_batch if weight.is_cuda else min(max_batch, LANE_ROWS)
-        self._alone: Lane = Lane(self.layers, self._lane_rows, None if share is None else share._alone)
+        self._alone: Lane = Lane(self.layers, self._lane_rows, None if share is None else share._alone, gradients)
         """Does smaller batches"""
         self._lanes: List[Lane] = []
         self._grad_input = weight.new_empty(max_batch, self.layers[0][0].in_features)
         if max_batch <= self._lane_rows:
             return
         n_lanes = -(-max_batch // self._lane_rows)
+        self._gradients = gradients
         self._parameters = [cast(nn.Parameter, p) for linear, _ in self.layers for p in (linear.weight, linear.bias)]
         self._grads = weight.new_zeros(n_lanes, sum(p.numel() for p in self._parameters))
         for i, grads in enumerate(self._grads):
-            gradients = dict(zip(self._parameters, views_of(grads, self._parameters)))
+            own = dict(zip(self._parameters, views_of(grads, self._parameters)))
             lane = share._lanes[i] if share is not None and i < len(share._lanes) else None
-            self._lanes.append(Lane(self.layers, self._lane_rows, lane, gradients))
+            self._lanes.append(Lane(self.layers, self._lane_rows, lane, own, scripted=True))
         self._output = weight.new_empty(max_batch, last.out_features)
         self._forward_together, self._backward_together = Together(), Together()
 
@@ -331,8 +372,9 @@ class FastMLP:
 
         self._backward_together.run(work, len(rows))
         if parameters:
+            assert self._gradients is not None
             total = self._grads[: len(rows)].sum(0)
             for parameter, summed in zip(self._parameters, views_of(total, self._parameters)):
-                assert parameter.grad is not None
-                parameter.grad.add_(summed) if accumulate else parameter.grad.copy_(summed)
+                grad = self._gradients[parameter]
+                grad.add_(summed) if accumulate else grad.copy_(summed)
         return grad_input

@@ -90,6 +90,8 @@ class FlatAdam:
         self._views = list(zip(self.parameters, *(views_of(tensor, self.parameters) for tensor in tensors)))
         compiled = compiled and self.flat.is_cuda
         self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if compiled else clip_and_step_
+        self.gradients = {parameter: grad for parameter, _, grad, _, _ in self._views}
+        """``parameter.grad`` of each after :meth:`refresh`"""
         self._bind()
 
     @staticmethod

@@ -131,9 +131,18 @@ def scripted(function: Callable[..., Any]) -> Any:
         return None
 
 
-def as_script(function: Callable[..., Any], device: th.device) -> Any:
-    """The function in TorchScript where that pays: on a CPU, if it can be had."""
-    return function if device.type != "cpu" else scripted(function) or function
+def as_script(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function in TorchScript, if it can be had."""
+    script = scripted(function)
+    if script is None:
+        return function
+
+    def call(*args: Any) -> Any:
+        # There is nothing to optimise, which would take a tenth of a second of the first calls
+        with th.jit.optimized_execution(False):  # type: ignore[attr-defined, no-untyped-call]
+            return script(*args)
+
+    return call
 
 
 def _wait(counter: th.Tensor, value: int, most: int) -> bool:

@@ -36,7 +36,7 @@ class FastDQNPolicy:
         online, target = (parse_layers(net.q_net) for net in (policy.q_net, policy.q_net_target))
         assert online is not None and target is not None
         self.acting = FastMLP(online, n_envs)
-        self._online = FastMLP(online, self._chunk)
+        self._online = FastMLP(online, self._chunk, gradients=self.adam.gradients)
         # The target network is done when the other begins: they use the same buffers, which stay in the cache
         self._target = FastMLP(target, self._chunk, self._online)
         self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)

@@ -57,6 +57,7 @@ class FastActorCriticPolicy:
         self._action_dim = 1 if self.log_std is None else self.log_std.numel()
         self._lanes: List[_Lane] = []
         self._adam = adam
+        self._gradients = None if adam is None else adam.gradients
         self._grads = th.zeros(0, 0)
         """(lanes, parameters)"""
         self._together = Together()
@@ -91,12 +92,12 @@ class FastActorCriticPolicy:
     @functools.cached_property
     def critic(self) -> FastMLP:
         """For many rows at once"""
-        return FastMLP(self._critic_layers, self.max_rows)
+        return FastMLP(self._critic_layers, self.max_rows, gradients=self._gradients)
 
     @functools.cached_property
     def actor(self) -> FastMLP:
         """Likewise. The critic is through when it starts"""
-        return FastMLP(self._actor_layers, self.max_rows, share=self.critic)
+        return FastMLP(self._actor_layers, self.max_rows, self.critic, self._gradients)
 
     @property
     def distribution_columns(self) -> int:
@@ -203,9 +204,9 @@ class FastActorCriticPolicy:
             n_grads = 0 if n_lanes == 1 else n_lanes
             self._grads = self._adam.grad.new_zeros(n_grads, self._adam.grad.numel())
             parameters = self._adam.parameters
-            views = [dict(zip(parameters, views_of(grads, parameters))) for grads in self._grads]
+            views = [dict(zip(parameters, views_of(grads, parameters))) for grads in self._grads] or [self._adam.gradients]
             n_rows = -(-len(rows) // n_lanes)
-            self._lanes = [_Lane(self.policy, n_rows, views[i] if views else None) for i in range(n_lanes)]
+            self._lanes = [_Lane(self.policy, n_rows, gradients, scripted=n_lanes > 1) for gradients in views]
         parts = rows.chunk(n_lanes)
         n_lanes = len(parts)  # a few rows may make fewer
         lanes = self._lanes[:n_lanes]
@@ -230,18 +231,19 @@ class _Lane:
     """What a thread needs to work on a part of a minibatch.
 
     :param max_rows: the most of a part
-    :param gradients: where each parameter's gradient goes; None: ``parameter.grad``
+    :param gradients: where each parameter's gradient goes
+    :param scripted: one of several
     """
 
-    def __init__(self, policy: ActorCriticPolicy, max_rows: int, gradients: Optional[Gradients]) -> None:
+    def __init__(self, policy: ActorCriticPolicy, max_rows: int, gradients: Gradients, scripted: bool) -> None:
         actor, critic = (parse_layers(layers) for layers in _layers(policy))
         assert actor is not None and critic is not None
         self._critic = Lane(critic, max_rows, None, gradients)
         self._actor = Lane(actor, max_rows, self._critic, gradients)
         self._log_std: Optional[nn.Parameter] = getattr(policy, "log_std", None)
-        self._own_gradients = gradients
-        self.sums = self._critic.passes.minus_one.new_zeros(N_SUMS)
-        self._run = as_script(lane_gradients, self.sums.device)
+        self._grad_log_std = None if self._log_std is None else gradients[self._log_std]
+        self.sums = critic[0][0].weight.new_zeros(N_SUMS)
+        self._run: Any = as_script(lane_gradients) if scripted else lane_gradients
 
     def gradients(
         self,
@@ -254,10 +256,8 @@ class _Lane:
         n_rows: int,
     ) -> None:
         """Write the gradients of the lane's rows, and their statistics into ``sums``. See :func:`lane_gradients`."""
-        log_std, own = self._log_std, self._own_gradients
-        grad_log_std = None if log_std is None else log_std.grad if own is None else own[log_std]
-        nets = (self._critic.with_gradients(), self._actor.with_gradients())
-        gaussian = (log_std, old_log_std, grad_log_std)
+        nets = (self._critic.passes(len(rows), True), self._actor.passes(len(rows), True))
+        gaussian = (self._log_std, old_log_std, self._grad_log_std)
         self._run(table, rows, advantages, *dims, *nets, *gaussian, self.sums, *loss_settings[:4], n_rows)
 
 
@@ -297,11 +297,11 @@ def lane_gradients(
         old = packed[:, first + 4 :]
     # One network after the other: what one has in the cache, the other one uses
     forward_pass(obs, critic)
-    values = critic.outputs[-1][: rows.shape[0]]
+    values = critic.outputs[-1]
     grad_values, squared_errors = value_gradient(values, returns, old_values, clip_range_vf, vf_coef, n_rows)
     backward_pass(grad_values, obs, critic, False, False, critic.first_grad, 0)
     forward_pass(obs, actor)
-    out = actor.outputs[-1][: rows.shape[0]]
+    out = actor.outputs[-1]
     if log_std is None:
         grad, lane_sums = categorical_gradients(
             out, squared_errors, actions, old_log_prob, advantages, old, clip_range, ent_coef, n_rows

@@ -26,7 +26,6 @@ def test_passes_equal_autograd(activation: type, last: type) -> None:
     net = make_net(activation, last)
     layers = parse_layers(net)
     assert layers is not None and len(layers) == 3
-    fast = FastMLP(layers, max_batch=50)
     x = th.randn(33, 4, requires_grad=True)
     weight = th.randn(33, 2)
     out = net(x)
@@ -34,6 +33,7 @@ def test_passes_equal_autograd(activation: type, last: type) -> None:
     expected = [p.grad.clone() for p in net.parameters()]
     for p in net.parameters():
         p.grad = th.full_like(p, 7.0)  # must be replaced, not added to
+    fast = FastMLP(layers, max_batch=50, gradients={p: p.grad for p in net.parameters()})
     with th.no_grad():
         assert th.allclose(fast.forward(x.detach()), out, atol=1e-6)
         grad_x = fast.backward(weight.clone(), inputs=True)
@@ -49,10 +49,10 @@ def test_passes_equal_autograd(activation: type, last: type) -> None:
 def test_gradients_accumulate_over_chunks() -> None:
     th.manual_seed(0)
     net = make_net(nn.ELU)
-    fast = FastMLP(parse_layers(net), max_batch=64)
     x, weight = th.randn(64, 4), th.randn(64, 2)
     for p in net.parameters():
         p.grad = th.zeros_like(p)
+    fast = FastMLP(parse_layers(net), max_batch=64, gradients={p: p.grad for p in net.parameters()})
     with th.no_grad():
         fast.forward(x)
         fast.backward(weight.clone())
@@ -70,7 +70,7 @@ def test_passes_take_no_fresh_memory(activation: type) -> None:
     net, n = make_net(activation), 1000
     for p in net.parameters():
         p.grad = th.zeros_like(p)
-    fast = FastMLP(parse_layers(net), max_batch=n)
+    fast = FastMLP(parse_layers(net), max_batch=n, gradients={p: p.grad for p in net.parameters()})
     x, grads = th.randn(n, 4), [th.randn(n, 2) for _ in range(3)]
     with th.no_grad():
         for grad in grads[:2]:

@@ -177,7 +177,7 @@ def test_lanes_give_the_same_on_any_number_of_threads_and_as_autograd(batch: int
 
     def passes(n_threads: int) -> Any:
         th.set_num_threads(n_threads)
-        fast, found = FastMLP(parse_layers(net), 300), []
+        fast, found = FastMLP(parse_layers(net), 300, gradients={p: p.grad for p in net.parameters()}), []
         with th.no_grad():
             for _ in range(3):
                 out = fast.forward(x.detach()).clone()
