@@ -15,12 +15,9 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_isaac import backends
 from sb3_isaac.backends.base import TensorEnv
 from sb3_isaac.envs.task_env import load_entry
 from sb3_isaac.envs.tensor_gym_env import TensorGymEnv, TensorGymVectorEnv, make_action_space
-from sb3_isaac.settings.check import check
-from sb3_isaac.settings.memory import check_envs
 
 SIMULATORS: Dict[str, str] = {
     "isaaclab": "sb3_isaac.backends.isaaclab:make",
@@ -121,10 +118,7 @@ class SimulatorTaskEnv(TensorGymEnv):
 
     def make_tensor_env(self, n_envs: int, seed: Optional[int], task_kwargs: Dict[str, Any]) -> TensorEnv:
         """:raises ImportError: the simulator is not installed; what else its ``make`` raises"""
-        check("env", {"n_envs": n_envs})
-        device = th.empty(0, device=backends.resolve_device(self.device)).device
-        check_envs(n_envs, device)
-        seed = th.Generator().seed() % 2**31 if seed is None else seed
+        device, seed = self.asked_for(n_envs, seed)
         make: Callable[..., TensorEnv] = load_entry(SIMULATORS[self.simulator])
         drawn = {} if self.render_mode is None else {"render_mode": self.render_mode}
         env = make(self.task, n_envs=n_envs, device=device, seed=seed, **drawn, **task_kwargs)

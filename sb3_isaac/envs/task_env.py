@@ -10,11 +10,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_isaac import backends
 from sb3_isaac.backends.base import TensorEnv
 from sb3_isaac.envs.tensor_gym_env import TensorGymEnv, TensorGymVectorEnv, make_action_space
-from sb3_isaac.settings.check import check
-from sb3_isaac.settings.memory import check_envs
 
 Entry = Union[str, Callable[..., TensorEnv]]
 """A TensorEnv class, or a function that makes one, or the name of either: "module:name"."""
@@ -119,12 +116,7 @@ class TaskEnv(TensorGymEnv):
 
     def make_tensor_env(self, n_envs: int, seed: Optional[int], task_kwargs: Dict[str, Any]) -> TensorEnv:
         """:raises ValueError: n_envs below 1, or what the entry made is no TensorEnv, or not as asked for"""
-        check("env", {"n_envs": n_envs})
-        device = th.empty(
-            0, device=backends.resolve_device(self.device)
-        ).device  # "cuda" becomes "cuda:0", as tensors there say
-        check_envs(n_envs, device)
-        seed = th.Generator().seed() % 2**63 if seed is None else seed
+        device, seed = self.asked_for(n_envs, seed)
         arguments = dict(task_kwargs)
         limit = None
         if not self._limit_is_parameter and "max_episode_length" not in self.task_kwargs:

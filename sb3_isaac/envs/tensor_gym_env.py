@@ -9,9 +9,11 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_isaac import backends
 from sb3_isaac.backends.base import TensorEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.settings.check import check, check_one
+from sb3_isaac.settings.memory import check_envs
 from sb3_isaac.settings.table import COUNT
 
 NO_TIME_LIMIT = 2**62
@@ -83,6 +85,18 @@ class TensorGymEnv(gym.Env):  # type: ignore[type-arg]
         :param task_kwargs: :attr:`task_kwargs`, with ``max_episode_length`` where somebody limits the episodes
         """
         raise NotImplementedError
+
+    def asked_for(self, n_envs: int, seed: Optional[int]) -> Tuple[th.device, int]:
+        """The device and the seed of a simulator of ``n_envs`` environments.
+
+        :raises ValueError: n_envs below 1
+        :raises MemoryError: they need more memory than there is
+        """
+        check("env", {"n_envs": n_envs})
+        # "cuda" becomes "cuda:0", as tensors there say
+        device = th.empty(0, device=backends.resolve_device(self.device)).device
+        check_envs(n_envs, device)
+        return device, th.Generator().seed() % 2**31 if seed is None else seed
 
     def make_batched(self, n_envs: int, seed: Optional[int] = None, max_episode_steps: Optional[int] = None) -> IsaacVecEnv:
         """N copies of this environment as one :class:`IsaacVecEnv`.

@@ -48,13 +48,20 @@ def parse_pair(text: str) -> Tuple[str, str]:
     return algo, env_id
 
 
+def run_ids(folder: str, env_name: str) -> List[int]:
+    """Numbers of the runs of an environment in ``folder`` (that of its algorithm), the latest first.
+
+    :param env_name: without the prefix of an id
+    """
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    found = (re.fullmatch(re.escape(env_name) + "_([0-9]+)", name) for name in names)
+    return sorted((int(match.group(1)) for match in found if match), reverse=True)
+
+
 def list_runs(folder: str, algo: str, env_id: str) -> List[str]:
     """The run folders of rl_zoo3 for an algorithm and an environment: ``<folder>/<algo>/<env_id>_1``, ``_2``, ..."""
     parent, env_name = os.path.join(folder, algo), env_id.rpartition(":")[2]  # rl_zoo3 takes a prefix for a module
-    pattern = re.compile(re.escape(env_name) + r"_(\d+)")
-    matches = [pattern.fullmatch(name) for name in (os.listdir(parent) if os.path.isdir(parent) else [])]
-    numbers = sorted(int(match.group(1)) for match in matches if match)
-    return [os.path.join(parent, f"{env_name}_{number}") for number in numbers]
+    return [os.path.join(parent, f"{env_name}_{number}") for number in reversed(run_ids(parent, env_name))]
 
 
 def find_runs(folder: str, algo: str, env_id: str) -> List[str]:

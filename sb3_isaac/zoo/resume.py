@@ -18,11 +18,11 @@ from sb3_isaac.device import ranks
 from sb3_isaac.envs.checkpoints import newest, prepare_checkpoint
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.model_files import statistics_path
+from sb3_isaac.evaluation.curves import run_ids
 from sb3_isaac.files import checkpoint as files
 from sb3_isaac.files.atomic import replacing, write
 from sb3_isaac.files.full_disk import training_goes_on
 from sb3_isaac.files.trust import UntrustedFileError, trusted
-from sb3_isaac.zoo.run_folders import run_ids
 from sb3_isaac.zoo.run_settings import named_packages, saved_args
 
 AGENTS = "torchrun.txt"

@@ -7,13 +7,14 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import rl_zoo3.utils
 
 from sb3_isaac.device import ranks
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.model_files import statistics_path
+from sb3_isaac.evaluation.curves import run_ids
 from sb3_isaac.files.readable import check_mapping, check_model, check_pickle
 
 CHECKPOINT = re.compile(r"rl_model_([0-9]+)_steps\.zip")
@@ -84,13 +85,6 @@ def let_go() -> None:
     """Let others have what this process has held."""
     while _held:
         os.close(_held.popitem()[1])
-
-
-def run_ids(folder: str, env_name: str) -> List[int]:
-    """Numbers of the runs of an environment in ``folder`` (that of its algorithm), the latest first."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    found = (re.fullmatch(re.escape(env_name) + "_([0-9]+)", name) for name in names)
-    return sorted((int(match.group(1)) for match in found if match), reverse=True)
 
 
 def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable[..., Tuple[str, str, str]]:
