@@ -196,7 +196,7 @@ class Lane:
     :param max_batch: rows of the buffers
     :param share: another network of the same widths whose buffers are used too
     :param gradients: where each parameter's gradient goes; None: it is not computed
-    :param scripted: one of several, which threads work on at once
+    :param scripted: one of several on a CPU, which threads work on at once
     """
 
     def __init__(
@@ -239,9 +239,8 @@ class Lane:
         self._prepared: Dict[Tuple[int, bool], Passes] = {}
         self._input = weight.new_empty(0)
         # One alone is faster in Python, where no call converts `passes`, and nothing has to be compiled first
-        in_script = scripted and not weight.is_cuda
-        self._forward: Any = as_script(forward_pass) if in_script else forward_pass
-        self._backward: Any = as_script(backward_pass) if in_script else backward_pass
+        self._forward: Any = as_script(forward_pass) if scripted else forward_pass
+        self._backward: Any = as_script(backward_pass) if scripted else backward_pass
 
     def passes(self, n_rows: int, parameters: bool) -> Passes:
         """For a batch of ``n_rows``: views, which are made once.
