@@ -3,8 +3,9 @@
 A process is one of several ranks if torchrun has started it (its variables are set), or if its program has initialised
 ``torch.distributed``'s default process group. Alone, every function here does nothing and costs next to nothing.
 
-Numbers on a CPU and all decisions go through gloo, gradients on GPUs through NCCL. Where a function says so, all ranks must
-call it, in the same order. https://pytorch.org/docs/stable/distributed.html
+Numbers on a CPU and all decisions go through gloo, the numbers through memory where all ranks are on one machine
+(``one_host.py``); gradients on GPUs go through NCCL. Where a function says so, all ranks must call it, in the same order.
+https://pytorch.org/docs/stable/distributed.html
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import torch as th
 from torch import nn
 
+from sb3_isaac.device import one_host
 from sb3_isaac.device.cuda_graph import between_graphs
 from sb3_isaac.device.finite import NotFiniteError
 
@@ -44,6 +46,8 @@ class _Met:
 
     group: Any = None
     """Of gloo, for everything on a CPU; None: the others have not been met"""
+    one_host: Optional[one_host.OneHost] = None
+    """Sums of tensors on a CPU, if all ranks are on one machine"""
     on_gpu: Any = None
     """The same for tensors on GPUs"""
     store: Any = None
@@ -128,6 +132,7 @@ def join() -> None:
             distributed.init_process_group("gloo", store=prefixed, rank=number, world_size=size)
             _Met.store, _Met.initialised = distributed.PrefixStore(f"sb3_isaac_end_{restarts()}", store), True
         _Met.group = distributed.new_group(backend="gloo")
+    _Met.one_host = one_host.meet(rank(), gather)
     atexit.register(_part)
 
 
@@ -189,6 +194,9 @@ def _part() -> None:
     """Close the connections, which wakes whoever waits for this rank."""
     distributed: Any = th.distributed
     group, _Met.group, _Met.on_gpu = _Met.group, None, None
+    if _Met.one_host is not None:
+        _Met.one_host.close()
+        _Met.one_host = None
     if group is not None:
         with contextlib.suppress(RuntimeError, ValueError, AssertionError):
             distributed.destroy_process_group(None if _Met.initialised else group)
@@ -242,7 +250,10 @@ def _mean_(tensors: Sequence[th.Tensor]) -> None:
     flat = tensors[0] if len(tensors) == 1 and tensors[0].is_contiguous() else th.cat([x.reshape(-1) for x in tensors])
     distributed: Any = th.distributed
     with _with_others(), th.no_grad():
-        distributed.all_reduce(flat, group=_Met.on_gpu if flat.is_cuda else _Met.group)
+        if _Met.one_host is not None and _Met.one_host.takes(flat):
+            _Met.one_host.sum_(flat.view(-1))
+        else:
+            distributed.all_reduce(flat, group=_Met.on_gpu if flat.is_cuda else _Met.group)
         flat.mul_(1.0 / world_size())
         if flat is not tensors[0]:
             for tensor, mean in zip(tensors, th.split(flat, [x.numel() for x in tensors])):
