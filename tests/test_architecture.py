@@ -137,7 +137,7 @@ def test_what_one_reads_for_an_algorithm() -> None:
     helpers = {"backends.base", "buffers.storage", "buffers.sb3_buffer",
                "envs.callback_locals", "envs.checkpoints", "envs.data_parallel", "envs.infos", "envs.last_finite",
                "envs.model_files", "envs.tensor_path",
-               "device.finite", "device.host", "device.cuda_graph", "device.eligibility", "device.ranks",
+               "device.finite", "device.host", "device.cuda_graph", "device.eligibility", "device.ranks", "device.one_host",
                "device.threads"}  # fmt: skip
     for module, most in (("ppo.ppo", 9), ("dqn.dqn", 10), ("ddpg.ddpg", 10)):
         reached, new = set(), {module}

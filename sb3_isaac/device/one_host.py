@@ -1,8 +1,8 @@
 """The sum over ranks of one machine, through its memory.
 
-gloo sends tensors through sockets that threads of its own look after: on a CPU, where a minibatch takes some milliseconds, these
-threads wake up late and every minibatch waits for them. Here each rank writes its numbers where the others can read them, tells
-them so by a byte through a pipe, and adds what it reads, always in the order of the ranks: all have the same sum to the last bit.
+gloo sends tensors through sockets that threads of its own look after: where a minibatch takes some milliseconds, these threads
+wake up late and every minibatch waits for them. Here each rank writes its numbers where the others read them, tells them so
+by a byte through a pipe, and adds what it reads, always in the order of the ranks: all have the same sum to the last bit.
 """
 
 from __future__ import annotations
