@@ -327,14 +327,17 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
 
     # -- environments ------------------------------------------------------------------------------------------------
 
+    def with_device(self, env_kwargs: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+        """The simulation runs where the model does, unless told otherwise."""
+        default = {} if "device" in gym.spec(self.env_name.gym_id).kwargs else {"device": self.device}
+        return {**default, **(env_kwargs or {})}
+
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> Any:
         given = self.env_kwargs, self.eval_env_kwargs
         no_log = no_log or ranks.rank() > 0  # the first has the episodes of all
         if self.resumes and os.path.isfile(os.path.join(self.save_path, "0.monitor.csv")):
             self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
-        # The simulation runs where the model does, unless told otherwise.
-        default = {} if "device" in gym.spec(self.env_name.gym_id).kwargs else {"device": self.device}
-        self.env_kwargs, self.eval_env_kwargs = ({**default, **(kwargs or {})} for kwargs in given)
+        self.env_kwargs, self.eval_env_kwargs = (self.with_device(kwargs) for kwargs in given)
         try:
             return super().create_envs(n_envs, eval_env, no_log)
         finally:

@@ -81,6 +81,12 @@ class Search:
         backends.reserve(max(*self.n_envs, manager.n_eval_envs))
         self._free: Dict[Tuple[str, int], List[VecEnv]] = {}
 
+    @functools.cached_property
+    def continuous(self) -> bool:
+        """Whether actions are continuous. From the spec: a task of Isaac Lab or mjlab is registered with the simulator's name."""
+        spec = gym.spec(self.manager.env_name.gym_id)
+        return isinstance(gym.make(spec, **self.manager.with_device(self.manager.env_kwargs)).action_space, spaces.Box)
+
     def borrow(self, kind: str, env_fns: Sequence[Any], **kwargs: Any) -> VecEnv:
         """In the place of a VecEnv class: environments that an earlier trial gave back, or new ones."""
         free = self._free.setdefault((kind, len(env_fns)), [])
@@ -156,8 +162,7 @@ def run_trial(search: Search, trial: optuna.Trial) -> float:
     trial.set_user_attr("worker", this_worker())
     fail_dead_trials(trial.study)  # of workers that died since this one began
     manager = search.manager
-    action_space = gym.make(manager.env_name.gym_id, **manager.env_kwargs).action_space
-    regime = Regime(search.n_envs, manager.n_timesteps, continuous=isinstance(action_space, spaces.Box))
+    regime = Regime(search.n_envs, manager.n_timesteps, continuous=search.continuous)
     hyperparams = sample(manager.algo, trial, regime, entry=search.entry)
     trial.set_user_attr("hyperparams", hyperparams)
     try:

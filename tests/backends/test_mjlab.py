@@ -212,7 +212,7 @@ def test_training(algo, tmp_path):
 
 
 def test_commands(tmp_path, monkeypatch, capfd):
-    """train, evaluate and plot by a task's name; a task without an entry learns with the one of all."""
+    """train, evaluate, plot and optimize by a task's name; a task without an entry learns with the one of all."""
     from sb3_isaac.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -224,6 +224,9 @@ def test_commands(tmp_path, monkeypatch, capfd):
     assert main(["evaluate", *common, "-n", "8", "--device", "cpu"]) == 0
     assert "mjlab:Mjlab-Cartpole-Balance, 8 at once" in capfd.readouterr().out
     assert main(["plot", f"ppo:{TASK}", "-f", "logs", "-o", "curve.png"]) == 0
+    assert main(["optimize", *common, "-n", "256", "--n-trials", "2", "--device", "cpu"]) == 0
+    printed = capfd.readouterr().out.splitlines()[-1]  # the command that trains with what was found
+    assert main([*printed[printed.index("train ") :].split(), "-f", "logs", "-n", "128", "--device", "cpu"]) == 0
     swingup = ["--algo", "ppo", "--env", "mjlab:Mjlab-Cartpole-Swingup", "-f", "logs", *training]
     assert main(["train", *swingup, "-params", "n_minibatches:1"]) == 0
     said = f"{hyperparams_dir()}/ppo.yml has no entry mjlab:Mjlab-Cartpole-Swingup: training starts from mjlab:default"
