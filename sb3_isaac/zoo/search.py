@@ -83,7 +83,8 @@ class Search:
 
     @functools.cached_property
     def continuous(self) -> bool:
-        """Whether actions are continuous. From the spec: a task of Isaac Lab or mjlab is registered with the simulator's name."""
+        """Whether actions are continuous."""
+        # gym.make would take the "mjlab:" of an id for a module
         spec = gym.spec(self.manager.env_name.gym_id)
         return isinstance(gym.make(spec, **self.manager.with_device(self.manager.env_kwargs)).action_space, spaces.Box)
 
@@ -92,7 +93,7 @@ class Search:
         free = self._free.setdefault((kind, len(env_fns)), [])
         env: VecEnv = free.pop() if free else self.manager.vec_env_class(env_fns, **kwargs)
         if self.manager.n_jobs != 1 and env.unwrapped.tensor_env.one_per_process:  # type: ignore[attr-defined]
-            raise RuntimeError("Isaac Gym has one simulator per process: start more workers on the study instead of --n-jobs.")
+            raise RuntimeError("One process has one simulator: start more workers on the study instead of --n-jobs.")
         return env
 
     def give_back(self, kind: str, env: VecEnv) -> None:
