@@ -7,6 +7,7 @@ arithmetic. The formulas are those that autograd would use, so results differ fr
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, cast
 
 import torch as th
@@ -16,8 +17,15 @@ from sb3_isaac.device.flat_adam import views_of
 from sb3_isaac.device.threads import Together, as_script
 
 LANE_ROWS = 2048
-"""On a CPU, batches of more rows are divided among threads, of which each works on at most so many at a time. With fewer,
-PyTorch's overhead for each operation counts."""
+"""On a CPU, batches of more rows are divided among threads, see :func:`n_lanes`"""
+_CORES = os.cpu_count() or 1
+
+
+def n_lanes(n_rows: int) -> int:
+    """Into how many lanes a batch on a CPU is divided: one for each of the machine's cores, as long as they have ``LANE_ROWS``
+    to ``2 * LANE_ROWS`` rows. With fewer rows PyTorch's overhead for each operation counts, more leave the cache."""
+    fewest, most = -(-n_rows // (2 * LANE_ROWS)), -(-n_rows // LANE_ROWS)
+    return min(max(_CORES, fewest), most)
 
 
 IDENTITY, TANH, RELU, ELU, LEAKY_RELU = range(5)
@@ -286,7 +294,8 @@ class FastMLP:
     The parameters stay those of the modules. Call under ``torch.no_grad()``.
 
     Large batches on a CPU are divided into lanes of rows, which several threads work on, see ``device/threads.py``. How they
-    are divided depends on the size of the batch alone: results are the same to the last bit, however many threads there are.
+    are divided depends on the size of the batch and the machine: results are the same to the last bit there, however many
+    threads there are.
 
     :param layers: from :func:`parse_layers`
     :param max_batch: rows of the buffers
@@ -305,33 +314,33 @@ class FastMLP:
     ) -> None:
         self.layers = list(layers)
         weight, last = self.layers[0][0].weight, self.layers[-1][0]
-        self._lane_rows = max_batch if weight.is_cuda else min(max_batch, LANE_ROWS)
-        self._alone: Lane = Lane(self.layers, self._lane_rows, None if share is None else share._alone, gradients)
+        most = 1 if weight.is_cuda else n_lanes(max_batch)
+        self._alone_rows = max_batch if most == 1 else LANE_ROWS
+        self._alone: Lane = Lane(self.layers, self._alone_rows, None if share is None else share._alone, gradients)
         """Does smaller batches"""
         self._lanes: List[Lane] = []
         self._grad_input = weight.new_empty(max_batch, self.layers[0][0].in_features)
-        if max_batch <= self._lane_rows:
+        if most == 1:
             return
-        n_lanes = -(-max_batch // self._lane_rows)
         self._gradients = gradients
         self._parameters = [cast(nn.Parameter, p) for linear, _ in self.layers for p in (linear.weight, linear.bias)]
-        self._grads = weight.new_zeros(n_lanes, sum(p.numel() for p in self._parameters))
+        self._grads = weight.new_zeros(most, sum(p.numel() for p in self._parameters))
         for i, grads in enumerate(self._grads):
             own = dict(zip(self._parameters, views_of(grads, self._parameters)))
             lane = share._lanes[i] if share is not None and i < len(share._lanes) else None
-            self._lanes.append(Lane(self.layers, self._lane_rows, lane, own, scripted=True))
+            self._lanes.append(Lane(self.layers, min(max_batch, 2 * LANE_ROWS), lane, own, scripted=True))
         self._output = weight.new_empty(max_batch, last.out_features)
         self._forward_together, self._backward_together = Together(), Together()
 
     def _rows(self, batch: int) -> List[slice]:
         """Of the lanes: as even as can be."""
-        size = -(-batch // -(-batch // self._lane_rows))
+        size = -(-batch // n_lanes(batch))
         return [slice(start, start + size) for start in range(0, batch, size)]
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Outputs (batch, out) for inputs x (batch, in). They are overwritten by the next call; x must live until backward."""
         batch = x.shape[0]
-        if batch <= self._lane_rows:
+        if batch <= self._alone_rows:
             return self._alone.forward(x)
         rows, output = self._rows(batch), self._output[:batch]
 
@@ -360,7 +369,7 @@ class FastMLP:
         """
         batch = grad.shape[0]
         grad_input = self._grad_input[:batch, first_column:] if inputs else None
-        if batch <= self._lane_rows:
+        if batch <= self._alone_rows:
             self._alone.backward(grad, grad_input, first_column, accumulate, parameters)
             return grad_input
         rows = self._rows(batch)

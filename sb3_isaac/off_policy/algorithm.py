@@ -509,7 +509,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())
         run.updates.graphed_update.enabled = run.updates.captures and run.fast is not None and self._may_capture_updates()
-        in_lanes = batch_size > fast_mlp.LANE_ROWS
+        in_lanes = fast_mlp.n_lanes(batch_size) > 1
         n_threads = th.get_num_threads() if run.fast is None else threads.for_chunks(self.device, in_lanes)
         with threads.torch_threads(n_threads):
             run.updates.run(cast(DeviceReplayBuffer, self.replay_buffer), gradient_steps, batch_size, constants)

@@ -198,15 +198,15 @@ class FastActorCriticPolicy:
     ) -> th.Tensor:
         """On a CPU: threads share the minibatch out."""
         assert self._adam is not None
-        n_lanes = -(-len(rows) // fast_mlp.LANE_ROWS)
+        n_lanes = fast_mlp.n_lanes(len(rows))
         if n_lanes > len(self._lanes):
             # One alone needs no gradients of its own
             n_grads = 0 if n_lanes == 1 else n_lanes
             self._grads = self._adam.grad.new_zeros(n_grads, self._adam.grad.numel())
             parameters = self._adam.parameters
             views = [dict(zip(parameters, views_of(grads, parameters))) for grads in self._grads] or [self._adam.gradients]
-            n_rows = -(-len(rows) // n_lanes)
-            self._lanes = [_Lane(self.policy, n_rows, gradients, scripted=n_lanes > 1) for gradients in views]
+            max_rows = min(max(self.max_rows, len(rows)), 2 * fast_mlp.LANE_ROWS)
+            self._lanes = [_Lane(self.policy, max_rows, gradients, scripted=n_lanes > 1) for gradients in views]
         parts = rows.chunk(n_lanes)
         n_lanes = len(parts)  # a few rows may make fewer
         lanes = self._lanes[:n_lanes]

@@ -139,7 +139,7 @@ class PPOUpdate:
         sums: List[th.Tensor] = []
         n_rows: List[int] = []
         epochs, before_last_epoch, stopped_at = 0, 0, None
-        in_lanes = self.fast is not None and self.fast.max_rows > fast_mlp.LANE_ROWS
+        in_lanes = self.fast is not None and fast_mlp.n_lanes(self.fast.max_rows) > 1
         n_threads = th.get_num_threads() if self.fast is None else threads.for_chunks(self.device, in_lanes)
         with threads.torch_threads(n_threads), unchecked_distributions() if self.fast is None else th.no_grad():
             while epochs < settings.n_epochs and stopped_at is None:

@@ -166,10 +166,27 @@ def test_what_is_slower_with_helpers_is_done_alone_and_tried_again(monkeypatch: 
     assert len(taken) == threads.TRY_AGAIN
 
 
+def test_how_many_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for cores in (1, 2, 4, 64):
+        monkeypatch.setattr(fast_mlp, "_CORES", cores)
+        found[cores] = [fast_mlp.n_lanes(n) for n in (1, 2048, 2049, 4096, 8192, 16_384, 65_536)]
+    assert found == {
+        1: [1, 1, 1, 1, 2, 4, 16],
+        2: [1, 1, 2, 2, 2, 4, 16],
+        4: [1, 1, 2, 2, 4, 4, 16],
+        64: [1, 1, 2, 2, 4, 8, 32],
+    }
+
+
 @pytest.mark.usefixtures("undecided")
-@pytest.mark.parametrize("batch", [64, 100, 300])
-def test_lanes_give_the_same_on_any_number_of_threads_and_as_autograd(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cores", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch", [64, 100, 256, 300])
+def test_lanes_give_the_same_on_any_number_of_threads_and_as_autograd(
+    batch: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fast_mlp, "LANE_ROWS", 64)
+    monkeypatch.setattr(fast_mlp, "_CORES", cores)
     net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8), nn.ELU(), nn.Linear(8, 2))
     x, weight = th.rand(batch, 4, requires_grad=True), th.rand(batch, 2)
     (net(x) * weight).sum().backward()

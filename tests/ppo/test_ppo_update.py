@@ -96,12 +96,14 @@ def test_update_equals_sb3_with_its_own_buffer(env_id: str, monkeypatch: pytest.
     assert difference(ours, theirs) < 2e-6
 
 
+@pytest.mark.parametrize("cores", [1, 8])
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
-def test_pieces_of_minibatches_add_up(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_of_minibatches_add_up(env_id: str, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"clip_range_vf": 0.05, "ent_coef": 0.01, "adaptive_lr_kl": 0.01}
     whole, pieces = make(PPO, env_id, **options), make(PPO, env_id, **options)
     learn(whole, 1)
     monkeypatch.setattr("sb3_isaac.device.fast_mlp.LANE_ROWS", 24)
+    monkeypatch.setattr("sb3_isaac.device.fast_mlp._CORES", cores)
     learn(pieces, 1)
     assert len(pieces._run.update.fast._lanes) > 1
     assert difference(whole, pieces) < 2e-6
