@@ -74,6 +74,10 @@ def ppo_rate(args: argparse.Namespace, n_envs: int, kind: str) -> float:
     env = DummyVecEnv([lambda: CartpoleEnv(device="cpu")] * n_envs) if slow else make_env(args, n_envs)
     if kind in ("eager", "compiled", "rank"):
         model: Any = sb3_isaac.PPO("MlpPolicy", env, compile=kind == "compiled", **options)
+    elif kind == "sbx":
+        flax, sbx = importlib.import_module("flax.linen"), importlib.import_module("sbx")
+        options["policy_kwargs"]["activation_fn"] = flax.elu
+        model = sbx.PPO("MlpPolicy", env, **{**options, "device": "auto"})  # JAX chooses
     else:
         model = stable_baselines3.PPO("MlpPolicy", env, **options)
     per_iteration = n_envs * HORIZON
@@ -198,6 +202,7 @@ def make_rows() -> List[Row]:
             row(stock, run=partial(ppo_rate, n_envs=n, kind="stock")),
             row(f"ppo-{n} sb3_isaac, eager", run=partial(ppo_rate, n_envs=n, kind="eager")),
             row(f"ppo-{n} sb3_isaac, compiled", run=partial(ppo_rate, n_envs=n, kind="compiled")),
+            row(f"ppo-{n} SBX (SB3 in JAX), fast numpy adapter", run=partial(ppo_rate, n_envs=n, kind="sbx"), needs="sbx"),
             row(f"ppo-{n} stock SB3, DummyVecEnv", run=partial(ppo_rate, n_envs=n, kind="dummy"), rounds=1),
         ]
         # Other libraries on the same simulator, where they are installed
