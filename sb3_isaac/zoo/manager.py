@@ -212,7 +212,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             if split(self.env_name.gym_id):
                 # A process may have one simulator, which is made now, to ask for the spaces, and used later.
                 backends.reserve(max(hyperparams.get("n_envs", 1), n_eval_envs))
-                env_kwargs.setdefault("device", self.device)
+                env_kwargs = self.with_device(env_kwargs)
             env = _check_action_space(self.algo, self.env_name.gym_id, env_kwargs)
             found = (self.algorithm_class, env.observation_space, env.action_space)
             if self.eval_env_kwargs is not self.env_kwargs:
