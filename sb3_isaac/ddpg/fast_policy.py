@@ -14,9 +14,69 @@ from torch import nn
 
 from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
-from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
+from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
+from sb3_isaac.device.threads import as_script
 from sb3_isaac.off_policy.update import chunk_rows, chunks
+
+
+def network_values(
+    next_obs: th.Tensor, noise: Optional[th.Tensor], actor: Passes, critics: List[Passes], joined: th.Tensor
+) -> th.Tensor:
+    """:meth:`FastTD3Policy.next_values` of a small minibatch.
+
+    :param joined: (B, obs_dim + action_dim), overwritten
+    """
+    forward_pass(next_obs, actor)
+    actions = actor.outputs[-1]
+    if noise is not None:
+        actions = (actions + noise).clamp_(-1.0, 1.0)
+    th.cat([next_obs, actions], 1, out=joined)
+    forward_pass(joined, critics[0])
+    values = critics[0].outputs[-1]
+    for critic in critics[1:]:
+        forward_pass(joined, critic)
+        values = th.minimum(values, critic.outputs[-1])
+    return values
+
+
+def squared_error_gradient(values: th.Tensor, targets: th.Tensor, loss_sum: th.Tensor, batch: int) -> None:
+    """Make the values (rows, 1) the gradient of the mean squared error, which is added to ``loss_sum``.
+
+    :param batch: rows of the whole minibatch
+    """
+    error = values.sub_(targets)
+    loss_sum.add_(th.linalg.vector_norm(error).square_(), alpha=1.0 / batch)
+    error.mul_(2.0 / batch)
+
+
+def critic_gradients(
+    obs: th.Tensor, actions: th.Tensor, targets: th.Tensor, critics: List[Passes], joined: th.Tensor, loss_sum: th.Tensor
+) -> None:
+    """Forward pass, loss and backward pass of the critics for a small minibatch."""
+    th.cat([obs, actions], 1, out=joined)
+    for critic in critics:
+        forward_pass(joined, critic)
+        grad = critic.outputs[-1]
+        squared_error_gradient(grad, targets, loss_sum, obs.shape[0])
+        backward_pass(grad, joined, critic, False, False, critic.first_grad, 0)
+
+
+def actor_gradients(
+    obs: th.Tensor, actor: Passes, critic: Passes, joined: th.Tensor, grad_actions: th.Tensor, loss_sum: th.Tensor
+) -> None:
+    """Forward pass of the actor and of the first critic, and the way back, for a small minibatch.
+
+    :param grad_actions: (B, action_dim), overwritten
+    """
+    forward_pass(obs, actor)
+    th.cat([obs, actor.outputs[-1]], 1, out=joined)
+    forward_pass(joined, critic)
+    values = critic.outputs[-1]
+    loss_sum.sub_(values.sum(), alpha=1.0 / obs.shape[0])
+    values.fill_(-1.0 / obs.shape[0])
+    backward_pass(values, joined, critic, False, True, grad_actions, obs.shape[1])
+    backward_pass(grad_actions, obs, actor, False, False, actor.first_grad, 0)
 
 
 class FastTD3Policy:
@@ -53,6 +113,15 @@ class FastTD3Policy:
         width = self._critics[0].layers[0][0].in_features
         self._input = self._targets[0].new_empty(self._chunk, width)
         self._next_input = self._targets[0].new_empty(self._chunk, width)
+        self._grad_actions = self._targets[0].new_empty(self._chunk, width)[:, self._obs_dim :]
+        self._network_values = as_script(network_values)
+        self._critic_gradients, self._actor_gradients = as_script(critic_gradients), as_script(actor_gradients)
+
+    @staticmethod
+    def _passes(nets: List[FastMLP], x: th.Tensor, parameters: bool) -> List[Passes]:
+        """See :meth:`FastMLP.small`; [] where that is None."""
+        passes = [net.small(x, parameters) for net in nets]
+        return [one for one in passes if one is not None]
 
     @staticmethod
     def why_not(policy: Any) -> Optional[str]:
@@ -73,8 +142,13 @@ class FastTD3Policy:
 
         :param noise: (B, action_dim) to add to the target actor's actions, or None
         """
+        n_rows = len(next_obs)
+        actor, critics = self._actor_target.small(next_obs, False), self._passes(self._critic_targets, next_obs, False)
+        if actor is not None:
+            values: th.Tensor = self._network_values(next_obs, noise, actor, critics, self._next_input[:n_rows])
+            return values
         parts = []
-        for rows in chunks(len(next_obs), self._chunk):
+        for rows in chunks(n_rows, self._chunk):
             actions = self._actor_target.forward(next_obs[rows])
             if noise is not None:
                 actions = (actions + noise[rows]).clamp_(-1.0, 1.0)
@@ -89,29 +163,35 @@ class FastTD3Policy:
         self, obs: th.Tensor, actions: th.Tensor, targets: th.Tensor, lr: Optional[th.Tensor], loss_sum: th.Tensor
     ) -> None:
         """One step of Adam on the critics' squared errors, whose mean is added to ``loss_sum``."""
-        batch = len(obs)
-        for rows in chunks(batch, self._chunk):
-            x = self._join(obs[rows], actions[rows], self._input)
-            for critic in self._critics:
-                error = critic.forward(x).sub_(targets[rows])
-                loss_sum.add_(th.linalg.vector_norm(error).square_(), alpha=1.0 / batch)
-                critic.backward(error.mul_(2.0 / batch), accumulate=rows.start > 0)
+        batch, small = len(obs), self._passes(self._critics, obs, True)
+        if small:
+            self._critic_gradients(obs, actions, targets, small, self._input[:batch], loss_sum)
+        else:
+            for rows in chunks(batch, self._chunk):
+                x = self._join(obs[rows], actions[rows], self._input)
+                for critic in self._critics:
+                    grad = critic.forward(x)
+                    squared_error_gradient(grad, targets[rows], loss_sum, batch)
+                    critic.backward(grad, accumulate=rows.start > 0)
         ranks.mean_(self._critic_adam.grad)
         self._critic_adam.clip_and_step(None, lr)
 
     def actor_step(self, obs: th.Tensor, lr: Optional[th.Tensor], loss_sum: th.Tensor) -> None:
         """One step of Adam up the first critic's slope; minus its mean value is added to ``loss_sum``."""
-        batch = len(obs)
-        for rows in chunks(batch, self._chunk):
-            # --8<-- [start:actor]
-            actions = self._actor.forward(obs[rows])
-            values = self._critics[0].forward(self._join(obs[rows], actions, self._input))
-            loss_sum.sub_(values.sum(), alpha=1.0 / batch)
-            values.fill_(-1.0 / batch)
-            grad = self._critics[0].backward(values, parameters=False, inputs=True, first_column=self._obs_dim)
-            assert grad is not None
-            self._actor.backward(grad, accumulate=rows.start > 0)
-            # --8<-- [end:actor]
+        batch, actor, critic = len(obs), self._actor.small(obs, True), self._critics[0].small(obs, False)
+        if actor is not None:
+            self._actor_gradients(obs, actor, critic, self._input[:batch], self._grad_actions[:batch], loss_sum)
+        else:
+            for rows in chunks(batch, self._chunk):
+                # --8<-- [start:actor]
+                actions = self._actor.forward(obs[rows])
+                values = self._critics[0].forward(self._join(obs[rows], actions, self._input))
+                loss_sum.sub_(values.sum(), alpha=1.0 / batch)
+                values.fill_(-1.0 / batch)
+                grad = self._critics[0].backward(values, parameters=False, inputs=True, first_column=self._obs_dim)
+                assert grad is not None
+                self._actor.backward(grad, accumulate=rows.start > 0)
+                # --8<-- [end:actor]
         ranks.mean_(self._actor_adam.grad)
         self._actor_adam.clip_and_step(None, lr)
 

@@ -337,6 +337,14 @@ class FastMLP:
         size = -(-batch // n_lanes(batch))
         return [slice(start, start + size) for start in range(0, batch, size)]
 
+    def small(self, x: th.Tensor, parameters: bool) -> Optional[Passes]:
+        """What functions in TorchScript need to do the passes for inputs x (batch, in) themselves, with more between them, in
+        one call; None: batches on a GPU, and large ones, which are shared out, go through :meth:`forward`.
+
+        :param parameters: with their gradients
+        """
+        return None if x.is_cuda or x.shape[0] > self._alone_rows else self._alone.passes(x.shape[0], parameters)
+
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Outputs (batch, out) for inputs x (batch, in). They are overwritten by the next call; x must live until backward."""
         batch = x.shape[0]

@@ -8,6 +8,8 @@ from typing import Any, Iterable, List, Optional, Tuple, Union
 import torch as th
 from torch import nn
 
+from sb3_isaac.device.threads import as_script
+
 
 def flatten_tensors(tensors: Iterable[th.Tensor]) -> th.Tensor:
     """One flat copy of all tensors, in order."""
@@ -37,33 +39,63 @@ def optimizer_settings(optimizer: th.optim.Optimizer) -> List[Any]:
     return [value for group in optimizer.param_groups for key, value in group.items() if key not in ("params", "lr")]
 
 
+def clip_and_average_(
+    grad: th.Tensor, exp_avg: th.Tensor, exp_avg_sq: th.Tensor, beta1: float, beta2: float, max_norm: float
+) -> None:
+    """Clip the gradient to a norm as :func:`torch.nn.utils.clip_grad_norm_` and take it into Adam's averages, all in place.
+
+    :param max_norm: the largest norm of the gradient, which is scaled down to it; infinity: any
+    """
+    if math.isfinite(max_norm):
+        grad.mul_((max_norm / (th.linalg.vector_norm(grad) + 1e-6)).clamp_(max=1.0))
+    exp_avg.lerp_(grad, 1.0 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
+
+
 def clip_and_step_(
     flat: th.Tensor,
     grad: th.Tensor,
     exp_avg: th.Tensor,
     exp_avg_sq: th.Tensor,
-    steps: Union[float, th.Tensor],
+    steps: th.Tensor,
     lr: Union[float, th.Tensor],
     betas: Tuple[float, float],
     eps: float,
-    max_norm: Optional[float],
+    max_norm: float,
 ) -> None:
-    """Clip the gradient to a norm as :func:`torch.nn.utils.clip_grad_norm_` and do one step of Adam, all in place.
+    """:func:`clip_and_average_` and a step of Adam, with its step count on the device, where a graph can count.
 
-    :param steps: how many steps this makes: a number, or () on the device, which a graph can count
-    :param lr: learning rate, likewise
-    :param max_norm: the largest norm of the gradient, which is scaled down to it; None: any
+    :param steps: () how many steps this makes
+    :param lr: learning rate, a number or ()
     """
-    if max_norm is not None and math.isfinite(max_norm):
-        grad.mul_((max_norm / (th.linalg.vector_norm(grad) + 1e-6)).clamp_(max=1.0))
-    exp_avg.lerp_(grad, 1.0 - betas[0])
-    exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1.0 - betas[1])
+    clip_and_average_(grad, exp_avg, exp_avg_sq, betas[0], betas[1], max_norm)
     denominator = exp_avg_sq.sqrt().div_((1.0 - betas[1] ** steps) ** 0.5).add_(eps)
-    step_size = lr / (1.0 - betas[0] ** steps)
-    if isinstance(step_size, th.Tensor):
-        flat.sub_(exp_avg.div(denominator).mul_(step_size))
+    flat.sub_(exp_avg.div(denominator).mul_(lr / (1.0 - betas[0] ** steps)))
+
+
+def clip_and_step_counted_(
+    flat: th.Tensor,
+    grad: th.Tensor,
+    exp_avg: th.Tensor,
+    exp_avg_sq: th.Tensor,
+    steps: float,
+    lr: float,
+    lr_tensor: Optional[th.Tensor],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    max_norm: float,
+) -> None:
+    """:func:`clip_and_step_` where the host counts: faster on a CPU, and fit for TorchScript.
+
+    :param lr_tensor: () in the place of ``lr``, or None
+    """
+    clip_and_average_(grad, exp_avg, exp_avg_sq, beta1, beta2, max_norm)
+    denominator = exp_avg_sq.sqrt().div_((1.0 - beta2**steps) ** 0.5).add_(eps)
+    if lr_tensor is None:
+        flat.addcdiv_(exp_avg, denominator, value=-(lr / (1.0 - beta1**steps)))
     else:
-        flat.addcdiv_(exp_avg, denominator, value=-step_size)
+        flat.sub_(exp_avg.div(denominator).mul_(lr_tensor / (1.0 - beta1**steps)))
 
 
 class FlatAdam:
@@ -90,6 +122,7 @@ class FlatAdam:
         self._views = list(zip(self.parameters, *(views_of(tensor, self.parameters) for tensor in tensors)))
         compiled = compiled and self.flat.is_cuda
         self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if compiled else clip_and_step_
+        self._clip_and_step_counted: Any = as_script(clip_and_step_counted_)
         self.gradients = {parameter: grad for parameter, _, grad, _, _ in self._views}
         """``parameter.grad`` of each after :meth:`refresh`"""
         self._bind()
@@ -157,9 +190,15 @@ class FlatAdam:
         """
         group = self.optimizer.param_groups[0]
         lr = group["lr"] if lr is None else lr
+        max_norm = math.inf if max_norm is None else float(max_norm)
         self.steps += 1
         tensors = self.flat, self.grad, self.exp_avg, self.exp_avg_sq
-        self._clip_and_step(*tensors, self.steps, lr, tuple(group["betas"]), group["eps"], max_norm)
+        if isinstance(self.steps, th.Tensor):
+            self._clip_and_step(*tensors, self.steps, lr, tuple(group["betas"]), group["eps"], max_norm)
+            return
+        rates = (0.0, lr) if isinstance(lr, th.Tensor) else (float(lr), None)
+        betas = [float(beta) for beta in group["betas"]]
+        self._clip_and_step_counted(*tensors, self.steps, *rates, *betas, float(group["eps"]), max_norm)
 
     def sync(self, n_steps: int) -> None:
         """Write the step count into the torch optimizer's state. To be called after a series of updates.

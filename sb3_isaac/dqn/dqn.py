@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence, Tuple
+import itertools
+from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
 import stable_baselines3
 import torch as th
@@ -14,7 +15,6 @@ from sb3_isaac.device import ranks
 from sb3_isaac.dqn.fast_policy import FastDQNPolicy
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm, TensorRun
 from sb3_isaac.off_policy.exploration import EpsilonGreedy, spread
-from sb3_isaac.off_policy.update import chunks
 
 
 class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
@@ -123,38 +123,40 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         return self.double_q, self.max_grad_norm
 
     @th.no_grad()
-    def _targets(self, samples: ReplaySamples) -> th.Tensor:
-        """(B, 1) returns, bootstrapped from the target network."""
+    def _targets(self, next_obs: th.Tensor, discounts: th.Tensor, rewards: th.Tensor) -> th.Tensor:
+        """(B, 1) returns, bootstrapped from the target network.
+
+        :param discounts: (B, 1), 0 where the episode has ended
+        """
         assert self._run is not None
         # --8<-- [start:targets]
-        next_obs, fast = samples.next_observations, self._run.fast
+        fast = self._run.fast
         if fast is not None:
-            values = fast.next_values(next_obs.flatten(1), self.double_q).unsqueeze(1)
+            values = fast.next_values(next_obs.flatten(1), self.double_q)
         else:
             q = self.q_net_target(next_obs)
             best = self.q_net(next_obs).argmax(1, keepdim=True) if self.double_q else q.argmax(1, keepdim=True)
             values = q.gather(1, best)
-        discounts = self.gamma if samples.discounts is None else samples.discounts
-        targets: th.Tensor = values * (1.0 - samples.dones) * discounts
-        return targets.add_(samples.rewards, alpha=self.reward_scale)
+        targets: th.Tensor = (values * discounts).add_(rewards, alpha=self.reward_scale)
+        return targets
         # --8<-- [end:targets]
 
     def _update(self, samples: ReplaySamples, gradient_steps: int) -> None:
         assert self._run is not None
         run, loss_sum = self._run, self._run.log.loss_sums[0]
-        # The target network stays as it is during the series: without double_q, all targets can be had at once
-        targets = None if self.double_q else self._targets(samples)
-        actions = samples.actions.long()
-        for rows in chunks(len(actions), len(actions) // gradient_steps):
-            obs = samples.observations[rows]
-            if targets is not None:
-                target = targets[rows]
-            else:
-                target = self._targets(ReplaySamples(*(None if x is None else x[rows] for x in samples)))  # type: ignore[arg-type]
+        discounts = (1.0 - samples.dones) * (self.gamma if samples.discounts is None else samples.discounts)
+        returns = samples.next_observations, discounts, samples.rewards
+        size = len(discounts) // gradient_steps
+        targets: Iterable[th.Tensor]
+        if self.double_q:  # one after the other, as the online network changes with each step
+            targets = itertools.starmap(self._targets, zip(*(column.split(size) for column in returns)))
+        else:  # the target network stays as it is during the series
+            targets = self._targets(*returns).split(size)
+        for obs, actions, target in zip(samples.observations.split(size), samples.actions.long().split(size), targets):
             if run.fast is not None:
-                run.fast.gradient_step(obs.flatten(1), actions[rows], target, self.max_grad_norm, run.lr, loss_sum)
+                run.fast.gradient_step(obs.flatten(1), actions, target, self.max_grad_norm, run.lr, loss_sum)
                 continue
-            loss = F.smooth_l1_loss(self.q_net(obs).gather(1, actions[rows]), target)
+            loss = F.smooth_l1_loss(self.q_net(obs).gather(1, actions), target)
             self.policy.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             ranks.mean_gradients(self.policy.parameters())

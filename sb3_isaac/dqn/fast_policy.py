@@ -13,9 +13,49 @@ from torch.nn import functional as F
 
 from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
-from sb3_isaac.device.fast_mlp import FastMLP, parse_layers
+from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
+from sb3_isaac.device.threads import as_script
 from sb3_isaac.off_policy.update import chunk_rows, chunks
+
+
+def huber_gradient(
+    q: th.Tensor, actions: th.Tensor, targets: th.Tensor, grad: th.Tensor, loss_sum: th.Tensor, batch: int
+) -> None:
+    """Write the gradient of the mean Huber loss with respect to ``q`` into ``grad``, and add the loss to ``loss_sum``.
+
+    :param q: (rows, n_actions)
+    :param actions: (rows, 1) int64
+    :param targets: (rows, 1)
+    :param grad: (rows, n_actions)
+    :param batch: rows of the whole minibatch
+    """
+    # --8<-- [start:step]
+    chosen = q.gather(1, actions)
+    loss_sum.add_(F.smooth_l1_loss(chosen, targets, reduction="sum"), alpha=1.0 / batch)
+    error = chosen.sub_(targets).clamp_(-1.0, 1.0).mul_(1.0 / batch)  # the Huber loss's derivative
+    grad.zero_().scatter_(1, actions, error)
+    # --8<-- [end:step]
+
+
+def network_gradients(
+    obs: th.Tensor, actions: th.Tensor, targets: th.Tensor, net: Passes, grad: th.Tensor, loss_sum: th.Tensor
+) -> None:
+    """Forward pass, loss and backward pass of a small minibatch, see :func:`huber_gradient`."""
+    forward_pass(obs, net)
+    huber_gradient(net.outputs[-1], actions, targets, grad, loss_sum, obs.shape[0])
+    backward_pass(grad, obs, net, False, False, net.first_grad, 0)
+
+
+def network_values(next_obs: th.Tensor, target: Passes, online: Optional[Passes]) -> th.Tensor:
+    """(rows, 1), what the target network thinks of next observations, for its best action or, if there is one, that of the
+    online network."""
+    forward_pass(next_obs, target)
+    q = target.outputs[-1]
+    if online is None:
+        return q.amax(1, True)
+    forward_pass(next_obs, online)
+    return q.gather(1, online.outputs[-1].argmax(1, True))
 
 
 class FastDQNPolicy:
@@ -40,6 +80,7 @@ class FastDQNPolicy:
         # The target network is done when the other begins: they use the same buffers, which stay in the cache
         self._target = FastMLP(target, self._chunk, self._online)
         self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)
+        self._network_gradients, self._network_values = as_script(network_gradients), as_script(network_values)
 
     @staticmethod
     def why_not(policy: Any) -> Optional[str]:
@@ -51,18 +92,21 @@ class FastDQNPolicy:
         return why_not_fast(policy, own, nets, optimizers=[(policy.optimizer, policy.q_net)])
 
     def next_values(self, next_obs: th.Tensor, double_q: bool) -> th.Tensor:
-        """(B,), what the target network thinks of the next observations, for the best action.
+        """(B, 1), what the target network thinks of the next observations, for the best action.
 
         :param double_q: best in the eyes of the online network (https://arxiv.org/abs/1509.06461)
         """
-        values = next_obs.new_empty(len(next_obs))
+        small = self._target.small(next_obs, False), self._online.small(next_obs, False)
+        if small[0] is not None:
+            values: th.Tensor = self._network_values(next_obs, small[0], small[1] if double_q else None)
+            return values
+        values = next_obs.new_empty(len(next_obs), 1)
         for rows in chunks(len(next_obs), self._chunk):
             q = self._target.forward(next_obs[rows])
             if double_q:
-                best = self._online.forward(next_obs[rows]).argmax(1, keepdim=True)
-                values[rows] = q.gather(1, best).squeeze(1)
+                values[rows] = q.gather(1, self._online.forward(next_obs[rows]).argmax(1, keepdim=True))
             else:
-                th.amax(q, 1, out=values[rows])
+                th.amax(q, 1, keepdim=True, out=values[rows])
         return values
 
     @th.no_grad()
@@ -82,17 +126,16 @@ class FastDQNPolicy:
         :param targets: (B, 1)
         :param lr: on the device; None: the optimizer's
         """
-        batch = len(obs)
-        parts = zip(*(th.split(whole, self._chunk) for whole in (obs, actions, targets)))
-        for i, (x, action, target) in enumerate(parts):
-            # --8<-- [start:step]
-            q = self._online.forward(x)
-            chosen = q.gather(1, action)
-            loss_sum.add_(F.smooth_l1_loss(chosen, target, reduction="sum"), alpha=1.0 / batch)
-            error = chosen.sub_(target).clamp_(-1.0, 1.0).mul_(1.0 / batch)  # the Huber loss's derivative
-            grad = self._grad[: len(q)].zero_().scatter_(1, action, error)
-            self._online.backward(grad, accumulate=i > 0)
-            # --8<-- [end:step]
+        batch, small = len(obs), self._online.small(obs, True)
+        if small is not None:
+            self._network_gradients(obs, actions, targets, small, self._grad[:batch], loss_sum)
+        else:
+            parts = zip(*(th.split(whole, self._chunk) for whole in (obs, actions, targets)))
+            for i, (x, action, target) in enumerate(parts):
+                q = self._online.forward(x)
+                grad = self._grad[: len(q)]
+                huber_gradient(q, action, target, grad, loss_sum, batch)
+                self._online.backward(grad, accumulate=i > 0)
         ranks.mean_(self.adam.grad)
         self.adam.clip_and_step(max_grad_norm, lr)
 
