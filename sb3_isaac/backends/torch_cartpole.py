@@ -8,6 +8,7 @@ differs from continuous time, that difference is part of the task.
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from typing import Any, Dict, Optional, Tuple
 
@@ -146,6 +147,27 @@ def advance(
     return finish_step(dof_state, progress, final_obs, uniform, reset_width, actions, task), force
 
 
+def _spare_calls(graph: Any) -> None:
+    """Take out of a traced graph what costs as much as arithmetic and does none; results are the same to the last bit.
+
+    Numbers that PyTorch would make into a tensor at each call become tensors once, and ``x[:, i]`` needs no ``x[:]``.
+    """
+    for node in list(graph.nodes()):
+        inputs = list(node.inputs())
+        values = [value.toIValue() if value.node().kind() == "prim::Constant" else None for value in inputs]
+        if node.kind() == "aten::slice" and values[2:] == [0, sys.maxsize, 1]:
+            node.output().replaceAllUsesWith(inputs[0])
+            node.destroy()
+            continue
+        for i, number in enumerate(values):
+            compared = i == 1 and node.kind() in ("aten::gt", "aten::ge")  # what else wants a tensor has type Tensor
+            if isinstance(number, (int, float)) and (compared or str(inputs[i].type()) == "Tensor"):
+                constant = graph.insertConstant(th.tensor(number))
+                constant.node().moveBefore(node)
+                node.replaceInput(i, constant)
+    graph.lint()
+
+
 @functools.lru_cache(maxsize=32)
 def traced(task: CartpoleTask) -> Optional[Any]:
     """:func:`advance` for a CPU, in TorchScript: the same operations with the same results to the last bit, without Python
@@ -168,7 +190,9 @@ def traced(task: CartpoleTask) -> Optional[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is deprecated, in favour of compilers that users would have to have
-            return th.jit.trace(step, example, check_trace=False)  # type: ignore[no-untyped-call]
+            script = th.jit.trace(step, example, check_trace=False)  # type: ignore[no-untyped-call]
+            _spare_calls(script.graph)
+            return script
     except Exception:  # whatever a future torch or Python says: all works without
         return None
 
