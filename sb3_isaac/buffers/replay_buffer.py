@@ -154,7 +154,7 @@ class DeviceReplayBuffer(ReplayBuffer):
                 f"{self.n_envs} envs x {self.bytes_per_transition} bytes) and {free / 1e9:.2f} GB are free: lower "
                 "buffer_size, or set storage_device to where there is more memory."
             )
-        return th.zeros((self.buffer_size, self.n_envs, self._width), device=device)
+        return storage.zeros((self.buffer_size, self.n_envs, self._width), device)
 
     @property
     def bytes_per_transition(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from typing import Any, cast
 
 import numpy as np
@@ -42,6 +44,24 @@ def existing_device(device: th.device | str) -> th.device:
     if device.type == "cuda" and (device.index or 0) >= th.cuda.device_count():
         return th.device("cuda")
     return device
+
+
+HUGE_PAGE = 2 << 20
+"""Bytes of memory that a processor's table of pages then knows by one entry in the place of 512"""
+
+
+def zeros(shape: tuple[int, ...], device: th.device) -> th.Tensor:
+    """As :func:`torch.zeros`, float32. On Linux large ones lie in huge pages, as numpy's do: drawing from a million transitions
+    is a tenth faster, from ten million a fifth. As there, no memory is taken before it is written to."""
+    n_bytes = 4 * math.prod(shape)
+    if device.type != "cpu" or n_bytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return th.zeros(shape, device=device)
+    try:
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them; or there is no memory, which torch says better
+        return th.zeros(shape)
+    return th.frombuffer(memory, dtype=th.float32).view(shape)
 
 
 def save_generator(generator: th.Generator | None) -> dict[str, Any] | None:

@@ -89,8 +89,8 @@ class FastTD3Policy:
     """
 
     def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool) -> None:
-        self._actor_adam = FlatAdam(policy.actor.optimizer, compiled)
-        self._critic_adam = FlatAdam(policy.critic.optimizer, compiled)
+        self._actor_adam = FlatAdam(policy.actor.optimizer, compiled, scripted=True)
+        self._critic_adam = FlatAdam(policy.critic.optimizer, compiled, scripted=True)
         self.adams = [self._critic_adam, self._actor_adam]
         """What makes the steps, one for each of the algorithm's losses"""
         self._targets = tuple(share_storage(net.parameters()) for net in (policy.actor_target, policy.critic_target))

@@ -108,9 +108,10 @@ class FlatAdam:
 
     :param optimizer: an optimizer for which :meth:`supports` is true
     :param compiled: make one or two kernels of a step on a GPU; elsewhere compiling does not pay
+    :param scripted: on a CPU a step is TorchScript, which pays off after some hundred of them
     """
 
-    def __init__(self, optimizer: th.optim.Optimizer, compiled: bool = False) -> None:
+    def __init__(self, optimizer: th.optim.Optimizer, compiled: bool = False, scripted: bool = False) -> None:
         self.optimizer = optimizer
         self.parameters: List[nn.Parameter] = list(optimizer.param_groups[0]["params"])
         self.flat = share_storage(self.parameters)
@@ -122,7 +123,7 @@ class FlatAdam:
         self._views = list(zip(self.parameters, *(views_of(tensor, self.parameters) for tensor in tensors)))
         compiled = compiled and self.flat.is_cuda
         self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if compiled else clip_and_step_
-        self._clip_and_step_counted: Any = as_script(clip_and_step_counted_)
+        self._clip_and_step_counted: Any = as_script(clip_and_step_counted_) if scripted else clip_and_step_counted_
         self.gradients = {parameter: grad for parameter, _, grad, _, _ in self._views}
         """``parameter.grad`` of each after :meth:`refresh`"""
         self._bind()

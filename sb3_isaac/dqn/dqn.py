@@ -146,13 +146,13 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         run, loss_sum = self._run, self._run.log.loss_sums[0]
         discounts = (1.0 - samples.dones) * (self.gamma if samples.discounts is None else samples.discounts)
         returns = samples.next_observations, discounts, samples.rewards
-        size = len(discounts) // gradient_steps
         targets: Iterable[th.Tensor]
         if self.double_q:  # one after the other, as the online network changes with each step
-            targets = itertools.starmap(self._targets, zip(*(column.split(size) for column in returns)))
+            targets = itertools.starmap(self._targets, zip(*(column.chunk(gradient_steps) for column in returns)))
         else:  # the target network stays as it is during the series
-            targets = self._targets(*returns).split(size)
-        for obs, actions, target in zip(samples.observations.split(size), samples.actions.long().split(size), targets):
+            targets = self._targets(*returns).chunk(gradient_steps)
+        columns = samples.observations.chunk(gradient_steps), samples.actions.long().chunk(gradient_steps)
+        for obs, actions, target in zip(*columns, targets):
             if run.fast is not None:
                 run.fast.gradient_step(obs.flatten(1), actions, target, self.max_grad_norm, run.lr, loss_sum)
                 continue

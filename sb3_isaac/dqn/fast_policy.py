@@ -68,7 +68,7 @@ class FastDQNPolicy:
     """
 
     def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool) -> None:
-        self.adam = FlatAdam(policy.optimizer, compiled)
+        self.adam = FlatAdam(policy.optimizer, compiled, scripted=True)
         self.adams = [self.adam]
         """What makes the steps, one for each of the algorithm's losses"""
         self._target_flat = share_storage(policy.q_net_target.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -18,6 +19,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac import DeviceReplayBuffer
+from sb3_isaac.buffers import storage
 from sb3_isaac.buffers.sb3_buffer import as_stock_buffer
 from tests.buffers.conftest import BOX, DEVICES, LOSSY, OBS, History, NStepReplayBuffer, ends, make_buffer
 from tests.conftest import SyncGuard
@@ -237,6 +239,21 @@ def test_lazy_infos_are_not_looked_into():
     done = np.array([True, True, False])
     buffer.add(np.zeros((3, 2)), np.ones((3, 2)), np.zeros((3, 1)), np.zeros(3), done, LazyInfos())
     assert buffer.dones[0].tolist() == [1, 2, -1]
+
+
+def test_large_storage_on_a_cpu_is_zeros_that_copy_and_train_as_any_other(monkeypatch):
+    cpu, shape = th.device("cpu"), (storage.HUGE_PAGE // 4 // 8 + 1, 2, 4)
+    rows = storage.zeros(shape, cpu)
+    assert rows.shape == shape and rows.dtype == th.float32 and rows.is_contiguous() and not rows.any()
+    rows[-1] = 1.0
+    assert float(copy.deepcopy(rows).sum()) == float(rows.sum()) == 8.0
+    assert storage.zeros((2, 3), cpu).shape == (2, 3)  # small ones are torch's
+
+    def no_memory(*args, **kwargs):
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(storage.mmap, "mmap", no_memory)
+    assert th.equal(storage.zeros(shape, cpu), th.zeros(shape))
 
 
 def test_extend_reset_and_size():

@@ -91,14 +91,15 @@ def test_unknown_layers_are_refused() -> None:
     assert parse_layers([]) is None
 
 
-def test_flat_adam_equals_torch_adam_and_survives_load_state_dict() -> None:
+@pytest.mark.parametrize("scripted", [False, True])
+def test_flat_adam_equals_torch_adam_and_survives_load_state_dict(scripted: bool) -> None:
     th.manual_seed(0)
     net = make_net(nn.Tanh)
     reference = copy.deepcopy(net)
     optimizer = th.optim.Adam(net.parameters(), lr=1e-2, eps=1e-5)
     reference_optimizer = th.optim.Adam(reference.parameters(), lr=1e-2, eps=1e-5)
     assert FlatAdam.supports(optimizer)
-    flat = FlatAdam(optimizer)
+    flat = FlatAdam(optimizer, scripted=scripted)
     for k in range(12):
         if k == 5:  # as SB3's set_parameters does: everything is replaced by copies
             flat.sync(5)

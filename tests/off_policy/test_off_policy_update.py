@@ -8,6 +8,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
+from sb3_isaac.device.fast_mlp import FastMLP
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.off_policy import update
 from tests.conftest import ENV_IDS, make_env, parameters, stand_in_for_graphs
@@ -129,6 +130,33 @@ def iterate(model, n):
         model.collect_rollouts(model.env, callback, model.train_freq, model.replay_buffer, None, model.learning_starts, None)
         if model.num_timesteps > model.learning_starts:
             model.train(2, 32)
+
+
+
+@pytest.mark.parametrize("policy", ["relu", "tanh", "elu"])
+@pytest.mark.parametrize("extra", [False, True])
+def test_small_minibatches_in_one_function_equal_pieces_to_the_last_bit(algo, policy, extra, monkeypatch):
+    """On a GPU, and for large minibatches, passes and loss are pieces."""
+    policy_kwargs = dict(POLICIES[policy])
+    options = {}
+    if extra and algo == "dqn":
+        options = dict(double_q=True)
+    elif extra:
+        policy_kwargs["n_critics"] = 2
+    trained = []
+    for small in (True, False):
+        if not small:
+            monkeypatch.setattr(FastMLP, "small", lambda *args: None)
+        model = start(make_model(algo, policy_kwargs=policy_kwargs, tau=0.1, **options))
+        if extra and algo == "ddpg":
+            model.target_noise_clip, model.target_policy_noise = 0.5, 0.4
+        assert (model._run.fast.acting.small(th.zeros(3, 4), False) is not None) == small
+        feed(model, random_samples(algo, 7 * 24), 24)
+        th.manual_seed(1)
+        model.train(gradient_steps=5, batch_size=24)
+        trained.append((parameters(model), model._run.log.loss_sums.clone()))
+    assert th.equal(trained[0][0], trained[1][0]) and th.equal(trained[0][1], trained[1][1])
+    assert trained[0][1].abs().min() > 0.0
 
 
 @pytest.mark.parametrize("normalized", [False, True])
