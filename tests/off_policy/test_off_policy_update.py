@@ -132,7 +132,6 @@ def iterate(model, n):
             model.train(2, 32)
 
 
-
 @pytest.mark.parametrize("policy", ["relu", "tanh", "elu"])
 @pytest.mark.parametrize("extra", [False, True])
 def test_small_minibatches_in_one_function_equal_pieces_to_the_last_bit(algo, policy, extra, monkeypatch):
