@@ -12,8 +12,9 @@ from sb3_isaac.zoo.late_plots import import_manager
 import_manager()  # before anything else does
 
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env  # noqa: E402
+from sb3_isaac.zoo.entry_files import hyperparams_dir  # noqa: E402
 from sb3_isaac.zoo.hooks import install  # noqa: E402
-from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager, hyperparams_dir  # noqa: E402
+from sb3_isaac.zoo.manager import ALGOS, IsaacExperimentManager  # noqa: E402
 
 BatchedVecEnv = batched_vec_env
 """For ``vec_env_cls`` of SB3's make_vec_env."""

@@ -12,21 +12,18 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Set, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type
 
 import gymnasium as gym
 import rl_zoo3.exp_manager
 import rl_zoo3.utils
 import torch as th
-import yaml
 from gymnasium import spaces
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 
 import sb3_isaac
 from sb3_isaac import backends
@@ -41,9 +38,10 @@ from sb3_isaac.files.atomic import staging
 from sb3_isaac.files.full_disk import output_goes_on, save_parts
 from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.files.trust import trusted
-from sb3_isaac.settings import check, defaults_of
+from sb3_isaac.settings import check
 from sb3_isaac.zoo import entries, resume
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env
+from sb3_isaac.zoo.entry_files import entry_name, entry_of, hyperparams_dir, known_keys, start, with_classes
 from sb3_isaac.zoo.frame_stack import InnerFrameStack
 from sb3_isaac.zoo.run_folders import check_agent, hold, let_go, make_run_folder
 from sb3_isaac.zoo.run_settings import check_hyperparams, saved_entry, without_texts
@@ -59,14 +57,6 @@ ALGOS: Dict[str, Type[BaseAlgorithm]] = {"ppo": sb3_isaac.PPO, "dqn": sb3_isaac.
 DISCRETE_ALGOS = ("dqn", "qrdqn")
 CONTINUOUS_ALGOS = ("ddpg", "td3", "sac", "tqc", "crossq")
 OFF_POLICY_ALGOS = DISCRETE_ALGOS + CONTINUOUS_ALGOS
-
-# What an entry may hold beside the arguments of the algorithm.
-ZOO_KEYS = (
-    "n_envs n_timesteps normalize env_wrapper vec_env_wrapper env_kwargs frame_stack callback monitor_kwargs "
-    "noise_type noise_std until_solved reward_threshold keep_checkpoints"
-).split()
-
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 DEFAULT_EVAL_FREQ, DEFAULT_EVAL_EPISODES, DEFAULT_N_EVAL_ENVS = 25_000, 5, 1
 """rl_zoo3.train's defaults. Whether the user has chosen these very numbers, only the command line can tell."""
@@ -170,7 +160,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
         if self.is_own_task and not self.config_given and not Path(self.config).is_file():
             raise ValueError(self._no_entry())
         if not self.resumes:
-            entries.check_file(self.config, self._entry_name())
+            entries.check_file(self.config, entry_name(self.config, self.env_name.gym_id))
         try:
             # rl_zoo3 prints them at every level
             silent = contextlib.redirect_stdout(io.StringIO()) if self.verbose <= 0 else contextlib.nullcontext()
@@ -222,32 +212,17 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 entries.check_networks(with_classes(hyperparams), *found, where)
         return hyperparams, saved
 
-    def _entry_name(self) -> str:
-        """The name of the hyperparameters: the id, or ``mjlab:default`` where a task of mjlab has none of its own."""
-        env_id = str(self.env_name.gym_id)
-        found = split(env_id)
-        if found is None or not (Path(self.config).is_file() and self.config.endswith((".yml", ".yaml"))):
-            return env_id
-        names, common = yaml.safe_load(Path(self.config).read_text()), f"{found[0]}:default"
-        return env_id if not isinstance(names, dict) or env_id in names or common not in names else common
-
     def _read_entry(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """rl_zoo3's, of the entry of that name."""
-        env_name, entry_name = self.env_name, self._entry_name()
-        if entry_name == env_name.gym_id:
+        env_name, name = self.env_name, entry_name(self.config, self.env_name.gym_id)
+        if name == env_name.gym_id:
             return super().read_hyperparameters()  # type: ignore[no-any-return]
-        print(f"{self.config} has no entry {env_name.gym_id}: training starts from {entry_name}")
-        self.env_name = EnvironmentName(entry_name)
+        print(f"{self.config} has no entry {env_name.gym_id}: training starts from {name}")
+        self.env_name = EnvironmentName(name)
         try:
             return super().read_hyperparameters()  # type: ignore[no-any-return]
         finally:
             self.env_name = env_name
-
-    def _own_entry(self) -> Dict[str, Any]:
-        """The hyperparameter file's, where it is YAML."""
-        entries = yaml.safe_load(Path(self.config).read_text()) if self.config.endswith((".yml", ".yaml")) else None
-        entry = entries.get(self._entry_name(), entries.get("default")) if isinstance(entries, dict) else None
-        return entry if isinstance(entry, dict) else {}
 
     def _saved_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """Those of the run that goes on, and what -params say otherwise."""
@@ -552,7 +527,7 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
             raise ValueError(f"Trial {trial.number} of study {study_name!r} is not about {about}.")
         if not trusted():
             what = f"Trial {trial.number} of study {study_name!r}"
-            check_hyperparams(trial.user_attrs["hyperparams"], what, own=self._own_entry())
+            check_hyperparams(trial.user_attrs["hyperparams"], what, own=entry_of(self.config, self.env_name.gym_id))
         if convert:
             self.trial_hyperparams = trial.user_attrs["hyperparams"]
         return dict(trial.user_attrs["hyperparams"] if convert else trial.params)
@@ -584,47 +559,3 @@ def _check_action_space(algo: str, env_id: str, env_kwargs: Dict[str, Any]) -> A
             way_out = "register it without discrete and without a Discrete action_space"
         raise ValueError(f"{algo} needs {kind} actions, which {env_id} has not: {way_out}.")
     return env
-
-
-def start(algo: str) -> str:
-    """The entry of the cartpole, which a new task may start with: YAML in one line.
-
-    >>> start("sac")
-    '{policy: MlpPolicy, n_timesteps: 300000}'
-    """
-    path = hyperparams_dir() / f"{algo}.yml"
-    entry: Dict[str, Any] = {"policy": "MlpPolicy"}
-    if path.is_file():
-        entry = next(iter(yaml.safe_load(path.read_text()).values()))
-    return str(
-        yaml.safe_dump({**entry, "n_timesteps": 300_000}, sort_keys=False, default_flow_style=True, width=10**6)
-    ).strip()
-
-
-def hyperparams_dir() -> Path:
-    """The folder of ``ppo.yml``, ``dqn.yml`` and ``ddpg.yml``: within the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    return next(p for p in (package / "hyperparams", package.parent / "hyperparams") if p.is_dir())
-
-
-def known_keys(algorithm: Type[BaseAlgorithm]) -> Set[str]:
-    """What an entry may hold: rl_zoo3's keys and the arguments of the algorithm, its parents' where it hands on the rest."""
-    return {*ZOO_KEYS, *defaults_of(algorithm)} - {"env"}
-
-
-def with_classes(entry: Dict[str, Any]) -> Dict[str, Any]:
-    """A deep copy with classes in the place of their names, so that a file needs no code: ``activation_fn: elu`` is nn.ELU.
-
-    :raises ValueError: unknown activation
-    """
-    entry = copy.deepcopy(entry)
-    for key in ("rollout_buffer_class", "replay_buffer_class"):
-        if isinstance(entry.get(key), str) and "." in entry[key]:
-            entry[key] = get_class_by_name(entry[key])
-    policy_kwargs = entry.get("policy_kwargs")
-    if isinstance(policy_kwargs, dict) and isinstance(policy_kwargs.get("activation_fn"), str):
-        name = policy_kwargs["activation_fn"]
-        if name not in ACTIVATIONS:
-            raise ValueError(f"Unknown activation_fn {name!r} in policy_kwargs: choose one of {', '.join(ACTIVATIONS)}.")
-        policy_kwargs["activation_fn"] = ACTIVATIONS[name]
-    return entry

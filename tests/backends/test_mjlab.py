@@ -16,7 +16,7 @@ from sb3_isaac.backends import mjlab, probe
 from sb3_isaac.backends.base import StepResult, check_result
 from sb3_isaac.backends.simulator_env import bounds
 from sb3_isaac.envs import simulators
-from sb3_isaac.zoo.manager import hyperparams_dir
+from sb3_isaac.zoo.entry_files import hyperparams_dir
 from tests.conftest import REPOSITORY
 
 TASK = "mjlab:Mjlab-Cartpole-Balance"

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sb3_isaac.settings import SETTINGS, Setting, check, check_one
-from sb3_isaac.zoo import manager
+from sb3_isaac.zoo import entry_files, manager
 from tests.conftest import ENV_IDS, make_env
 
 LOOKED_AT = settings(max_examples=40, deadline=None, derandomize=True, database=None,
@@ -54,7 +54,7 @@ def read(algo: str, entry: Any, text: str = "", **more: Any) -> Any:
 @pytest.mark.filterwarnings("ignore")
 def test_an_entry_makes_a_model_or_a_sentence(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = sorted((manager.known_keys(manager.ALGOS[algo]) & set(SETTINGS["entry"])) - NOT_AT_RANDOM)
+    names = sorted((entry_files.known_keys(manager.ALGOS[algo]) & set(SETTINGS["entry"])) - NOT_AT_RANDOM)
 
     @LOOKED_AT
     @given(st.dictionaries(st.sampled_from(names), ANYTHING, min_size=1, max_size=2))

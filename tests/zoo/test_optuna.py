@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from sb3_isaac.envs import CartpoleEnv
-from sb3_isaac.zoo import manager, report, search, spaces, studies
+from sb3_isaac.zoo import entry_files, manager, report, search, spaces, studies
 from sb3_isaac.zoo.spaces import Regime
 from tests.conftest import ENV_IDS
 from tests.zoo.conftest import call, make_manager
@@ -35,8 +35,8 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("n_envs", [(32,), (4096,), (64, 512)])
 def test_spaces_bound_the_cost_and_are_plain(algo: str, n_envs: Any) -> None:
     regime = Regime(n_envs, 200_000, continuous=algo != "dqn")
-    entry = yaml.safe_load((manager.hyperparams_dir() / f"{algo}.yml").read_text())[ENV_IDS[algo]]
-    known = manager.known_keys(manager.ALGOS[algo])
+    entry = yaml.safe_load((entry_files.hyperparams_dir() / f"{algo}.yml").read_text())[ENV_IDS[algo]]
+    known = entry_files.known_keys(manager.ALGOS[algo])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = []
     for _ in range(40):

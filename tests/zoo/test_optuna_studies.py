@@ -20,7 +20,7 @@ import optuna
 import pytest
 import yaml
 
-from sb3_isaac.zoo import manager, report, studies
+from sb3_isaac.zoo import entry_files, manager, report, studies
 from sb3_isaac.zoo.studies import StorageError
 from tests.conftest import CONTINUOUS, ENV_IDS, run_python
 from tests.zoo.conftest import FAIL, LONG_SEARCH, RUNNING, call, make_manager, start
@@ -231,7 +231,7 @@ def test_mistakes_get_one_sentence_and_damage_nothing(sentence: str, capsys: Any
     monkeypatch.setattr(studies, "LOCK_TIMEOUT", 1)
     Path("notes.log").write_text("a note of mine\n")
     Path("notes.db").write_text("a note of mine, too" * 100)
-    shutil.copy(manager.hyperparams_dir() / "ppo.yml", "ppo.yml")
+    shutil.copy(entry_files.hyperparams_dir() / "ppo.yml", "ppo.yml")
     if "dqn" in sentence:
         studies.open_study("sqlite:///dqn.db", "s", {"algo": "dqn", "env": ENV_IDS["dqn"]})
     if "another program" in sentence:

@@ -13,7 +13,7 @@ import yaml
 
 import sb3_isaac
 from sb3_isaac.envs import IsaacVecEnv
-from sb3_isaac.zoo import manager
+from sb3_isaac.zoo import entry_files, manager
 from tests.conftest import REPOSITORY, run_python
 from tests.zoo.conftest import call, make_manager
 
@@ -84,7 +84,7 @@ def test_without_an_entry_the_error_shows_one_that_trains(algo: str, kwargs: str
     message = capfd.readouterr().err
     assert f"{Path.cwd() / 'my_pendulum'}.{algo}.yml, or in any file and add -conf FILE. A start: MyPendulum-v0: {{" in message
     start = message.split("A start: ")[1]
-    assert set(yaml.safe_load(start)["MyPendulum-v0"]) <= manager.known_keys(manager.ALGOS[algo])
+    assert set(yaml.safe_load(start)["MyPendulum-v0"]) <= entry_files.known_keys(manager.ALGOS[algo])
     Path("other.yml").write_text(start)
     assert call([*command.split(), "-conf", "other.yml"]) == 0  # in any file
     Path("other.yml").rename(f"my_pendulum.{algo}.yml")

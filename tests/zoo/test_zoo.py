@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_isaac import PPO, evaluate
 from sb3_isaac.envs import ENV_KWARGS
 from sb3_isaac.envs.simulators import SIMULATORS
-from sb3_isaac.zoo import manager
+from sb3_isaac.zoo import entry_files, manager
 from tests.conftest import CONTINUOUS, DISCRETE, make_env, run_python
 from tests.zoo.conftest import call, start
 
@@ -197,9 +197,9 @@ def test_unknown_command(capsys: Any) -> None:
 
 def test_every_entry_of_our_files_is_plain_and_loads() -> None:
     for algo in ("ppo", "dqn", "ddpg"):
-        text = (manager.hyperparams_dir() / f"{algo}.yml").read_text()
+        text = (entry_files.hyperparams_dir() / f"{algo}.yml").read_text()
         assert "dict(" not in text and "nn." not in text
-        known = manager.known_keys(manager.ALGOS[algo])
+        known = entry_files.known_keys(manager.ALGOS[algo])
         for env_id, entry in yaml.safe_load(text).items():
             assert env_id in ENV_KWARGS or env_id.partition(":")[0] in SIMULATORS
             assert set(entry) <= known, (algo, env_id)
