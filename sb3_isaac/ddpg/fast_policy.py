@@ -114,8 +114,9 @@ class FastTD3Policy:
         self._input = self._targets[0].new_empty(self._chunk, width)
         self._next_input = self._targets[0].new_empty(self._chunk, width)
         self._grad_actions = self._targets[0].new_empty(self._chunk, width)[:, self._obs_dim :]
-        self._network_values = as_script(network_values)
-        self._critic_gradients, self._actor_gradients = as_script(critic_gradients), as_script(actor_gradients)
+        if not self._input.is_cuda:
+            self._network_values = as_script(network_values)
+            self._critic_gradients, self._actor_gradients = as_script(critic_gradients), as_script(actor_gradients)
 
     @staticmethod
     def _passes(nets: List[FastMLP], x: th.Tensor, parameters: bool) -> List[Passes]:

@@ -123,6 +123,7 @@ class FlatAdam:
         self._views = list(zip(self.parameters, *(views_of(tensor, self.parameters) for tensor in tensors)))
         compiled = compiled and self.flat.is_cuda
         self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if compiled else clip_and_step_
+        scripted = scripted and not self.flat.is_cuda
         self._clip_and_step_counted: Any = as_script(clip_and_step_counted_) if scripted else clip_and_step_counted_
         self.gradients = {parameter: grad for parameter, _, grad, _, _ in self._views}
         """``parameter.grad`` of each after :meth:`refresh`"""

@@ -80,7 +80,8 @@ class FastDQNPolicy:
         # The target network is done when the other begins: they use the same buffers, which stay in the cache
         self._target = FastMLP(target, self._chunk, self._online)
         self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)
-        self._network_gradients, self._network_values = as_script(network_gradients), as_script(network_values)
+        if not self._target_flat.is_cuda:
+            self._network_gradients, self._network_values = as_script(network_gradients), as_script(network_values)
 
     @staticmethod
     def why_not(policy: Any) -> Optional[str]:
