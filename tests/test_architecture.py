@@ -28,7 +28,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer}
-SHARED = {"_isaacgym_first", "_lazy", "_version", "replay_buffer", "reward_log"}
+SHARED = {"_isaacgym_first", "_lazy", "_torchscript", "_version", "replay_buffer", "reward_log"}
 """Modules outside the folders."""
 
 

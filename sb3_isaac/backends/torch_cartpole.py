@@ -14,6 +14,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch as th
 
+from sb3_isaac._torchscript import call
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.backends.cartpole import (
     POLE_COM,
@@ -247,9 +248,7 @@ class TorchCartpole(CartpoleTensorEnv):
         tensors = (*given, self._uniform(), self.reset_width)
         script = traced(self.task) if self.device.type == "cpu" and self._advance is advance else None
         if script is not None:
-            # There is nothing to optimise, which would take a tenth of a second of the first steps
-            with th.jit.optimized_execution(False):  # type: ignore[attr-defined, no-untyped-call]
-                *columns, self.force = script(*tensors)
+            *columns, self.force = call(script, *tensors)
             return StepResult(*columns)
         result, self.force = self._advance(*tensors, self.task)
         return result  # type: ignore[no-any-return]

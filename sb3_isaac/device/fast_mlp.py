@@ -13,8 +13,9 @@ from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Seq
 import torch as th
 from torch import nn
 
+from sb3_isaac._torchscript import as_script
 from sb3_isaac.device.flat_adam import views_of
-from sb3_isaac.device.threads import Together, as_script
+from sb3_isaac.device.threads import Together
 
 LANE_ROWS = 2048
 """On a CPU, batches of more rows are divided among threads, see :func:`n_lanes`"""

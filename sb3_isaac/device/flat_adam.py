@@ -8,7 +8,7 @@ from typing import Any, Iterable, List, Optional, Tuple, Union
 import torch as th
 from torch import nn
 
-from sb3_isaac.device.threads import as_script
+from sb3_isaac._torchscript import as_script
 
 
 def flatten_tensors(tensors: Iterable[th.Tensor]) -> th.Tensor:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import itertools
 import os
 import statistics
 import threading
 import time
-import warnings
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Callable, Iterator, List, Optional
 
 import torch as th
 from torch import nn
+
+from sb3_isaac._torchscript import scripted
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 SMALL_WORK = 1e9
@@ -118,31 +118,6 @@ def describe() -> str:
     torch, most = th.get_num_threads(), available()
     words = f"{torch} thread{'s' * (torch > 1)}"
     return words if most <= torch else f"{words} (large minibatches on {min(most, MAX_THREADS)})"
-
-
-@functools.lru_cache(maxsize=None)
-def scripted(function: Callable[..., Any]) -> Any:
-    """A function in TorchScript, which runs without Python's lock, or None where there is no TorchScript."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is deprecated, in favour of compilers that users would have to have
-            return th.jit.script(function)
-    except Exception:  # whatever a future torch or Python says: all works without
-        return None
-
-
-def as_script(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function in TorchScript, if it can be had."""
-    script = scripted(function)
-    if script is None:
-        return function
-
-    def call(*args: Any) -> Any:
-        # There is nothing to optimise, which would take a tenth of a second of the first calls
-        with th.jit.optimized_execution(False):  # type: ignore[attr-defined, no-untyped-call]
-            return script(*args)
-
-    return call
 
 
 def _wait(counter: th.Tensor, value: int, most: int) -> bool:

@@ -11,11 +11,11 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch.nn import functional as F
 
+from sb3_isaac._torchscript import as_script
 from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
-from sb3_isaac.device.threads import as_script
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 

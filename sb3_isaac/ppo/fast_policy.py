@@ -16,11 +16,12 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
+from sb3_isaac._torchscript import as_script
 from sb3_isaac.device import fast_mlp
 from sb3_isaac.device.eligibility import is_patched, why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Gradients, Lane, Passes, backward_pass, forward_pass, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, views_of
-from sb3_isaac.device.threads import Together, as_script
+from sb3_isaac.device.threads import Together
 from sb3_isaac.ppo.loss import (
     HALF_LOG_2PI,
     N_SUMS,
