@@ -206,6 +206,7 @@ class IsaacVecEnv(VecEnv):
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = self._check_actions(actions)
 
+    @th.no_grad()
     def step_wait(self) -> VecEnvStepReturn:
         if self._actions is None:
             raise RuntimeError("step_wait() was called before step_async(): call step(actions) instead.")
