@@ -227,7 +227,7 @@ def draw(results: Dict[str, Any]) -> None:
             plot.plot(steps, curves.mean(0), color=color, label=label)
             shown = "reward" if panels == 2 and kind == "fault" else BUGS[name].label
             plot.set(xlabel="thousand steps of all environments", ylabel=shown)
-            plot.legend(loc="lower right", frameon=False)
+            plot.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)  # above: bands reach each corner
         figure.savefig(PICTURES / f"bug_{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
     TABLES.write_text(tables(results))
