@@ -19,6 +19,8 @@ import summary
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 ROLE = re.compile(r":(?:class|func|meth|data|mod|attr|exc):\s*<code>(~?)([^<]*)</code>")
+UNTYPED = re.compile(r"(<td>\s*</td>(?:(?!</tr>).)*)<em>required</em>", re.DOTALL)
+"""A row of a table of parameters for one that the signature does not name: it is among the ``**kwargs``"""
 LONELY_COLONS = re.compile(r"<p>::</p>\s*")
 
 
@@ -36,6 +38,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(content: str, **_: Any) -> str:
     """Called with the HTML of each page. TeX becomes MathML, which browsers show by themselves: offline and without a script.
     Sphinx's roles and double colons in docstrings, which Markdown does not know, become plain code. SB3's files become links.
+    What is among the ``**kwargs`` is optional, while mkdocstrings says "required" of all that the signature does not name.
     """
 
     def to_mathml(match: re.Match[str]) -> str:
@@ -47,5 +50,5 @@ def on_page_content(content: str, **_: Any) -> str:
         name = match.group(2)
         return f"<code>{name.split('.')[-1] if match.group(1) else name}</code>"
 
-    content = ROLE.sub(to_code, FORMULA.sub(to_mathml, content))
+    content = UNTYPED.sub(r"\1<em>optional</em>", ROLE.sub(to_code, FORMULA.sub(to_mathml, content)))
     return links.link_sb3(LONELY_COLONS.sub("", content).replace("::</p>", ":</p>"))
