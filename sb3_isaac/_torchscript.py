@@ -13,15 +13,20 @@ if not hasattr(_BELOW_AUTOGRAD, "__enter__"):  # torch 1.13
     _BELOW_AUTOGRAD = None
 
 
-@functools.lru_cache(maxsize=None)
-def scripted(function: Callable[..., Any]) -> Any:
-    """A function in TorchScript, which runs without Python's lock, or None where there is no TorchScript."""
+def made(make: Callable[[], Any]) -> Any:
+    """What ``make`` makes in TorchScript, or None where there is no TorchScript."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is deprecated, in favour of compilers that users would have to have
-            return th.jit.script(function)
+            return make()
     except Exception:  # whatever a future torch or Python says: all works without
         return None
+
+
+@functools.lru_cache(maxsize=None)
+def scripted(function: Callable[..., Any]) -> Any:
+    """A function in TorchScript, which runs without Python's lock, or None where there is no TorchScript."""
+    return made(lambda: th.jit.script(function))
 
 
 def as_script(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from typing import Any, Dict, Optional, Tuple
 
 import torch as th
 
-from sb3_isaac._torchscript import call
+from sb3_isaac._torchscript import call, made
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.backends.cartpole import (
     POLE_COM,
@@ -188,14 +187,13 @@ def traced(task: CartpoleTask) -> Optional[Any]:
 
     n = 2  # any number will do
     example = (th.zeros(n, 4), th.zeros(n, dtype=th.int64), th.zeros(n, 1), th.zeros(n, 4), th.zeros(4))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is deprecated, in favour of compilers that users would have to have
-            script = th.jit.trace(step, example, check_trace=False)  # type: ignore[no-untyped-call]
-            _spare_calls(script.graph)
-            return script
-    except Exception:  # whatever a future torch or Python says: all works without
-        return None
+
+    def make() -> Any:
+        script = th.jit.trace(step, example, check_trace=False)  # type: ignore[no-untyped-call]
+        _spare_calls(script.graph)
+        return script
+
+    return made(make)
 
 
 def advance_randomized(

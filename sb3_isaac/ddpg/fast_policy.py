@@ -113,7 +113,6 @@ class FastTD3Policy:
         width = self._critics[0].layers[0][0].in_features
         self._input = self._targets[0].new_empty(self._chunk, width)
         self._next_input = self._targets[0].new_empty(self._chunk, width)
-        self._grad_actions = self._targets[0].new_empty(self._chunk, width)[:, self._obs_dim :]
         if not self._input.is_cuda:
             self._network_values = as_script(network_values)
             self._critic_gradients, self._actor_gradients = as_script(critic_gradients), as_script(actor_gradients)
@@ -181,7 +180,8 @@ class FastTD3Policy:
         """One step of Adam up the first critic's slope; minus its mean value is added to ``loss_sum``."""
         batch, actor, critic = len(obs), self._actor.small(obs, True), self._critics[0].small(obs, False)
         if actor is not None:
-            self._actor_gradients(obs, actor, critic, self._input[:batch], self._grad_actions[:batch], loss_sum)
+            grad_actions = self._critics[0].input_gradient(batch, self._obs_dim)
+            self._actor_gradients(obs, actor, critic, self._input[:batch], grad_actions, loss_sum)
         else:
             for rows in chunks(batch, self._chunk):
                 # --8<-- [start:actor]

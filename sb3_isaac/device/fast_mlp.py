@@ -346,6 +346,10 @@ class FastMLP:
         """
         return None if x.is_cuda or x.shape[0] > self._alone_rows else self._alone.passes(x.shape[0], parameters)
 
+    def input_gradient(self, batch: int, first_column: int) -> th.Tensor:
+        """(batch, in - first_column), where :meth:`backward` writes the gradient with respect to the inputs."""
+        return self._grad_input[:batch, first_column:]
+
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Outputs (batch, out) for inputs x (batch, in). They are overwritten by the next call; x must live until backward."""
         batch = x.shape[0]
@@ -377,7 +381,7 @@ class FastMLP:
         :return: (batch, in - first_column), if ``inputs``; overwritten by the next call
         """
         batch = grad.shape[0]
-        grad_input = self._grad_input[:batch, first_column:] if inputs else None
+        grad_input = self.input_gradient(batch, first_column) if inputs else None
         if batch <= self._alone_rows:
             self._alone.backward(grad, grad_input, first_column, accumulate, parameters)
             return grad_input

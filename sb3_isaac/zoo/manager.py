@@ -159,13 +159,15 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def read_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         if self.is_own_task and not self.config_given and not Path(self.config).is_file():
             raise ValueError(self._no_entry())
+        name = str(self.env_name.gym_id)
         if not self.resumes:
-            entries.check_file(self.config, entry_name(self.config, self.env_name.gym_id))
+            name = entry_name(self.config, name)
+            entries.check_file(self.config, name)
         try:
             # rl_zoo3 prints them at every level
             silent = contextlib.redirect_stdout(io.StringIO()) if self.verbose <= 0 else contextlib.nullcontext()
             with silent:
-                hyperparams, saved = self._saved_hyperparameters() if self.resumes else self._read_entry()
+                hyperparams, saved = self._saved_hyperparameters() if self.resumes else self._read_entry(name)
         except ValueError as error:  # no entry: the wrong algorithm?
             _check_action_space(self.algo, self.env_name.gym_id, self.env_kwargs)
             if self.is_own_task and str(error).startswith("Hyperparameters not found"):
@@ -212,9 +214,9 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
                 entries.check_networks(with_classes(hyperparams), *found, where)
         return hyperparams, saved
 
-    def _read_entry(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    def _read_entry(self, name: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """rl_zoo3's, of the entry of that name."""
-        env_name, name = self.env_name, entry_name(self.config, self.env_name.gym_id)
+        env_name = self.env_name
         if name == env_name.gym_id:
             return super().read_hyperparameters()  # type: ignore[no-any-return]
         print(f"{self.config} has no entry {env_name.gym_id}: training starts from {name}")
