@@ -92,6 +92,9 @@ def main(argv: Optional[List[str]] = None) -> int:
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
             raise
         sentence = " ".join(str(error).split()) or type(error).__name__
+        unknown_env = isinstance(error, gym.error.UnregisteredEnv) or "not found in gym registry" in sentence  # rl_zoo3's words
+        if unknown_env and "--gym-packages" not in flags:
+            sentence += " If a module of yours registers it, name the module: --gym-packages my_task"
         print(f"sb3-isaac {command}: {sentence}", file=sys.stderr)
         return 1
 
@@ -277,6 +280,14 @@ def _watch_flags(flags: List[str]) -> List[str]:
             "evaluate.\n"
         )
     if not _names_our_env(flags):
+        which = argparse.ArgumentParser(prog="sb3-isaac enjoy", add_help=False, allow_abbrev=False)
+        which.add_argument("--env")
+        which.add_argument("--gym-packages")
+        asked, _ = which.parse_known_args(flags)
+        if asked.env and not asked.gym_packages:
+            import gymnasium as gym
+
+            gym.spec(asked.env)  # before rl_zoo3 looks for an agent of it, in the folder and then on the internet
         return flags
     # In front: argparse takes the last of what is given twice.
     return [*([] if _is_given("--no-render", flags) else ["--n-envs", str(WATCHED_ENVS)]), "-f", "logs", *flags]

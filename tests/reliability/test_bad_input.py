@@ -293,6 +293,7 @@ FLAGS = [
     (f"{PPO} --until-solved --eval-freq -1", "--until-solved needs evaluations"),
     (f"train --algo pppo --env {CONTINUOUS}", "argument --algo: invalid choice: 'pppo'"),
     ("train --algo ppo --env IsaacGymCartpol-v0", "not found in gym registry, you maybe meant IsaacGymCartpole-v0?"),
+    *((f"{command} --algo ppo --env My-v0", "name the module: --gym-packages my_task") for command in ("train", "evaluate", "enjoy")),
     ("train --algo ppo --env", "argument --env: expected one argument"),
     (f"train --algo dqn --env {CONTINUOUS}", "dqn needs discrete actions|use --env IsaacGymCartpoleDiscrete-v0"),
     (f"train --algo ddpg --env {DISCRETE}", "ddpg needs continuous actions|use --env IsaacGymCartpole-v0"),
