@@ -1,4 +1,5 @@
 # make train: install and see a pole learn to stand.  make test: run the tests.  Both set up .venv by themselves.
+# make test-slow: the tests that are left out there because they take long.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -11,7 +12,7 @@ SOAK_ARGS ?=
 ISAACLAB_VENV ?= .venv-isaaclab
 MJLAB_VENV ?= .venv-mjlab
 
-.PHONY: train test test-isaaclab test-mjlab soak lint type format commit-checks benchmark docs docs-serve clean
+.PHONY: train test test-slow test-isaaclab test-mjlab soak lint type format commit-checks benchmark docs docs-serve clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +33,9 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-slow: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(PYTEST_ARGS)
 
 # Isaac Lab without Isaac Sim, on the CPU, in an environment of its own: 2.4 GB. The first start compiles for minutes.
 # No package brings others: isaaclab asks for a CUDA torch, which is gigabytes. Where pip finds no other one:

@@ -150,6 +150,7 @@ def test_what_one_reads_for_an_algorithm() -> None:
         assert len(reached - helpers) <= most, sorted(reached - helpers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, unwanted",
     [

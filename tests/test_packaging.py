@@ -7,9 +7,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
 
 
+@pytest.mark.slow
 def test_wheel_holds_its_data_and_finds_it(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -92,8 +92,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
             raise
         sentence = " ".join(str(error).split()) or type(error).__name__
-        unknown_env = isinstance(error, gym.error.UnregisteredEnv) or "not found in gym registry" in sentence  # rl_zoo3's words
-        if unknown_env and "--gym-packages" not in flags:
+        unknown = isinstance(error, gym.error.UnregisteredEnv) or "not found in gym registry" in sentence  # rl_zoo3's words
+        if unknown and "--gym-packages" not in flags:
             sentence += " If a module of yours registers it, name the module: --gym-packages my_task"
         print(f"sb3-isaac {command}: {sentence}", file=sys.stderr)
         return 1

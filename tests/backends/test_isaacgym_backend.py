@@ -18,6 +18,7 @@ from tests.conftest import ENV_IDS, STANDIN, run_python
 ISAACGYM_INSTALLED = probe.import_problem() != probe.NOT_INSTALLED
 
 
+@pytest.mark.slow
 def test_backend_on_the_standin():
     assert_passed_on_standin("checks_backend", at_least=37)
 
@@ -26,6 +27,7 @@ def test_contract_on_the_standin():
     assert_passed_on_standin("test_backend_contract", at_least=25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["ppo", "dqn", "ddpg"])
 def test_training_and_evaluation_share_the_one_simulator(algo, tmp_path):
     """As a user types it. A second simulator, or a larger one, would end the run."""

@@ -235,6 +235,7 @@ def test_commands(tmp_path, monkeypatch, capfd):
     assert "mjlab has no task 'Mjlab-Cartpole'" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_rl_zoo3s_own_script_knows_the_id():
     """It looks in the registry before it asks anything of ours."""
     words = ["-m", "rl_zoo3.train", "--algo", "ppo", "--env", TASK, "--gym-packages", "sb3_isaac.zoo", "-n", "1"]

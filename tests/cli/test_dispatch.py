@@ -76,6 +76,7 @@ def test_defaults_of_enjoy_can_be_overridden(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [["sb3-isaac enjoy", "-f", "logs", "--env", CONTINUOUS, "-f", "mine", "--n-envs", "2", "--no-render"]]
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_for_plots_and_databases(tmp_path: Path) -> None:
     """Their imports took a fifth of the time until training begins. The plots come when they are called."""
     code = (

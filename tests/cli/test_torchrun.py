@@ -53,6 +53,7 @@ def command(rank: int, folder: Path, argv: List[str], restarts: int = 0, dies_at
     return status, out.getvalue(), err.getvalue()
 
 
+@pytest.mark.slow
 def test_ranks_that_are_started_again_come_to_what_others_come_to(tmp_path: Path) -> None:
     """Bit for bit. And the first one alone holds the run's folder, prints and saves."""
     argv = [*TRAIN.split(), *SMALL.split()]

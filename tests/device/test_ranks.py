@@ -250,6 +250,7 @@ def endings(rank: int, folder: Path) -> Dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_what_happens_on_one_rank_ends_all(tmp_path: Path) -> None:
     for case in ("ppo", "dqn"):
         (tmp_path / case).mkdir()

@@ -62,6 +62,7 @@ def test_large_work_gets_what_is_faster_now(faster: int, monkeypatch: pytest.Mon
     assert threads.choose(net, 16, th.device("cpu")) == faster
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undecided")
 def test_a_choice_of_the_user_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Linear(4, 4)

@@ -76,6 +76,7 @@ def test_what_a_page_asks_for() -> None:
             summary.fill_in(f"<!-- ablation: {wrong} -->")
 
 
+@pytest.mark.slow
 def test_a_run_again_gives_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, in processes of its own, and the same seed in this one."""
     flags = ["--only", "ppo/base", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path / "found.json")]

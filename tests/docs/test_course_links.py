@@ -115,6 +115,7 @@ def test_gae_of_the_program_is_that_of_the_buffer() -> None:
     th.testing.assert_close(advantages, buffer.tensors.advantages)
 
 
+@pytest.mark.slow
 def test_transfers_prints_what_the_page_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(th.distributions.Distribution, "_validate_args", True)  # torch.compile turns it off for good
     transfers = program("course/transfers.py")

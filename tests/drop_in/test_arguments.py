@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch as th
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from torch import nn
@@ -138,6 +139,7 @@ def test_argument(row: Row, algo: str, tmp_path: Path) -> None:
     compare(row, algo, tmp_path)
 
 
+@pytest.mark.slow
 def test_our_classes_in_the_place_of_sb3s() -> None:
     """In a process of its own, as a program would do it: before the rest of this package is imported."""
     code = """

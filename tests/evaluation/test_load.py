@@ -51,6 +51,7 @@ def test_load_gives_policy_and_statistics(algo: str, name: str, tmp_path: Path) 
         assert b"vec_normalize" not in archive.read("data").replace(b"_vec_normalize", b"")
 
 
+@pytest.mark.slow
 def test_stock_sb3_reads_both_files_without_this_package(tmp_path: Path) -> None:
     model = trained("ppo")
     model.save(tmp_path / "agent")

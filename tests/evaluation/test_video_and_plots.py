@@ -475,6 +475,7 @@ def test_runs_that_cannot_be_averaged() -> None:
         curves.band([early, late])
 
 
+@pytest.mark.slow
 def test_zoos_plots_read_our_logs(logs: Path, tmp_path: Path) -> None:
     """In a process of their own: they change matplotlib's settings. One process for all three: importing them is slow."""
     pytest.importorskip("rliable", reason="rl_zoo3's plots need the extra 'plots'")

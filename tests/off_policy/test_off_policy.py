@@ -208,6 +208,7 @@ def test_callbacks_see_every_step(algo):
     assert [e["r"] for e in ended[-100:]] == pytest.approx([e["r"] for e in model.ep_info_buffer], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_sb3s_own_callbacks_and_progress_bar(algo):
     pytest.importorskip("tqdm")
     pytest.importorskip("rich")

@@ -19,6 +19,7 @@ from tests.off_policy.conftest import ALGOS, STOCK, assert_close, feed, make_mod
 both = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
 
 
+@pytest.mark.slow
 def test_saved_models_load_in_stock_sb3_without_this_package(tmp_path):
     for name in ("dqn", "ddpg"):
         extra = dict(per_env_epsilon=(1.0, 0.01), double_q=True) if name == "dqn" else dict(per_env_noise=(1.0, 0.1))

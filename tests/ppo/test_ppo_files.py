@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import stable_baselines3
 import torch as th
 
@@ -80,6 +81,7 @@ def test_parameters_and_environments_can_be_exchanged(tmp_path: Path) -> None:
     assert other_number.learn(4 * 16).batch_size == 32
 
 
+@pytest.mark.slow
 def test_saved_models_load_in_stock_sb3_without_this_package(tmp_path: Path) -> None:
     for name, env_id in (("box", CONTINUOUS), ("discrete", DISCRETE)):
         env = VecNormalize(make_env(env_id))

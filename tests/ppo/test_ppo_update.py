@@ -133,6 +133,7 @@ def test_exact_kl_divergence(env_id: str) -> None:
         assert float(without[KL]) == float(without[APPROX_KL])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
 def test_all_rows_at_once_give_the_same_as_lanes(env_id: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:

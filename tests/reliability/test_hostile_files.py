@@ -136,6 +136,7 @@ def test_filming_runs_nothing(command: str, run: Run, tmp_path: Path, capsys: An
         assert "wants to run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_rl_zoo3s_own_command_runs_nothing(run: Run, tmp_path: Path) -> None:
     """It imports us when it has begun. What is harmful is not needed here, so that it plays."""
     markers = [tmp_path / f"marker{number}" for number in range(4)]

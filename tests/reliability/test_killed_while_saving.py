@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY, run_python
 
 
+@pytest.mark.slow
 def test_files_are_whole_wherever_saving_is_killed(tmp_path: Path) -> None:
     done = run_python("-m", "tests.reliability.killing", str(tmp_path), "10", cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout

@@ -100,6 +100,7 @@ def test_wrapper_in_numpy(algo: str, tmp_path: Path) -> None:
     assert th.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ALGOS)
 def test_fresh_process(algo: str, tmp_path: Path) -> None:
     after = 16 * 8 * 4 if algo == "ppo" else 800

@@ -203,6 +203,7 @@ class MyWrapper(gym.ActionWrapper):
         return action
 
 
+@pytest.mark.slow
 def test_wrappers_of_runs(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of rl_zoo3 as they are, one's own with the module named in --gym-packages, or with --trust."""
     run = make_run(tmp_path / "logs", "ppo")

@@ -93,6 +93,7 @@ def test_a_run_goes_on_after_a_signal(
     assert exited.value.code == 0 and "has finished" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_killed_runs_and_minus_i(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """SIGKILL, which nobody hears: the last checkpoint counts, in its own folder or with -i in another."""
     (tmp_path / "whole").mkdir()

@@ -170,6 +170,7 @@ def resident_megabytes() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@pytest.mark.slow
 def test_memory_is_flat_and_environments_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = make_manager("ddpg", n_trials=50, sampler="random")
     usage: List[float] = []

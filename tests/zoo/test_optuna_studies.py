@@ -45,6 +45,7 @@ def test_workers_of_one_seed_draw_different_numbers_and_one_worker_always_the_sa
     assert draw(shared, 4) == alone  # a second worker, with a sampler of its own
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study_and_one_is_killed(tmp_path: Path) -> None:
     doomed = start(f"{LONG_SEARCH} --storage s/study.log --study-name s", tmp_path)
     survivor = start(
@@ -97,6 +98,7 @@ def test_only_dead_workers_of_this_machine_are_given_up() -> None:
     assert [trial.state for trial in study.trials] == [RUNNING, FAIL, RUNNING, RUNNING, RUNNING]
 
 
+@pytest.mark.slow
 def test_isaac_gym_needs_one_simulator_for_all_trials(tmp_path: Path) -> None:
     script = (
         "import sb3_isaac, argparse, os\n"
@@ -176,6 +178,7 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_postgresql(postgres: str, tmp_path: Path) -> None:
     worker = start(f"{LONG_SEARCH} --storage {shlex.quote(postgres)} --study-name s", tmp_path)
     try:

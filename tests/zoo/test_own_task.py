@@ -35,6 +35,7 @@ def in_a_folder_with_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     gym.registry.update(before)
 
 
+@pytest.mark.slow
 def test_every_command(in_a_folder_with_the_task: Path, capfd: Any) -> None:
     done = run_python(
         *"-m rl_zoo3.train --algo ppo --env MyPendulum-v0 --gym-packages sb3_isaac.zoo my_pendulum --device cpu".split(),

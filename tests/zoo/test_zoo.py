@@ -84,6 +84,7 @@ def test_enjoy_and_continue(ppo_run: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert (ppo_run / "logs" / "ppo" / f"{CONTINUOUS}_2" / f"{CONTINUOUS}.zip").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo, env_id", [("dqn", DISCRETE), ("ddpg", CONTINUOUS)])
 def test_off_policy_with_its_replay_buffer(
     tmp_path: Path, algo: str, env_id: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -98,6 +99,7 @@ def test_off_policy_with_its_replay_buffer(
     assert (tmp_path / "logs" / algo / f"{env_id}_2" / f"{env_id}.zip").is_file()
 
 
+@pytest.mark.slow
 def test_other_environments_stay_as_they_were(tmp_path: Path) -> None:
     out = run(
         "rl_zoo3.train --algo ppo --env CartPole-v1 --gym-packages sb3_isaac.zoo -n 300 --eval-freq 100 --eval-episodes 1 "
@@ -160,6 +162,7 @@ def test_until_solved_ends_when_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "--until-solved needs evaluations (leave out --eval-freq -1)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_commands_do_not_load_torchs_compiler(tmp_path: Path) -> None:
     """It takes two seconds. With compile=True it is there."""
     code = (
@@ -205,6 +208,7 @@ def test_every_entry_of_our_files_is_plain_and_loads() -> None:
             assert set(entry) <= known, (algo, env_id)
 
 
+@pytest.mark.slow
 def test_interrupted_run_saves_its_model(tmp_path: Path) -> None:
     # A shell that runs the tests in the background has them ignore Ctrl-C, and their children too
     hears_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
