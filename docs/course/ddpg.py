@@ -49,16 +49,16 @@ class Critic(nn.Module):
 def learn(
     go_on: Callable[[int, trial.Act], bool],
     total_timesteps: int = 49_152,
-    n_envs: int = 32,
-    learning_rate: float = 0.006,
+    n_envs: int = 128,
+    learning_rate: float = 0.01,
     gamma: float = 0.99,
-    n_steps: int = 10,
+    n_steps: int = 12,
     buffer_size: int = 100_000,
-    batch_size: int = 256,
+    batch_size: int = 128,
     train_freq: int = 2,
-    gradient_steps: int = 2,
+    gradient_steps: int = 5,
     learning_starts: int = 1280,
-    tau: float = 0.04,
+    tau: float = 0.08,
     noise: float = 1.0,
     reward_scale: float = 0.3,
     seed: int = 0,
@@ -71,7 +71,7 @@ def learn(
     target_actor, target_critic = copy.deepcopy(actor), copy.deepcopy(critic)
     actor_optimizer = th.optim.Adam(actor.parameters(), lr=learning_rate)
     critic_optimizer = th.optim.Adam(critic.parameters(), lr=learning_rate)
-    std = noise * th.logspace(0, 1, n_envs, base=0.4).unsqueeze(1)  # of each environment's noise, from 1 to 0.4
+    std = noise * 1.5 * th.logspace(0, 1, n_envs, base=0.8 / 1.5).unsqueeze(1)  # of each environment's noise, 1.5 to 0.8
     obs = env.reset_tensor()
     buffer = Buffer(buffer_size, n_envs, action=th.zeros(n_envs, 1))
 
