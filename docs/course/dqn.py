@@ -75,17 +75,17 @@ class Buffer:
 def learn(
     go_on: Callable[[int, trial.Act], bool],
     total_timesteps: int = 49_152,
-    n_envs: int = 128,
-    learning_rate: float = 0.0025,
-    gamma: float = 0.98,
-    n_steps: int = 12,
+    n_envs: int = 64,
+    learning_rate: float = 0.0021,
+    gamma: float = 0.99,
+    n_steps: int = 11,
     buffer_size: int = 50_000,
     batch_size: int = 256,
     train_freq: int = 2,
-    gradient_steps: int = 4,
-    learning_starts: int = 2560,
-    tau: float = 0.085,
-    reward_scale: float = 0.3,
+    gradient_steps: int = 3,
+    learning_starts: int = 1280,
+    tau: float = 0.034,
+    reward_scale: float = 0.2,
     max_grad_norm: float = 10.0,
     seed: int = 0,
 ) -> None:
@@ -93,10 +93,10 @@ def learn(
     th.manual_seed(seed)
     # --8<-- [start:learn]
     env = sb3_isaac.make_vec_env(ENV, n_envs, seed=seed, device="cpu")
-    q_net = nn.Sequential(Scale(), nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 3))
+    q_net = nn.Sequential(Scale(), nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
     target_net = copy.deepcopy(q_net).requires_grad_(False)
     optimizer = th.optim.Adam(q_net.parameters(), lr=learning_rate)
-    epsilon = th.logspace(0, 1, n_envs, base=0.01 / 0.8) * 0.8  # of each environment, from 0.8 to 0.01
+    epsilon = th.logspace(0, 1, n_envs, base=0.01 / 0.6) * 0.6  # of each environment, from 0.6 to 0.01
     obs = env.reset_tensor()
     buffer = Buffer(buffer_size, n_envs, action=th.zeros(n_envs, dtype=th.int64))
 

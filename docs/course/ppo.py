@@ -32,7 +32,7 @@ class Agent(nn.Module):
         super().__init__()
         self.mean = nn.Sequential(layer(4, 32), nn.Tanh(), layer(32, 1, gain=0.01))
         self.log_std = nn.Parameter(th.zeros(1))
-        self.critic = nn.Sequential(layer(4, 32), nn.Tanh(), layer(32, 32), nn.Tanh(), layer(32, 1, gain=1.0))
+        self.critic = nn.Sequential(layer(4, 64), nn.Tanh(), layer(64, 64), nn.Tanh(), layer(64, 1, gain=1.0))
 
     def policy(self, obs: th.Tensor) -> Normal:
         """What the actions are drawn from: (..., 1) for observations (..., 4)."""
@@ -89,13 +89,13 @@ def learn(
     total_timesteps: int = 65_536,
     n_envs: int = 128,
     n_steps: int = 16,
-    n_epochs: int = 7,
+    n_epochs: int = 8,
     n_minibatches: int = 1,
-    learning_rate: float = 0.005,
-    adaptive_lr_kl: float = 0.02,
+    learning_rate: float = 0.0036,
+    adaptive_lr_kl: float = 0.01,
     gamma: float = 0.99,
     gae_lambda: float = 0.95,
-    clip_range: float = 0.3,
+    clip_range: float = 0.2,
     vf_coef: float = 1.0,
     ent_coef: float = 0.0,
     max_grad_norm: float = 1.0,

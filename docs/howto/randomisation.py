@@ -40,7 +40,7 @@ WORLDS: Dict[str, Dict[str, Any]] = {
 
 
 def train(randomize: Any, seed: int, n_timesteps: int) -> Any:
-    """The settings of randomisation.yml."""
+    """The entry of hyperparams/ppo.yml on twice as many environments."""
     env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", n_envs=256, device="cpu", seed=seed, randomize=randomize)
     network = {"net_arch": {"pi": [32], "vf": [64, 64]}}
     model = sb3_isaac.PPO(

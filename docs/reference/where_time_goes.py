@@ -35,8 +35,8 @@ def ppo(n_envs: int, repeats: int) -> Dict[str, float]:
     """Microseconds of one step of all environments, by what is done; updates are shared out among the steps of a rollout."""
     env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", n_envs, seed=0, device="cpu")
     n_steps = 16
-    net_arch = {"pi": [32], "vf": [32, 32]}
-    settings: Dict[str, Any] = dict(n_steps=n_steps, n_minibatches=1, n_epochs=7, policy_kwargs={"net_arch": net_arch})
+    net_arch = {"pi": [32], "vf": [64, 64]}
+    settings: Dict[str, Any] = dict(n_steps=n_steps, n_minibatches=1, n_epochs=8, policy_kwargs={"net_arch": net_arch})
     model = sb3_isaac.PPO("MlpPolicy", env, seed=0, device="cpu", **settings)
     model.learn(n_envs * n_steps)
     rollout, buffer, obs = model._run.rollout, model.rollout_buffer, env.obs_tensor
@@ -58,7 +58,8 @@ def off_policy(algorithm: Any, n_envs: int, repeats: int) -> Dict[str, float]:
     """The same for DQN and DDPG, with one gradient step of 256 transitions for each step."""
     kind = "Discrete" if algorithm is sb3_isaac.DQN else ""
     env = sb3_isaac.make_vec_env(f"IsaacGymCartpole{kind}-v0", n_envs, seed=0, device="cpu")
-    settings: Dict[str, Any] = dict(learning_starts=n_envs, batch_size=256, train_freq=1, policy_kwargs={"net_arch": [32, 32]})
+    net_arch = [64, 64] if kind else [32, 32]
+    settings: Dict[str, Any] = dict(learning_starts=n_envs, batch_size=256, train_freq=1, policy_kwargs={"net_arch": net_arch})
     model = algorithm("MlpPolicy", env, seed=0, device="cpu", buffer_size=100 * n_envs, **settings)
     model.learn(4 * n_envs)
     obs, buffer, no = env.obs_tensor, model.replay_buffer, th.zeros(n_envs, dtype=th.bool)
