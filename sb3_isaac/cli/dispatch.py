@@ -284,7 +284,7 @@ def _watch_flags(flags: List[str]) -> List[str]:
         which.add_argument("--env")
         which.add_argument("--gym-packages")
         asked, _ = which.parse_known_args(flags)
-        if asked.env and not asked.gym_packages:
+        if asked.env and ":" not in asked.env and not asked.gym_packages:  # module:id names its module
             import gymnasium as gym
 
             gym.spec(asked.env)  # before rl_zoo3 looks for an agent of it, in the folder and then on the internet
