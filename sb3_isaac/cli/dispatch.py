@@ -93,7 +93,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             raise
         sentence = " ".join(str(error).split()) or type(error).__name__
         unknown = isinstance(error, gym.error.UnregisteredEnv) or "not found in gym registry" in sentence  # rl_zoo3's words
-        if unknown and "--gym-packages" not in flags:
+        if unknown and not _is_given("--gym-packages", flags):
             sentence += " If a module of yours registers it, name the module: --gym-packages my_task"
         print(f"sb3-isaac {command}: {sentence}", file=sys.stderr)
         return 1
@@ -267,8 +267,9 @@ def _names_our_env(flags: List[str]) -> bool:
 
 
 def _is_given(name: str, flags: List[str]) -> bool:
-    """Whether a flag of rl_zoo3 is given, which argparse takes abbreviated too."""
-    return any(len(flag) > 4 and name.startswith(flag) for flag in flags)
+    """Whether a flag of rl_zoo3 is given, which argparse takes abbreviated too, and with its value after ``=``."""
+    given = (flag.partition("=")[0] for flag in flags)
+    return any(len(flag) > 4 and name.startswith(flag) for flag in given)
 
 
 def _watch_flags(flags: List[str]) -> List[str]:
@@ -282,12 +283,11 @@ def _watch_flags(flags: List[str]) -> List[str]:
     if not _names_our_env(flags):
         which = argparse.ArgumentParser(prog="sb3-isaac enjoy", add_help=False, allow_abbrev=False)
         which.add_argument("--env")
-        which.add_argument("--gym-packages")
-        asked, _ = which.parse_known_args(flags)
-        if asked.env and ":" not in asked.env and not asked.gym_packages:  # module:id names its module
+        env_id = which.parse_known_args(flags)[0].env
+        if env_id and ":" not in env_id and not _is_given("--gym-packages", flags):  # module:id names its module
             import gymnasium as gym
 
-            gym.spec(asked.env)  # before rl_zoo3 looks for an agent of it, in the folder and then on the internet
+            gym.spec(env_id)  # before rl_zoo3 looks for an agent of it, in the folder and then on the internet
         return flags
     # In front: argparse takes the last of what is given twice.
     return [*([] if _is_given("--no-render", flags) else ["--n-envs", str(WATCHED_ENVS)]), "-f", "logs", *flags]
