@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import sb3_isaac.zoo  # noqa: F401  # registers what rl_zoo3 needs to know
-from sb3_isaac.envs.make import REWARD_THRESHOLD
+from sb3_isaac.envs.ids import REWARD_THRESHOLD
 from sb3_isaac.evaluation import curves
 from sb3_isaac.evaluation.callbacks import FILE_NAME
 from sb3_isaac.evaluation.film import CartpoleFilm, Tiles

@@ -154,7 +154,9 @@ def test_what_one_reads_for_an_algorithm() -> None:
 @pytest.mark.parametrize(
     "module, unwanted",
     [
-        ("sb3_isaac", ["rl_zoo3", "optuna", "pygame", "sb3_isaac.ppo", "sb3_isaac.off_policy", "sb3_isaac.evaluation"]),
+        ("sb3_isaac", ["torch", "stable_baselines3", "pygame", "sb3_isaac.ppo", "sb3_isaac.envs.make"]),
+        ("sb3_isaac.cli.check", ["stable_baselines3", "rl_zoo3", "optuna", "sb3_isaac.envs.make"]),
+        ("sb3_isaac.envs.make", ["rl_zoo3", "optuna", "pygame", "sb3_isaac.ppo", "sb3_isaac.evaluation"]),
         ("sb3_isaac.ppo.ppo", ["sb3_isaac.off_policy", "sb3_isaac.dqn", "sb3_isaac.buffers.replay_buffer"]),
         ("sb3_isaac.dqn.dqn", ["sb3_isaac.ppo", "sb3_isaac.ddpg", "sb3_isaac.buffers.rollout_buffer"]),
     ],

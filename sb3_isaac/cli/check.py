@@ -19,7 +19,7 @@ import torch as th
 
 from sb3_isaac import _isaacgym_first, backends
 from sb3_isaac.backends import physx_reference, probe
-from sb3_isaac.envs.simulators import SIMULATORS
+from sb3_isaac.envs.ids import SIMULATORS
 from sb3_isaac.files.atomic import write
 
 PACKAGES = ("torch", "stable-baselines3", "rl_zoo3", "gymnasium", "numpy", "optuna", "isaacgym")

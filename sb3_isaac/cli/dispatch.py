@@ -133,7 +133,7 @@ def _run(command: str, flags: List[str]) -> int:
         module = importlib.import_module(f"sb3_isaac.cli.{OWN_COMMANDS[command]}")
         return int(getattr(module, command)(flags))
     importlib.import_module("sb3_isaac.zoo")
-    from sb3_isaac.envs.simulators import register_named
+    from sb3_isaac.envs.ids import register_named
     from sb3_isaac.zoo.run_folders import let_go
 
     register_named(flags)  # rl_zoo3 looks in the registry

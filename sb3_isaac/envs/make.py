@@ -1,4 +1,4 @@
-"""The environment ids of this package, and make_vec_env."""
+"""Own tasks by ids, and make_vec_env."""
 
 from __future__ import annotations
 
@@ -18,29 +18,12 @@ from stable_baselines3.common.monitor import ResultsWriter
 from sb3_isaac.backends.base import TensorEnv
 from sb3_isaac.device import ranks
 from sb3_isaac.envs.cartpole_env import CartpoleEnv
-from sb3_isaac.envs.simulators import ENTRY_POINT, SIMULATORS, SimulatorTaskEnv, register_named, split
+from sb3_isaac.envs.ids import ENTRY_POINT, ENV_KWARGS, SIMULATORS, register_named, split
+from sb3_isaac.envs.simulators import SimulatorTaskEnv
 from sb3_isaac.envs.task_env import Entry, TaskEnv, load_entry
 from sb3_isaac.envs.tensor_gym_env import NO_TIME_LIMIT, TensorGymEnv
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.settings.check import check
-
-ISAAC_GYM_DT = 1.0 / 60.0
-"""Control step of the older public Isaac Gym cartpole repositories, in seconds (IsaacGymEnvs has 0.0166)."""
-
-
-ENV_KWARGS: Dict[str, Dict[str, Any]] = {
-    "IsaacGymCartpole-v0": {},
-    "IsaacGymCartpoleDiscrete-v0": {"discrete": True},
-    # The settings of public Isaac Gym runs, see hyperparams/*.yml.
-    "IsaacGymCartpoleSeed-v0": {"dt": ISAAC_GYM_DT},
-    "IsaacGymCartpoleSeedDiscrete-v0": {"dt": ISAAC_GYM_DT, "discrete": True},
-    "IsaacGymCartpoleRlGames-v0": {},
-}
-"""The environment ids that this package registers, with what distinguishes them."""
-
-REWARD_THRESHOLD = 475.0
-"""The return from which on the task counts as solved, of at most 499 in as many steps: as Gymnasium has it for CartPole-v1."""
-
 
 OF_SB3 = {
     "start_index": "leave it out",
@@ -52,19 +35,6 @@ OF_SB3 = {
     "monitor_kwargs": "leave it out, as the batch reports its episodes itself",
 }
 """Arguments of SB3's make_vec_env that are not arguments here, and what to do instead."""
-
-
-def register_envs() -> None:
-    """Register the ids with Gymnasium. Done when :mod:`sb3_isaac` is imported."""
-    for env_id, kwargs in ENV_KWARGS.items():
-        if env_id not in gym.registry:
-            gym.register(
-                env_id,
-                entry_point="sb3_isaac.envs:CartpoleEnv",
-                vector_entry_point="sb3_isaac.envs:CartpoleVectorEnv",
-                kwargs=kwargs,
-                reward_threshold=REWARD_THRESHOLD,
-            )
 
 
 ENV_CLASSES: Dict[Any, Type[TensorGymEnv]] = {

@@ -1,59 +1,17 @@
-"""Tasks of other people's simulators by their own names: ``mjlab:Mjlab-Cartpole-Balance``, ``isaaclab:Isaac-Cartpole-Direct``.
-
-:data:`SIMULATORS` says which function makes the tasks behind each prefix. What follows is the simulator's name of it,
-of which nothing is known before the simulator is imported: such an id enters Gymnasium's registry when somebody uses it.
-Gymnasium itself reads ``module:id`` as "import the module, which registers the id"; hence ``gym.make(gym.spec("mjlab:..."))``
-and not ``gym.make("mjlab:...")``. rl_zoo3 asks the registry, and SB3 is given the spec by it.
-"""
+"""Environments of other people's simulators, whose ids are in :mod:`sb3_isaac.envs.ids`."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterable, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Tuple, Union
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
 
 from sb3_isaac.backends.base import TensorEnv
+from sb3_isaac.envs.ids import SIMULATORS
 from sb3_isaac.envs.task_env import load_entry
 from sb3_isaac.envs.tensor_gym_env import TensorGymEnv, TensorGymVectorEnv, make_action_space
-
-SIMULATORS: Dict[str, str] = {
-    "isaaclab": "sb3_isaac.backends.isaaclab:make",
-    "mjlab": "sb3_isaac.backends.mjlab:make",
-}
-"""By prefix: ``make(task, n_envs, device, seed, **task_kwargs)`` returns a :class:`~sb3_isaac.backends.base.TensorEnv`. It
-imports the simulator within the function, which is the first time that anybody does. With ``max_episode_length`` among the
-``task_kwargs`` episodes are truncated after that minus one steps; with ``render_mode`` given, the task is to be drawn."""
-
-ENTRY_POINT, VECTOR_ENTRY_POINT = "sb3_isaac.envs:SimulatorTaskEnv", "sb3_isaac.envs:SimulatorTaskVectorEnv"
-
-
-def split(env_id: str) -> Optional[Tuple[str, str]]:
-    """Prefix and task of an id; None: it is an id of another kind."""
-    simulator, colon, task = env_id.partition(":")
-    return (simulator, task) if colon and task and simulator in SIMULATORS else None
-
-
-def register_named(names: Iterable[str]) -> None:
-    """Register those of ``names`` that are tasks of a simulator: words of a command line, or one id.
-
-    :raises gymnasium.error.Error: Gymnasium takes no such id
-    """
-    for name in names:
-        name = name.rpartition("=")[2]  # --env=ID
-        found = split(name)
-        if found is None or name in gym.registry:
-            continue
-        gym.register(
-            name,
-            entry_point=ENTRY_POINT,
-            vector_entry_point=VECTOR_ENTRY_POINT,
-            disable_env_checker=True,  # it would ask for the spaces before it is known how many environments are wanted
-            kwargs={"simulator": found[0], "task": found[1]},
-        )
-
 
 Dims = Tuple[int, int, Tuple[Any, Any]]
 _dims: Dict[str, Dims] = {}
@@ -65,7 +23,7 @@ class SimulatorTaskEnv(TensorGymEnv):
 
     What the spaces are is known once a simulator has been made. If somebody asks before, one is made for the question.
 
-    :param simulator: a key of :data:`SIMULATORS`
+    :param simulator: a key of :data:`~sb3_isaac.envs.ids.SIMULATORS`
     :param task: the simulator's name of the task
     :param discrete: Discrete actions (a choice of ``n_bins`` values) in place of the one action of the task
     :param n_bins: number of evenly spaced values from the lowest to the highest action; 3 if ``discrete`` and not given

@@ -11,7 +11,7 @@ from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
-from sb3_isaac.envs.simulators import split
+from sb3_isaac.envs.ids import split
 from sb3_isaac.settings import defaults_of
 
 # What an entry may hold beside the arguments of the algorithm.

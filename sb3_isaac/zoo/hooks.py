@@ -16,8 +16,8 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_isaac.device import ranks
+from sb3_isaac.envs.ids import register_named
 from sb3_isaac.envs.make import is_isaac_env_id
-from sb3_isaac.envs.simulators import register_named
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.zoo.batched_vec_env import batched_vec_env

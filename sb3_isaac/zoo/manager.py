@@ -29,8 +29,8 @@ import sb3_isaac
 from sb3_isaac import backends
 from sb3_isaac.device import ranks, threads
 from sb3_isaac.envs.checkpoints import OLD_FILE
+from sb3_isaac.envs.ids import split
 from sb3_isaac.envs.make import task_file, task_hyperparams
-from sb3_isaac.envs.simulators import split
 from sb3_isaac.envs.tensor_path import supports_tensors
 from sb3_isaac.evaluation.callbacks import StopWhenSolved
 from sb3_isaac.files import checkpoint as files

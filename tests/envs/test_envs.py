@@ -14,7 +14,8 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from sb3_isaac.envs.cartpole_env import CartpoleEnv, CartpoleVectorEnv
-from sb3_isaac.envs.make import ENV_KWARGS, make_vec_env
+from sb3_isaac.envs.ids import ENV_KWARGS
+from sb3_isaac.envs.make import make_vec_env
 from tests.conftest import CONTINUOUS, DISCRETE, N_ENVS, make_env, some_actions
 
 ENTRY_POINT, VECTOR_ENTRY_POINT = "sb3_isaac.envs:CartpoleEnv", "sb3_isaac.envs:CartpoleVectorEnv"

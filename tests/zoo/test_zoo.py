@@ -18,8 +18,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac import PPO, evaluate
-from sb3_isaac.envs import ENV_KWARGS
-from sb3_isaac.envs.simulators import SIMULATORS
+from sb3_isaac.envs import ENV_KWARGS, SIMULATORS
 from sb3_isaac.zoo import entry_files, manager
 from tests.conftest import CONTINUOUS, DISCRETE, make_env, run_python
 from tests.zoo.conftest import call, start
