@@ -12,7 +12,7 @@ SOAK_ARGS ?=
 ISAACLAB_VENV ?= .venv-isaaclab
 MJLAB_VENV ?= .venv-mjlab
 
-.PHONY: train test test-slow test-isaaclab test-mjlab soak lint type format commit-checks benchmark docs docs-serve clean
+.PHONY: train test test-slow test-triton test-isaaclab test-mjlab soak lint type format commit-checks benchmark docs docs-serve clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,14 @@ $(MJLAB_VENV)/installed: tests/mjlab/requirements.txt
 
 test-mjlab: $(MJLAB_VENV)/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(MJLAB_VENV)/bin/python -m pytest tests/mjlab $(PYTEST_ARGS)
+
+# The GPU kernels in Triton's interpreter, which runs on a CPU. Triton is 290 MB; torch's wheels for CUDA bring it.
+$(VENV)/installed-triton: tests/triton/requirements.txt $(VENV)/installed-dev
+	$(PIP) install --no-deps -r tests/triton/requirements.txt
+	touch $@
+
+test-triton: $(VENV)/installed-triton
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/triton $(PYTEST_ARGS)
 
 # About an hour: processes that are killed while they train, save and search, and a long training. SOAK_ARGS="--minutes 5"
 soak: $(VENV)/installed-dev

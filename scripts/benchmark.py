@@ -38,6 +38,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_isaac.device import ranks
 from sb3_isaac.envs.cartpole_env import CartpoleEnv
+from sb3_isaac.ppo.fused import PRECISIONS
 
 BOX_ID, DISCRETE_ID = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 BATCH = 16_384
@@ -72,8 +73,10 @@ def ppo_rate(args: argparse.Namespace, n_envs: int, kind: str) -> float:
     options["policy_kwargs"] = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": th.nn.ELU}
     slow = kind == "dummy"
     env = DummyVecEnv([lambda: CartpoleEnv(device="cpu")] * n_envs) if slow else make_env(args, n_envs)
-    if kind in ("eager", "compiled", "rank"):
-        model: Any = sb3_isaac.PPO("MlpPolicy", env, compile=kind == "compiled", **options)
+    if kind in ("eager", "compiled", "rank", *PRECISIONS):
+        precision = kind if kind in PRECISIONS else None
+        compiled = kind == "compiled" or precision is not None
+        model: Any = sb3_isaac.PPO("MlpPolicy", env, compile=compiled, precision=precision, **options)
     elif kind == "sbx":
         flax, sbx = importlib.import_module("flax.linen"), importlib.import_module("sbx")
         options["policy_kwargs"]["activation_fn"] = flax.elu
@@ -193,9 +196,9 @@ def memory(args: argparse.Namespace, what: str) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def make_rows() -> List[Row]:
+def make_rows(device: str) -> List[Row]:
     rows = []
-    for n in (512, 4096):
+    for n in (512, 4096, *((16_384,) if device.startswith("cuda") else ())):
         stock = f"ppo-{n} stock SB3, fast numpy adapter"
         row = partial(Row, unit="env steps/s", baseline=stock)
         rows += [
@@ -205,6 +208,9 @@ def make_rows() -> List[Row]:
             row(f"ppo-{n} SBX (SB3 in JAX), fast numpy adapter", run=partial(ppo_rate, n_envs=n, kind="sbx"), needs="sbx"),
             row(f"ppo-{n} stock SB3, DummyVecEnv", run=partial(ppo_rate, n_envs=n, kind="dummy"), rounds=1),
         ]
+        if device.startswith("cuda"):
+            name = f"ppo-{n} sb3_isaac, compiled, in Triton: "
+            rows += [row(name + one, run=partial(ppo_rate, n_envs=n, kind=one), needs="triton") for one in PRECISIONS]
         # Other libraries on the same simulator, where they are installed
         for name, package in benchmark_peers.PACKAGES.items():
             rows.append(row(f"ppo-{n} {name}", run=partial(benchmark_peers.ppo_rate, name=name, n_envs=n), needs=package))
@@ -301,7 +307,7 @@ def main() -> None:
     parser.add_argument("--json", default=None, help="write all measurements to this file")
     parser.add_argument("--row", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    rows = make_rows()
+    rows = make_rows(args.device)
     if args.row is not None:
         one_rank = Row(RANK, "env steps/s", partial(ppo_rate, n_envs=2048, kind="rank"))
         (row,) = (row for row in [*rows, one_rank] if row.name == args.row)

@@ -19,7 +19,7 @@ from torch import nn
 from sb3_isaac._torchscript import as_script
 from sb3_isaac.device import fast_mlp
 from sb3_isaac.device.eligibility import is_patched, why_not_fast
-from sb3_isaac.device.fast_mlp import FastMLP, Gradients, Lane, Passes, backward_pass, forward_pass, parse_layers
+from sb3_isaac.device.fast_mlp import FastMLP, Gradients, Lane, Layers, Passes, backward_pass, forward_pass, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, views_of
 from sb3_isaac.device.threads import Together
 from sb3_isaac.ppo.loss import (
@@ -39,6 +39,13 @@ def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
     return (extractor.policy_net, policy.action_net), (extractor.value_net, policy.value_net)
 
 
+def parsed_layers(policy: ActorCriticPolicy) -> Tuple[Layers, Layers]:
+    """Actor and critic of a policy for which :meth:`FastActorCriticPolicy.why_not` has no reason."""
+    actor, critic = (parse_layers(modules) for modules in _layers(policy))
+    assert actor is not None and critic is not None
+    return actor, critic
+
+
 class FastActorCriticPolicy:
     """Stands in for an ``ActorCriticPolicy``, whose parameters it uses. Call under ``torch.no_grad()``.
 
@@ -51,10 +58,8 @@ class FastActorCriticPolicy:
         self.policy = policy
         self.max_rows = max_rows
         self.log_std: Optional[th.Tensor] = getattr(policy, "log_std", None)
-        actor, critic = (parse_layers(modules) for modules in _layers(policy))
-        assert actor is not None and critic is not None
-        self._actor_layers, self._critic_layers = actor, critic
-        self._obs_dim = critic[0][0].in_features
+        self._actor_layers, self._critic_layers = parsed_layers(policy)
+        self._obs_dim = self._critic_layers[0][0].in_features
         self._action_dim = 1 if self.log_std is None else self.log_std.numel()
         self._lanes: List[_Lane] = []
         self._adam = adam
@@ -237,8 +242,7 @@ class _Lane:
     """
 
     def __init__(self, policy: ActorCriticPolicy, max_rows: int, gradients: Gradients, scripted: bool) -> None:
-        actor, critic = (parse_layers(layers) for layers in _layers(policy))
-        assert actor is not None and critic is not None
+        actor, critic = parsed_layers(policy)
         self._critic = Lane(critic, max_rows, None, gradients)
         self._actor = Lane(actor, max_rows, self._critic, gradients)
         self._log_std: Optional[nn.Parameter] = getattr(policy, "log_std", None)

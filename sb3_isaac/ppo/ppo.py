@@ -39,6 +39,7 @@ from sb3_isaac.files.full_disk import outlive_a_full_disk
 from sb3_isaac.files.readable import check_model
 from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.ppo.fused import PRECISIONS, why_not_fused
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
 from sb3_isaac.settings.check import check, check_learn, defaults_of
@@ -81,6 +82,10 @@ class PPO(SB3_PPO):
     :param spread_time_limits: give the first episodes random ages, so that time-outs do not come all at once
     :param compile: on a GPU, capture a step of the rollout and a minibatch of the update in CUDA graphs; everywhere,
         compile the simulator's step with torch.compile. Needs torch 2; for MLP policies. The results are the same.
+    :param precision: "fp32", "tf32" or "bf16": update MLP policies of one or two hidden layers of at most 128 units in
+        Triton's kernels, whose matrix products have factors of this precision; with ``compile`` all minibatches of an update
+        are one CUDA graph. None, and where there is no Triton, no GPU, or another network: the plain path. Experimental:
+        checked in Triton's interpreter against the plain path, and compiled, but not yet run on a GPU.
     :raises ValueError: if an option is out of range
     """
 
@@ -96,6 +101,7 @@ class PPO(SB3_PPO):
         adaptive_lr_max: float = 1e-2,
         spread_time_limits: bool = False,
         compile: bool = False,
+        precision: Optional[str] = None,
         **kwargs: Any,
     ) -> None:
         self.n_minibatches = n_minibatches
@@ -107,6 +113,7 @@ class PPO(SB3_PPO):
         """The learning rate that ``adaptive_lr_kl`` has come to; None before the first update."""
         self.spread_time_limits = spread_time_limits
         self.compile = compile
+        self.precision = precision
         self.observations_are_normalized = False
         """Whether the env was in a VecNormalize that normalises observations, when the model was last saved"""
         self.vec_normalize: Any = None
@@ -125,8 +132,11 @@ class PPO(SB3_PPO):
             "adaptive_lr_max": adaptive_lr_max,
             "spread_time_limits": spread_time_limits,
             "compile": compile,
+            "precision": precision,
         }
         check("algorithm", {**arguments.arguments, **own}, algo="ppo", defaults=defaults_of(PPO))
+        if precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, or None, got {precision!r}.")
         if adaptive_lr_min > adaptive_lr_max:
             raise ValueError(f"adaptive_lr_min={adaptive_lr_min} is greater than adaptive_lr_max={adaptive_lr_max}.")
         if n_minibatches is not None:
@@ -246,7 +256,12 @@ class PPO(SB3_PPO):
     @property
     def path(self) -> str:
         """How training runs: in tensors or in numpy, with or without autograd, and why not in the fastest way."""
-        return describe_path(self._why_not_tensors(), FastActorCriticPolicy.why_not(self.policy, trains=True))
+        why_not_tensors, why_not_fast = self._why_not_tensors(), FastActorCriticPolicy.why_not(self.policy, trains=True)
+        path = describe_path(why_not_tensors, why_not_fast)
+        if self.precision is None or why_not_tensors is not None or why_not_fast is not None:
+            return path
+        why_not = why_not_fused(self.policy, self.device)
+        return f"{path}, in Triton's kernels ({self.precision})" if why_not is None else f"{path}; not in Triton: {why_not}"
 
     def _trains_in_tensors(self) -> bool:
         """:raises ValueError: if an option would be ignored, or the devices differ"""
@@ -413,8 +428,8 @@ class PPO(SB3_PPO):
         if clip_range_vf is not None:
             clip_range_vf = clip_range_vf(self._current_progress_remaining)
         update = self._run.update
-        if update is None or not update.belongs_to(policy, self.rollout_buffer, self.compile):
-            update = self._run.update = PPOUpdate(policy, self.rollout_buffer, self.compile)
+        if update is None or not update.belongs_to(policy, self.rollout_buffer, self.compile, self.precision):
+            update = self._run.update = PPOUpdate(policy, self.rollout_buffer, self.compile, self.precision)
         settings = Settings(
             n_epochs=self.n_epochs,
             batch_size=int(self.batch_size),  # torch.split takes no integers of numpy

@@ -22,6 +22,7 @@ from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.last_finite import LastFinite
 from sb3_isaac.envs.tensor_path import patched_buffer
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.ppo.fused import FusedUpdate, why_not_fused
 from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, LossSettings
 
 
@@ -76,6 +77,20 @@ class UpdateLog(NamedTuple):
     """The KL divergence at which target_kl ended the update"""
 
 
+class _Done(NamedTuple):
+    """What was done with the minibatches of an update."""
+
+    sums: th.Tensor
+    """(minibatches, N_SUMS) statistics"""
+    n_rows: List[int]
+    """Of each minibatch"""
+    epochs: int
+    before_last_epoch: int
+    """Minibatches"""
+    stopped_at: Optional[float]
+    """See :class:`UpdateLog`, likewise ``epochs``"""
+
+
 @contextlib.contextmanager
 def unchecked_distributions() -> Iterator[None]:
     """Without torch's checks of distributions, which wait for the device. NaN is found in the statistics instead."""
@@ -96,18 +111,22 @@ class PPOUpdate:
     :param policy: an ActorCriticPolicy
     :param buffer: the rollouts
     :param compiled: on a GPU compile the loss and the optimizer, and capture the work on a minibatch in CUDA graphs
+    :param precision: of ``fused.PRECISIONS``: in Triton's kernels, where they can be had
     """
 
-    def __init__(self, policy: Any, buffer: RolloutBuffer, compiled: bool = False) -> None:
+    def __init__(self, policy: Any, buffer: RolloutBuffer, compiled: bool = False, precision: Optional[str] = None) -> None:
         self.policy = policy
         self.optimizer = policy.optimizer
         self.device = policy.device
         self.buffer = buffer
         self.compiled = compiled
+        self.precision = precision
         self.fast: Optional[FastActorCriticPolicy] = None
         """None: autograd does the last update, or none was done"""
         self.adam: Optional[FlatAdam] = None
         """What makes the steps on the fast path"""
+        self.fused: Optional[FusedUpdate] = None
+        """What does the minibatches in Triton, as part of the fast path"""
         self._watch = Watch(policy)
         self._plain = False
         self._lr = th.zeros((), device=self.device)
@@ -121,10 +140,10 @@ class PPOUpdate:
         self._captures = compiled and self.device.type == "cuda"
         self.gradients, self.step = Graphed(self._fast_gradients, False), Graphed(self._step, False)
 
-    def belongs_to(self, policy: Any, buffer: RolloutBuffer, compiled: bool) -> bool:
+    def belongs_to(self, policy: Any, buffer: RolloutBuffer, compiled: bool, precision: Optional[str]) -> bool:
         """Whether this object was made for these, and for the optimizer that the policy has now."""
-        mine = (self.policy, self.optimizer, self.device, self.buffer, self.compiled)
-        return mine == (policy, policy.optimizer, policy.device, buffer, compiled)
+        mine = (self.policy, self.optimizer, self.device, self.buffer, self.compiled, self.precision)
+        return mine == (policy, policy.optimizer, policy.device, buffer, compiled, precision)
 
     def run(self, settings: Settings, lr: float, last_finite: Optional[LastFinite] = None) -> UpdateLog:
         """All epochs over the full rollout buffer.
@@ -136,6 +155,30 @@ class PPOUpdate:
         self._settings = settings
         self._lr.fill_(lr)
         self._look_again(settings)
+        done = self._minibatch_by_minibatch() if self.fused is None else self._in_kernels(self.fused)
+        if self.adam is not None:
+            self.adam.sync(len(done.n_rows) - (done.stopped_at is not None))
+        losses, last_lr = self._read(settings, done.sums, done.n_rows, done.before_last_epoch, last_finite)
+        return UpdateLog(losses, last_lr, done.epochs, done.stopped_at)
+
+    def _in_kernels(self, fused: FusedUpdate) -> _Done:
+        """The work on all minibatches in Triton."""
+        settings = self._settings
+        with th.no_grad():
+            sums, going, n_rows = fused.run(settings, self._lr, self._clip, self._old_log_std)
+            n_minibatches = len(n_rows) // settings.n_epochs
+            stopped_at, done = None, len(n_rows)
+            if settings.target_kl is not None:
+                kls, went_on = to_host(th.stack((sums[:, APPROX_KL], going)))
+                if not went_on.all():
+                    done = int(went_on.argmin()) + 1
+                    stopped_at = float(kls[done - 1]) / n_rows[done - 1]
+        epochs = -(-done // n_minibatches)
+        return _Done(sums[:done], n_rows[:done], epochs, (epochs - 1) * n_minibatches, stopped_at)
+
+    def _minibatch_by_minibatch(self) -> _Done:
+        """The work on all minibatches in PyTorch."""
+        settings = self._settings
         sums: List[th.Tensor] = []
         n_rows: List[int] = []
         epochs, before_last_epoch, stopped_at = 0, 0, None
@@ -162,10 +205,7 @@ class PPOUpdate:
                             stopped_at = kl
                             break
                     self.step(n_rows[-1])
-        if self.adam is not None:
-            self.adam.sync(len(n_rows) - (stopped_at is not None))
-        losses, last_lr = self._read(settings, th.stack(sums), n_rows, before_last_epoch, last_finite)
-        return UpdateLog(losses, last_lr, epochs, stopped_at)
+        return _Done(th.stack(sums), n_rows, epochs, before_last_epoch, stopped_at)
 
     def _minibatches(self, batch_size: int) -> Iterable[Any]:
         """On the fast path which rows of the buffer to take, else SB3's samples."""
@@ -202,8 +242,9 @@ class PPOUpdate:
         buffer = self.buffer
         if self._watch.changed([self.optimizer], [self.policy.action_dist]):
             self._plain, self.fast, self.adam = FastActorCriticPolicy.why_not(self.policy, trains=True) is None, None, None
+            self.fused = None
         if not self._plain or type(buffer) is not DeviceRolloutBuffer or patched_buffer(buffer) is not None:
-            self.fast = None
+            self.fast = self.fused = None
             self.gradients.disable()
             self.step.disable()
             return
@@ -218,7 +259,9 @@ class PPOUpdate:
                 self.fast.compile()
         clip_range: Any = settings.clip_range
         clip_range_vf: Any = settings.clip_range_vf
-        if compiles:  # read from where they lie, because schedules change them
+        if self.fused is None and self.precision is not None and why_not_fused(self.policy, self.device) is None:
+            self.fused = FusedUpdate(self.policy, buffer, self.adam, self.precision, self._captures)
+        if compiles or self.fused is not None:  # read from where they lie, because schedules change them
             self._clip[0].fill_(clip_range)
             clip_range = self._clip[0]
             if clip_range_vf is not None:

@@ -127,6 +127,7 @@ ALGORITHM: Dict[str, Setting] = {
     "adaptive_lr_max": Setting("number", "(0, inf)"),
     "spread_time_limits": FLAG,
     "compile": FLAG,
+    "precision": Setting("word", optional=True, means="the plain path"),
     # DQN and DDPG
     "buffer_size": Setting("count", "[1, inf)", "transitions"),
     "learning_starts": Setting("count", "[0, inf)", "transitions"),

@@ -1,0 +1,46 @@
+"""Compiles the kernels for a GPU that need not be there: Triton brings its own assembler. Run by test_fused.py.
+
+What the interpreter lets pass, the compiler may refuse.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Dict
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from sb3_isaac.ppo import kernels
+
+POINTERS = (
+    "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log".split()
+)  # fmt: skip
+WHOLE = (
+    "columns n_rows stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 actor_b3 "
+    "critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3".split()
+)  # fmt: skip
+
+
+def kind(name: str, constants: Dict[str, Any]) -> str:
+    if name in constants:
+        return "constexpr"
+    return "*i64" if name == "order" else "*fp32" if name in POINTERS else "i32" if name in WHOLE else "fp32"
+
+
+def check(kernel: Any, capability: int, constants: Dict[str, Any]) -> None:
+    names = kernel.arg_names
+    signature = {name: kind(name, constants) for name in names}
+    source = ASTSource(kernel, signature, constexprs={(names.index(name),): value for name, value in constants.items()})
+    compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+    assert compiled.asm["cubin"]
+    print(kernel.__name__, constants.get("PRECISION", ""), "compiled for", capability)
+
+
+if __name__ == "__main__":
+    shape: Dict[str, Any] = {"OBS": 4, "OUT": 3, "ACTOR_H1": 16, "ACTOR_H2": 0, "CRITIC_H1": 16, "CRITIC_H2": 16, "ROWS": 16}
+    shape.update(dict.fromkeys(("BI", "BO", "BA1", "BA2", "BC1", "BC2"), 16))
+    for n, precision in enumerate(("fp32", "tf32", "bf16")):
+        branches = {"KIND": n + 1, "DISCRETE": n == 1, "OLD": n < 2, "CLIP_VF": n != 1, "PRECISION": precision}
+        check(kernels.minibatch_gradients, int(sys.argv[1]), {**shape, **branches})
+    check(kernels.clip_and_step, int(sys.argv[1]), {"CLIPS": True, "STOPS": True, "ADAPTS": True, "BLOCK": 1024})
