@@ -38,7 +38,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_isaac.device import ranks
 from sb3_isaac.envs.cartpole_env import CartpoleEnv
-from sb3_isaac.ppo.fused import PRECISIONS
+from sb3_isaac.settings.table import PRECISIONS
 
 BOX_ID, DISCRETE_ID = "IsaacGymCartpole-v0", "IsaacGymCartpoleDiscrete-v0"
 BATCH = 16_384

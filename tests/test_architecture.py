@@ -139,7 +139,8 @@ def test_what_one_reads_for_an_algorithm() -> None:
                "envs.model_files", "envs.tensor_path",
                "device.finite", "device.host", "device.cuda_graph", "device.eligibility", "device.ranks", "device.one_host",
                "device.threads",
-               "ppo.fused", "ppo.kernels"}  # fmt: skip  # which do the same as other files, in Triton
+               # which do the same as other files, in Triton
+               "device.fused", "device.mlp_kernels", "ppo.fused", "ppo.kernels", "dqn.fused", "dqn.kernels"}  # fmt: skip
     for module, most in (("ppo.ppo", 9), ("dqn.dqn", 10), ("ddpg.ddpg", 10)):
         reached, new = set(), {module}
         while new:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
 from sb3_isaac.device import ranks
+from sb3_isaac.device.fast_mlp import parse_layers
+from sb3_isaac.device.fused import describe_fused, why_not_fused
 from sb3_isaac.dqn.fast_policy import FastDQNPolicy
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm, TensorRun
 from sb3_isaac.off_policy.exploration import EpsilonGreedy, spread
@@ -33,6 +35,8 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     :param double_q: Double DQN, https://arxiv.org/abs/1509.06461 *
     :param per_env_epsilon: constant epsilons, spread geometrically between the first and the last environment, e.g.
         (1.0, 0.01), in place of the exploration schedule (Ape-X, https://arxiv.org/abs/1803.00933) *
+    :param precision: "fp32", "tf32" or "bf16": update MLP policies of one or two hidden layers of at most 128 units in
+        Triton's kernels, see :class:`sb3_isaac.PPO`. Experimental: not yet run on a GPU.
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
     :param compile: compile the simulator's step with torch.compile; on a GPU, capture acting, stepping and updates in CUDA
@@ -51,8 +55,10 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         *args: Any,
         double_q: bool = False,
         per_env_epsilon: Optional[Sequence[float]] = None,
+        precision: Optional[str] = None,
         **kwargs: Any,
     ) -> None:
+        self.precision = precision
         self.double_q = double_q
         self.per_env_epsilon = per_env_epsilon
         super().__init__(policy, env, *args, **kwargs)
@@ -64,7 +70,18 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         return FastDQNPolicy.why_not(self.policy)
 
     def _make_fast_policy(self) -> FastDQNPolicy:
-        return FastDQNPolicy(self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile)
+        return FastDQNPolicy(
+            self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile, precision=self.precision
+        )
+
+    @property
+    def path(self) -> str:
+        """How training runs: in tensors or in numpy, with or without autograd, and why not in the fastest way."""
+        path = super().path
+        if self.precision is None or self._why_not_tensors() is not None or self._why_not_fast() is not None:
+            return path
+        net = parse_layers([self.q_net.q_net]) or []
+        return path + describe_fused(self.precision, why_not_fused([net], self.device))
 
     # -- acting ------------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
+from sb3_isaac.device.fused import why_not_fused
+from sb3_isaac.dqn.fused import FusedQNetworks
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 
@@ -65,9 +67,10 @@ class FastDQNPolicy:
     :param n_envs: the most observations to act on
     :param batch_size: of the minibatches
     :param compiled: compile the optimizer's step on a GPU
+    :param precision: of ``device/fused.py``: the update's passes in Triton's kernels, where they can be had
     """
 
-    def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool) -> None:
+    def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool, precision: Optional[str] = None) -> None:
         self.adam = FlatAdam(policy.optimizer, compiled, scripted=True)
         self.adams = [self.adam]
         """What makes the steps, one for each of the algorithm's losses"""
@@ -79,6 +82,9 @@ class FastDQNPolicy:
         self._online = FastMLP(online, self._chunk, gradients=self.adam.gradients)
         # The target network is done when the other begins: they use the same buffers, which stay in the cache
         self._target = FastMLP(target, self._chunk, self._online)
+        self.fused: Optional[FusedQNetworks] = None
+        if precision is not None and why_not_fused([online], self._target_flat.device) is None:
+            self.fused = FusedQNetworks(online, self.adam, self._target_flat, precision)
         self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)
         if not self._target_flat.is_cuda:
             self._network_gradients, self._network_values = as_script(network_gradients), as_script(network_values)
@@ -97,6 +103,8 @@ class FastDQNPolicy:
 
         :param double_q: best in the eyes of the online network (https://arxiv.org/abs/1509.06461)
         """
+        if self.fused is not None:
+            return self.fused.next_values(next_obs, double_q)
         small = self._target.small(next_obs, False), self._online.small(next_obs, False)
         if small[0] is not None:
             values: th.Tensor = self._network_values(next_obs, small[0], small[1] if double_q else None)
@@ -128,7 +136,9 @@ class FastDQNPolicy:
         :param lr: on the device; None: the optimizer's
         """
         batch, small = len(obs), self._online.small(obs, True)
-        if small is not None:
+        if self.fused is not None:
+            self.fused.gradients(obs, actions, targets, loss_sum)
+        elif small is not None:
             self._network_gradients(obs, actions, targets, small, self._grad[:batch], loss_sum)
         else:
             parts = zip(*(th.split(whole, self._chunk) for whole in (obs, actions, targets)))

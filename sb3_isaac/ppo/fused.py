@@ -1,69 +1,35 @@
 """PPO's update of small MLP policies in Triton: a minibatch takes three kernels, and the host waits for none of them.
 
-Taken where ``PPO(precision=...)`` asks for it and :func:`why_not_fused` has no reason against it. The plain path, which does
-the same in other kernels, is :class:`~sb3_isaac.ppo.fast_policy.FastActorCriticPolicy` and
+Taken where ``PPO(precision=...)`` asks for it and ``device/fused.py`` has no reason against it. The plain path, which does the
+same in other kernels, is :class:`~sb3_isaac.ppo.fast_policy.FastActorCriticPolicy` and
 :class:`~sb3_isaac.device.flat_adam.FlatAdam`. The idea of whole updates in a kernel for networks that fit on the chip is
 Müller's: "Real-time neural radiance caching for path tracing" (https://arxiv.org/abs/2106.12372).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch as th
 from torch import nn
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.device import ranks
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.fast_mlp import ACTIVATIONS
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
+from sb3_isaac.device.fused import ROWS, block, layer_starts, n_warps, starts_of, widths
 from sb3_isaac.ppo.fast_policy import parsed_layers
 from sb3_isaac.ppo.loss import N_SUMS
-
-PRECISIONS = ("fp32", "tf32", "bf16")
-"""Of the factors of matrix products: whole float32, 10 bits of its fraction, 7 bits. Sums and all else are float32."""
-MOST_UNITS = 128
-"""In a layer, so that a block's activations stay on the chip"""
-ROWS = {"fp32": 32, "tf32": 64, "bf16": 64}
-"""Of a minibatch in one block, by precision: as many as the registers of four warps hold with layers of 64 units (what ptxas
-says for compute capability 9.0). Of 8,192 that makes 128 blocks or more, about as many as a large GPU has multiprocessors."""
-
-
-def why_not_fused(policy: Any, device: th.device) -> Optional[str]:
-    """What keeps a policy for which ``FastActorCriticPolicy.why_not`` has no reason out of the kernels; None: nothing."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton, which comes with PyTorch for CUDA, is not installed"
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton's kernels do not run on {device.type}"
-    if ranks.world_size() > 1:
-        return "several processes train one model"
-    nets = parsed_layers(policy)
-    if any(len(net) not in (2, 3) for net in nets):
-        return "the networks have neither one nor two hidden layers"
-    if max(max(linear.in_features, linear.out_features) for net in nets for linear, _ in net) > MOST_UNITS:
-        return f"a layer has more than {MOST_UNITS} inputs or units"
-    hidden = {kind for net in nets for _, kind in net[:-1]}
-    if len(hidden) > 1 or any(net[-1][1] is not nn.Identity for net in nets):
-        return "the layers have different activations"
-    return None
-
-
-def _block(n: int) -> int:
-    """The power of 2 that holds n: Triton's matrix products have at least 16 rows and columns."""
-    return max(16, 1 << (n - 1).bit_length())
 
 
 class FusedUpdate:
     """Works off the minibatches of an update.
 
-    :param policy: one for which :func:`why_not_fused` has no reason
+    :param policy: one for whose networks :func:`~sb3_isaac.device.fused.why_not_fused` has no reason
     :param buffer: the rollouts
     :param adam: of the policy's optimizer
-    :param precision: of :data:`PRECISIONS`
+    :param precision: of :data:`~sb3_isaac.settings.table.PRECISIONS`
     :param captures: on a GPU capture all minibatches of an update in one CUDA graph
     """
 
@@ -79,25 +45,18 @@ class FusedUpdate:
         device, n_params = adam.flat.device, adam.flat.numel()
         actor, critic = parsed_layers(policy)
         log_std: Optional[nn.Parameter] = getattr(policy, "log_std", None)
-        starts, start = {}, 0
-        for parameter in adam.parameters:
-            starts[id(parameter)] = start
-            start += parameter.numel()
-        self._starts: Dict[str, int] = {"log_std": 0 if log_std is None else starts[id(log_std)]}
-        self._shape: Dict[str, Any] = {}
-        for name, net in (("actor", actor), ("critic", critic)):
-            linears = [linear for linear, _ in net]
-            # Without a second hidden layer nobody reads where it is
-            for i, linear in ((1, linears[0]), (2, linears[-2]), (3, linears[-1])):
-                self._starts[f"{name}_w{i}"], self._starts[f"{name}_b{i}"] = starts[id(linear.weight)], starts[id(linear.bias)]
-            h1, h2 = linears[0].out_features, linears[1].out_features if len(linears) == 3 else 0
-            self._shape.update({f"{name.upper()}_H1": h1, f"{name.upper()}_H2": h2})
-            self._shape.update({f"B{name[0].upper()}1": _block(h1), f"B{name[0].upper()}2": _block(max(h2, 1))})
+        starts = starts_of(adam.parameters)
+        self._starts = {"log_std": 0 if log_std is None else starts[id(log_std)]}
+        self._starts.update({**layer_starts(actor, starts, "actor_"), **layer_starts(critic, starts, "critic_")})
+        (a1, a2), (c1, c2) = widths(actor), widths(critic)
+        blocks = {"BA1": block(a1), "BA2": block(max(a2, 1)), "BC1": block(c1), "BC2": block(max(c2, 1))}
+        self._shape: Dict[str, Any] = {"ACTOR_H1": a1, "ACTOR_H2": a2, "CRITIC_H1": c1, "CRITIC_H2": c2}
         obs_dim, n_outputs = critic[0][0].in_features, actor[-1][0].out_features
         self._first_of_four = obs_dim + (1 if log_std is None else n_outputs)
-        self._shape.update(OBS=obs_dim, OUT=n_outputs, BI=_block(obs_dim), BO=_block(n_outputs), ROWS=ROWS[precision])
+        blocks.update(BI=block(obs_dim), BO=block(n_outputs))
+        self._shape.update(OBS=obs_dim, OUT=n_outputs, ROWS=ROWS[precision], **blocks)
         self._shape.update(KIND=ACTIVATIONS[actor[0][1]], DISCRETE=log_std is None, PRECISION=precision)
-        self._n_warps = 4 if max(self._shape[name] for name in ("BI", "BO", "BA1", "BA2", "BC1", "BC2")) <= 64 else 8
+        self._n_warps = n_warps(*blocks.values())
         self._no_old_log_std = th.zeros(n_outputs, device=device)
         self._parts = th.zeros(0, n_params + N_SUMS, device=device)
         self._grad = th.zeros(n_params + N_SUMS, device=device)
@@ -118,8 +77,9 @@ class FusedUpdate:
             update, else 1; and the numbers of their rows
         """
         adam, buffer = self._adam, self._buffer
-        n_rows = buffer.buffer_size * buffer.n_envs
-        sizes = [min(settings.batch_size, n_rows - start) for start in range(0, n_rows, settings.batch_size)]
+        n_rows = int(buffer.buffer_size * buffer.n_envs)
+        batch_size = int(settings.batch_size)
+        sizes = [min(batch_size, n_rows - start) for start in range(0, n_rows, batch_size)]
         n_blocks = -(-max(sizes) // self._shape["ROWS"])
         if n_blocks > len(self._parts):
             self._parts = self._parts.new_zeros(n_blocks, self._parts.shape[1])
@@ -205,12 +165,12 @@ class FusedUpdate:
                 math.log(beta1) if beta1 > 0.0 else -math.inf,
                 math.log(beta2) if beta2 > 0.0 else -math.inf,
                 float(group["eps"]),
-                0.0 if settings.target_kl is None else settings.target_kl,
-                *((0.0, 1.0, 0.0, 0.0) if adaptive is None else adaptive),
+                0.0 if settings.target_kl is None else float(settings.target_kl),
+                *((0.0, 1.0, 0.0, 0.0) if adaptive is None else map(float, adaptive)),
                 CLIPS=settings.max_grad_norm is not None and math.isfinite(settings.max_grad_norm),
                 STOPS=settings.target_kl is not None,
                 ADAPTS=adaptive is not None,
-                BLOCK=min(_block(n_params), 4096),
+                BLOCK=min(block(n_params), 4096),
                 num_warps=8,
             )
         return log

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """Triton kernels of PPO's update: a minibatch's gradients in one, clipping, KL-adaptive learning rate and Adam in another.
 
-Imported by :mod:`sb3_isaac.ppo.fused` only, where there is Triton. The formulas are those of :mod:`sb3_isaac.ppo.loss`,
-``device/fast_mlp.py`` and ``device/flat_adam.py``, which tests compare them with. Activations stay on the chip: global memory
+Imported by :mod:`sb3_isaac.ppo.fused` only, where there is Triton. The formulas are those of :mod:`sb3_isaac.ppo.loss` and
+``device/flat_adam.py``, which tests compare them with. Activations stay on the chip: global memory
 sees the rows of the minibatch, the parameters and, of each block of rows, its part of the gradients.
 """
 
@@ -11,137 +11,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _dot(a, b, PRECISION: tl.constexpr):
-    """Matrix product, summed in float32."""
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
-    elif PRECISION == "tf32":
-        return tl.dot(a, b, input_precision="tf32")
-    else:  # each factor as a sum of two TensorFloat-32: as exact as float32 but for the last bits, and on the matrix units
-        return tl.dot(a, b, input_precision="tf32x3")
+from sb3_isaac.device.mlp_kernels import bias_of, dot, hidden, transposed_weight, write_hidden, write_layer
 
 
 @triton.jit
-def _weight(params, weight, IN: tl.constexpr, OUT: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
-    """(BI, BO): the transposed weight of a layer, which lies at ``params + weight`` as (OUT, IN), with zeros around it."""
-    i, o = tl.arange(0, BI), tl.arange(0, BO)
-    inside = (i[:, None] < IN) & (o[None, :] < OUT)
-    return tl.load(params + weight + o[None, :] * IN + i[:, None], mask=inside, other=0.0)
-
-
-@triton.jit
-def _bias(params, bias, OUT: tl.constexpr, BO: tl.constexpr):
-    o = tl.arange(0, BO)
-    return tl.load(params + bias + o, mask=o < OUT, other=0.0)
-
-
-@triton.jit
-def _activated(x, KIND: tl.constexpr):
-    """KIND: of ``fast_mlp.ACTIVATIONS``."""
-    if KIND == 1:
-        return 2.0 * tl.sigmoid(2.0 * x) - 1.0
-    elif KIND == 2:
-        return tl.maximum(x, 0.0)
-    elif KIND == 3:
-        return tl.where(x > 0.0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
-    elif KIND == 4:
-        return tl.where(x > 0.0, x, 0.01 * x)
-    else:
-        return x
-
-
-@triton.jit
-def _activation_gradient(grad, h, KIND: tl.constexpr):
-    """The gradient with respect to an activation's input, from that with respect to its output ``h``."""
-    if KIND == 1:
-        return grad * (1.0 - h * h)
-    elif KIND == 2:
-        return tl.where(h > 0.0, grad, 0.0)
-    elif KIND == 3:
-        return tl.where(h > 0.0, grad, grad * (h + 1.0))
-    elif KIND == 4:
-        return tl.where(h > 0.0, grad, 0.01 * grad)
-    else:
-        return grad
-
-
-@triton.jit
-def _hidden(
-    x,
-    params,
-    w1,
-    b1,
-    w2,
-    b2,
-    IN: tl.constexpr,
-    H1: tl.constexpr,
-    H2: tl.constexpr,
-    BI: tl.constexpr,
-    B1: tl.constexpr,
-    B2: tl.constexpr,
-    KIND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Outputs of the first and of the last hidden layer, which are the same one where H2 is 0."""
-    h1 = _activated(_dot(x, _weight(params, w1, IN, H1, BI, B1), PRECISION) + _bias(params, b1, H1, B1)[None, :], KIND)
-    if H2 == 0:
-        return h1, h1
-    else:
-        h2 = _dot(h1, _weight(params, w2, H1, H2, B1, B2), PRECISION) + _bias(params, b2, H2, B2)[None, :]
-        return h1, _activated(h2, KIND)
-
-
-@triton.jit
-def _write(
-    grad,
-    x,
-    part,
-    weight,
-    bias,
-    IN: tl.constexpr,
-    OUT: tl.constexpr,
-    BI: tl.constexpr,
-    BO: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Gradients of a layer's weight and bias, given that of its output (rows, BO), and its input (rows, BI)."""
-    i, o = tl.arange(0, BI), tl.arange(0, BO)
-    inside = (o[:, None] < OUT) & (i[None, :] < IN)
-    tl.store(part + weight + o[:, None] * IN + i[None, :], _dot(tl.trans(grad), x, PRECISION), mask=inside)
-    tl.store(part + bias + o, tl.sum(grad, 0), mask=o < OUT)
-
-
-@triton.jit
-def _write_hidden(
-    grad,
-    x,
-    h1,
-    h2,
-    params,
-    part,
-    w1,
-    b1,
-    w2,
-    b2,
-    IN: tl.constexpr,
-    H1: tl.constexpr,
-    H2: tl.constexpr,
-    BI: tl.constexpr,
-    B1: tl.constexpr,
-    B2: tl.constexpr,
-    KIND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Gradients of the hidden layers, given that of the last one's output. See :func:`_hidden`."""
-    grad = _activation_gradient(grad, h2, KIND)
-    if H2 != 0:
-        _write(grad, h1, part, w2, b2, H1, H2, B1, B2, PRECISION)
-        below = _dot(grad, tl.trans(_weight(params, w2, H1, H2, B1, B2)), PRECISION)
-        _write(_activation_gradient(below, h1, KIND), x, part, w1, b1, IN, H1, BI, B1, PRECISION)
-    else:
-        _write(grad, x, part, w1, b1, IN, H1, BI, B1, PRECISION)
+def _clamp(x, low, high):
+    """Between two numbers; not a number stays one, as in torch."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -205,11 +82,11 @@ def minibatch_gradients(
     advantage = tl.load(first + 2, mask=valid, other=0.0)
     returns = tl.load(first + 3, mask=valid, other=0.0)
     advantage = tl.where(valid, (advantage - tl.load(moments)) * tl.load(moments + 1), 0.0)
-    part = parts + block * stride
+    part = parts + block.to(tl.int64) * stride
     one = tl.where(valid, 1.0, 0.0)
 
     # the critic
-    h1, h2 = _hidden(
+    h1, h2 = hidden(
         obs, params, critic_w1, critic_b1, critic_w2, critic_b2, OBS, CRITIC_H1, CRITIC_H2, BI, BC1, BC2, KIND, PRECISION
     )
     LAST_C: tl.constexpr = CRITIC_H1 if CRITIC_H2 == 0 else CRITIC_H2
@@ -220,7 +97,7 @@ def minibatch_gradients(
     if CLIP_VF:
         clip_vf = tl.load(clips + 1)
         change = value - old_value
-        error = old_value + tl.minimum(tl.maximum(change, -clip_vf), clip_vf) - returns
+        error = old_value + _clamp(change, -clip_vf, clip_vf) - returns
         grad = tl.where(tl.abs(change) <= clip_vf, error, 0.0)
     else:
         error = value - returns
@@ -229,19 +106,17 @@ def minibatch_gradients(
     grad = tl.where(valid, grad * (2.0 * vf_coef / n_rows), 0.0)
     tl.store(part + critic_w3 + c, tl.sum(grad[:, None] * h2, 0), mask=c < LAST_C)
     tl.store(part + critic_b3, tl.sum(grad, 0))
-    _write_hidden(
+    write_hidden(
         grad[:, None] * w3[None, :], obs, h1, h2, params, part, critic_w1, critic_b1, critic_w2, critic_b2,
         OBS, CRITIC_H1, CRITIC_H2, BI, BC1, BC2, KIND, PRECISION,
     )  # fmt: skip
 
-    # the actor
-    h1, h2 = _hidden(
-        obs, params, actor_w1, actor_b1, actor_w2, actor_b2, OBS, ACTOR_H1, ACTOR_H2, BI, BA1, BA2, KIND, PRECISION
-    )
+    # The actor. What the rollout had from it is float32: with less, a policy that has not moved would seem to have
+    h1, h2 = hidden(obs, params, actor_w1, actor_b1, actor_w2, actor_b2, OBS, ACTOR_H1, ACTOR_H2, BI, BA1, BA2, KIND, "fp32")
     LAST_A: tl.constexpr = ACTOR_H1 if ACTOR_H2 == 0 else ACTOR_H2
     BLAST_A: tl.constexpr = BA1 if ACTOR_H2 == 0 else BA2
-    weight = _weight(params, actor_w3, LAST_A, OUT, BLAST_A, BO)
-    out = _dot(h2, weight, PRECISION) + _bias(params, actor_b3, OUT, BO)[None, :]
+    weight = transposed_weight(params, actor_w3, LAST_A, OUT, BLAST_A, BO)
+    out = dot(h2, weight, "fp32") + bias_of(params, actor_b3, OUT, BO)[None, :]
     used = valid[:, None] & (o[None, :] < OUT)
     clip = tl.load(clips)
     if DISCRETE:
@@ -265,9 +140,9 @@ def minibatch_gradients(
         entropy = one * (total + OUT * (0.5 + half_log_2pi))
     log_ratio = tl.where(valid, log_ratio, 0.0)
     ratio = tl.exp(log_ratio)
-    clipped_ratio = tl.minimum(tl.maximum(ratio, 1.0 - clip), 1.0 + clip)
+    clipped_ratio = _clamp(ratio, 1.0 - clip, 1.0 + clip)
     loss, clipped_loss = advantage * ratio, advantage * clipped_ratio
-    grad = tl.where(loss >= clipped_loss, loss, 0.0)
+    grad = loss * tl.where(loss >= clipped_loss, 1.0, 0.0)  # and not 0 where it is infinite, which is an error to be seen
     approx_kl = ratio - 1.0 - log_ratio
     kl = approx_kl
     if DISCRETE:
@@ -286,15 +161,15 @@ def minibatch_gradients(
             wider = tl.where(o < OUT, log_std_ - old + 0.5 * tl.exp(2.0 * (old - log_std_)) - 0.5, 0.0)
             kl = 0.5 * tl.sum(moved * moved, 1) + tl.sum(wider, 0)
     grad_out = tl.where(used, grad_out, 0.0)
-    _write(grad_out, h2, part, actor_w3, actor_b3, LAST_A, OUT, BLAST_A, BO, PRECISION)
-    _write_hidden(
-        _dot(grad_out, tl.trans(weight), PRECISION), obs, h1, h2, params, part, actor_w1, actor_b1, actor_w2, actor_b2,
+    write_layer(grad_out, h2, part, actor_w3, actor_b3, LAST_A, OUT, BLAST_A, BO, PRECISION)
+    write_hidden(
+        dot(grad_out, tl.trans(weight), PRECISION), obs, h1, h2, params, part, actor_w1, actor_b1, actor_w2, actor_b2,
         OBS, ACTOR_H1, ACTOR_H2, BI, BA1, BA2, KIND, PRECISION,
     )  # fmt: skip
 
     # loss.POLICY_LOSS, SQUARED_ERROR, APPROX_KL, CLIPPED, ENTROPY, KL
     sums = part + n_params
-    tl.store(sums, tl.sum(tl.maximum(loss, clipped_loss), 0))
+    tl.store(sums, tl.sum(tl.maximum(loss, clipped_loss, propagate_nan=tl.PropagateNan.ALL), 0))
     tl.store(sums + 1, tl.sum(squared_error, 0))
     tl.store(sums + 2, tl.sum(approx_kl, 0))
     tl.store(sums + 3, tl.sum(tl.where(ratio != clipped_ratio, one, 0.0), 0))
@@ -365,7 +240,7 @@ def clip_and_step(
         for start in range(0, n_params, BLOCK):
             g = tl.load(grad + start + k, mask=start + k < n_params, other=0.0)
             squares += g * g
-        scale = tl.minimum(max_norm / (tl.sqrt(tl.sum(squares, 0)) + 1e-6), 1.0)
+        scale = tl.minimum(max_norm / (tl.sqrt(tl.sum(squares, 0)) + 1e-6), 1.0, propagate_nan=tl.PropagateNan.ALL)
     step += on
     tl.store(steps, step)
     step = tl.maximum(step, 1.0)  # stopped before the first one

@@ -18,6 +18,7 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device import ranks, threads
 from sb3_isaac.device.cuda_graph import check_compile
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
+from sb3_isaac.device.fused import describe_fused, why_not_fused
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
@@ -38,8 +39,7 @@ from sb3_isaac.envs.tensor_path import (
 from sb3_isaac.files.full_disk import outlive_a_full_disk
 from sb3_isaac.files.readable import check_model
 from sb3_isaac.files.safe_model import reading_safely
-from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
-from sb3_isaac.ppo.fused import PRECISIONS, why_not_fused
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, parsed_layers
 from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
 from sb3_isaac.settings.check import check, check_learn, defaults_of
@@ -135,8 +135,6 @@ class PPO(SB3_PPO):
             "precision": precision,
         }
         check("algorithm", {**arguments.arguments, **own}, algo="ppo", defaults=defaults_of(PPO))
-        if precision not in (None, *PRECISIONS):
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, or None, got {precision!r}.")
         if adaptive_lr_min > adaptive_lr_max:
             raise ValueError(f"adaptive_lr_min={adaptive_lr_min} is greater than adaptive_lr_max={adaptive_lr_max}.")
         if n_minibatches is not None:
@@ -260,8 +258,7 @@ class PPO(SB3_PPO):
         path = describe_path(why_not_tensors, why_not_fast)
         if self.precision is None or why_not_tensors is not None or why_not_fast is not None:
             return path
-        why_not = why_not_fused(self.policy, self.device)
-        return f"{path}, in Triton's kernels ({self.precision})" if why_not is None else f"{path}; not in Triton: {why_not}"
+        return path + describe_fused(self.precision, why_not_fused(parsed_layers(self.policy), self.device))
 
     def _trains_in_tensors(self) -> bool:
         """:raises ValueError: if an option would be ignored, or the devices differ"""

@@ -118,7 +118,9 @@ class Rollout:
         if last_obs is not self._host_obs:
             self.obs.copy_(th.as_tensor(last_obs), non_blocking=True)
         self.graphed_step.enabled = self._may_capture and self._fast is not None
-        self.graphed_step.begin(self._fast, self.buffer.rows.data_ptr())
+        # The update moves the parameters when it makes them flat: a graph from before would go on with those of then
+        addresses = [parameter.data_ptr() for parameter in self.policy.parameters()] if self.graphed_step.enabled else []
+        self.graphed_step.begin(self._fast, self.buffer.rows.data_ptr(), addresses)
 
     def step(self) -> PolicyStep:
         """One step of all environments."""

@@ -18,11 +18,12 @@ from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, advice
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
+from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.last_finite import LastFinite
 from sb3_isaac.envs.tensor_path import patched_buffer
-from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
-from sb3_isaac.ppo.fused import FusedUpdate, why_not_fused
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, parsed_layers
+from sb3_isaac.ppo.fused import FusedUpdate
 from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, LossSettings
 
 
@@ -111,7 +112,7 @@ class PPOUpdate:
     :param policy: an ActorCriticPolicy
     :param buffer: the rollouts
     :param compiled: on a GPU compile the loss and the optimizer, and capture the work on a minibatch in CUDA graphs
-    :param precision: of ``fused.PRECISIONS``: in Triton's kernels, where they can be had
+    :param precision: of ``device/fused.py``: in Triton's kernels, where they can be had
     """
 
     def __init__(self, policy: Any, buffer: RolloutBuffer, compiled: bool = False, precision: Optional[str] = None) -> None:
@@ -259,7 +260,11 @@ class PPOUpdate:
                 self.fast.compile()
         clip_range: Any = settings.clip_range
         clip_range_vf: Any = settings.clip_range_vf
-        if self.fused is None and self.precision is not None and why_not_fused(self.policy, self.device) is None:
+        if (
+            self.fused is None
+            and self.precision is not None
+            and why_not_fused(parsed_layers(self.policy), self.device) is None
+        ):
             self.fused = FusedUpdate(self.policy, buffer, self.adam, self.precision, self._captures)
         if compiles or self.fused is not None:  # read from where they lie, because schedules change them
             self._clip[0].fill_(clip_range)

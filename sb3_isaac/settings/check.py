@@ -74,6 +74,8 @@ def _fits(value: Any, setting: Setting) -> bool:
     for special in setting.besides:
         if type(value) is type(special) and value == special:
             return True
+    if kind == "choice":
+        return False
     if kind == "flag":
         return isinstance(value, (bool, np.bool_)) or (isinstance(value, Integral) and value in (0, 1))
     if kind == "mapping":  # rl_zoo3 also takes a text that is one

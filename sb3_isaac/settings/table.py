@@ -21,7 +21,7 @@ class Setting(NamedTuple):
     """"whole" (a whole number), "count" (the same, and 1e6 may be written for it), "number", "schedule" (a number, or what SB3
     and rl_zoo3 take for one that changes), "frequency" (SB3's train_freq), "ends" (two numbers), "range" (a number or two, the
     lower one first), "whole range", "noise" (a range, or a number for each of an observation's four), "flag" (True or False),
-    "mapping" (names and values), "word", "names" (classes of rl_zoo3's files: "module.Class")"""
+    "mapping" (names and values), "choice" (of ``besides``), "word", "names" (classes of rl_zoo3's files: "module.Class")"""
     interval: str = "(-inf, inf)"
     unit: str = ""
     optional: bool = False
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
         text += _ALSO.get(self.kind, "")
         others = [*map(repr, self.besides), *(["None"] if self.optional else [])]
         if others:
-            text += f", or {' or '.join(others)}" + (f" ({self.means})" if self.means else "")
+            text += (", or " if text else "") + " or ".join(others) + (f" ({self.means})" if self.means else "")
         return text
 
     def _range(self) -> str:
@@ -84,6 +84,7 @@ _NOUNS = {
     "noise": "a number, two (low, high) or four (one for each value of an observation), each",
     "flag": "True or False",
     "mapping": "a mapping of names to values",
+    "choice": "",
     "word": "a word",
     "names": "the name of a class, module.Class, or a list of such names",
 }
@@ -93,6 +94,8 @@ _ALSO = {
     "schedule": ", or a schedule (lin_0.001 in a file, a function in code)",
 }
 
+PRECISIONS = ("fp32", "tf32", "bf16")
+"""Of the factors of matrix products: all of float32, 10 bits of its fraction, 7 bits. Sums and all else are float32."""
 ON_POLICY = ("ppo", "a2c", "trpo", "ppo_lstm")
 SEED = Setting("whole", "[0, 4294967295]")  # numpy takes no larger one
 OPTIONAL_MAPPING, NAMES = Setting("mapping", optional=True), Setting("names", optional=True)
@@ -127,7 +130,7 @@ ALGORITHM: Dict[str, Setting] = {
     "adaptive_lr_max": Setting("number", "(0, inf)"),
     "spread_time_limits": FLAG,
     "compile": FLAG,
-    "precision": Setting("word", optional=True, means="the plain path"),
+    "precision": Setting("choice", optional=True, besides=PRECISIONS, means="not in Triton"),
     # DQN and DDPG
     "buffer_size": Setting("count", "[1, inf)", "transitions"),
     "learning_starts": Setting("count", "[0, inf)", "transitions"),

@@ -14,12 +14,14 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_isaac import PPO, DeviceRolloutBuffer
+from sb3_isaac.device import cuda_graph
 from sb3_isaac.device.flat_adam import FlatAdam
 from sb3_isaac.ppo import loss
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.loss import APPROX_KL, KL
+from sb3_isaac.ppo.rollout import Rollout
 from sb3_isaac.ppo.update import AdaptiveLR
-from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env, parameters, stand_in_for_graphs
+from tests.conftest import CONTINUOUS, DISCRETE, StandInGraph, difference, make_env, parameters, stand_in_for_graphs
 from tests.ppo.conftest import OwnExtractor, learn, make_model
 
 N_ENVS, N_STEPS = 16, 16
@@ -257,6 +259,30 @@ def test_compiled_update_equals_eager() -> None:
         simulators[1].set_state(simulators[0].get_state())
         eager_step, compiled_step = (simulator.step(th.ones(N_ENVS, 1)) for simulator in simulators)
         assert th.allclose(eager_step.final_obs, compiled_step.final_obs, atol=1e-4)
+
+
+def test_graphs_of_rollouts_have_the_parameters_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first update makes the optimizer flat, which moves them: a graph from before would act with those of then."""
+
+    class Recorded(StandInGraph):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.addresses = [p.data_ptr() for p in model.policy.parameters()]
+
+    def capturing(self: Rollout, *args: Any) -> None:
+        make_rollout(self, *args)
+        self._may_capture = True
+
+    make_rollout = Rollout.__init__
+    monkeypatch.setattr(Rollout, "__init__", capturing)
+    monkeypatch.setattr(cuda_graph, "CudaGraph", Recorded)
+    model = make(PPO, CONTINUOUS)
+    captured = []
+    for _ in range(4):
+        learn(model, 1)
+        captured.append(*model._run.rollout.graphed_step.graphs.values())
+    assert captured[-1].addresses == [p.data_ptr() for p in model.policy.parameters()] != captured[0].addresses
+    assert captured[1] is captured[2] is captured[3]  # captured anew once
 
 
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])

@@ -1,4 +1,4 @@
-"""Compiles the kernels for a GPU that need not be there: Triton brings its own assembler. Run by test_fused.py.
+"""Compiles the kernels for a GPU that need not be there: Triton brings its own assembler. Run by test_ppo.py.
 
 What the interpreter lets pass, the compiler may refuse.
 """
@@ -11,21 +11,23 @@ from typing import Any, Dict
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from sb3_isaac.ppo import kernels
+from sb3_isaac.dqn import kernels as dqn
+from sb3_isaac.ppo import kernels as ppo
 
 POINTERS = (
-    "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log".split()
+    "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log "
+    "next_obs online target values obs targets".split()
 )  # fmt: skip
 WHOLE = (
     "columns n_rows stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 actor_b3 "
-    "critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3".split()
+    "critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 part w1 b1 w2 b2 w3 b3".split()
 )  # fmt: skip
 
 
 def kind(name: str, constants: Dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
-    return "*i64" if name == "order" else "*fp32" if name in POINTERS else "i32" if name in WHOLE else "fp32"
+    return "*i64" if name in ("order", "actions") else "*fp32" if name in POINTERS else "i32" if name in WHOLE else "fp32"
 
 
 def check(kernel: Any, capability: int, constants: Dict[str, Any]) -> None:
@@ -42,5 +44,19 @@ if __name__ == "__main__":
     shape.update(dict.fromkeys(("BI", "BO", "BA1", "BA2", "BC1", "BC2"), 16))
     for n, precision in enumerate(("fp32", "tf32", "bf16")):
         branches = {"KIND": n + 1, "DISCRETE": n == 1, "OLD": n < 2, "CLIP_VF": n != 1, "PRECISION": precision}
-        check(kernels.minibatch_gradients, int(sys.argv[1]), {**shape, **branches})
-    check(kernels.clip_and_step, int(sys.argv[1]), {"CLIPS": True, "STOPS": True, "ADAPTS": True, "BLOCK": 1024})
+        check(ppo.minibatch_gradients, int(sys.argv[1]), {**shape, **branches})
+    check(ppo.clip_and_step, int(sys.argv[1]), {"CLIPS": True, "STOPS": True, "ADAPTS": True, "BLOCK": 1024})
+    net: Dict[str, Any] = {
+        "IN": 4,
+        "OUT": 3,
+        "H1": 16,
+        "H2": 16,
+        "BI": 16,
+        "BO": 16,
+        "B1": 16,
+        "B2": 16,
+        "ROWS": 32,
+        "KIND": 2,
+    }
+    check(dqn.next_values, int(sys.argv[1]), {**net, "PRECISION": "fp32", "DOUBLE": True})
+    check(dqn.huber_gradients, int(sys.argv[1]), {**net, "PRECISION": "tf32", "H2": 0})

@@ -16,27 +16,16 @@ collect_ignore_glob = [] if _runs else ["test_*.py"]
 
 
 if INTERPRETED and _runs:
-    # Triton 3.9's interpreter takes the bits of bfloat16 for whole numbers in a matrix product, and knows no TensorFloat-32.
+    # Triton 3.9's interpreter takes the bits of bfloat16 for whole numbers in a matrix product.
     import numpy as np
-    from triton.language import bfloat16
+    from triton.language import bfloat16, float32
     from triton.runtime import interpreter
 
-    _float32_dot = interpreter.InterpreterBuilder.create_dot
+    _dot_of_float32 = interpreter.InterpreterBuilder.create_dot
 
-    def _rounded(handle, kept_bits):
-        """The numbers with so many bits of their fraction, rounded to nearest."""
-        cut = 23 - kept_bits
-        if handle.dtype.scalar == bfloat16:
-            bits = handle.data.astype(np.uint32) << 16
-        else:
-            bits = handle.data.astype(np.float32).view(np.uint32) + (1 << (cut - 1)) & ~np.uint32((1 << cut) - 1)
-        return interpreter.TensorHandle(bits.view(np.float32), interpreter.tl.float32)
-
-    def _dot(self, a, b, d, input_precision, *rest):
+    def _dot(self, a, b, *rest):
         if a.dtype.scalar == bfloat16:
-            a, b = _rounded(a, 7), _rounded(b, 7)
-        elif input_precision.name == "TF32":
-            a, b = _rounded(a, 10), _rounded(b, 10)
-        return _float32_dot(self, a, b, d, input_precision, *rest)
+            a, b = (interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), float32) for x in (a, b))
+        return _dot_of_float32(self, a, b, *rest)
 
     interpreter.InterpreterBuilder.create_dot = _dot

@@ -15,8 +15,10 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from torch import nn
 
 from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize, evaluate
-from sb3_isaac.ppo import fused
+from sb3_isaac.device.fused import ROWS
+from sb3_isaac.ppo.fused import FusedUpdate
 from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings, UpdateLog
+from sb3_isaac.settings.table import PRECISIONS
 from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env, run_python, stand_in_for_graphs
 from tests.ppo.conftest import learn, make_model
 from tests.triton.conftest import DEVICE
@@ -158,7 +160,7 @@ def test_any_shape(n_obs: int, n_outputs: int, discrete: bool, pi: Any, vf: Any,
     check_same(*(update(precision, policy, buffer, changes) for precision in (None, "fp32")), policy)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("precision, tolerance", [("tf32", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize("precision, tolerance", [("tf32", 1e-3), ("bf16", 1e-2)])
 def test_lower_precision_is_near(precision: str, tolerance: float) -> None:
     """One step of Adam is as large whatever the gradient: directions are compared."""
     th.manual_seed(0)
@@ -176,15 +178,15 @@ def test_captured_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the work on the minibatches depends on what a graph would not see; all of them are one graph."""
     if DEVICE == "cpu":
         stand_in_for_graphs(monkeypatch)
-    monkeypatch.setitem(fused.ROWS, "fp32", 128)
+    monkeypatch.setitem(ROWS, "fp32", 128)
     models = []
     for precision in (None, "fp32"):
         env = VecNormalize(make_env(CONTINUOUS, 16, device=DEVICE, max_episode_length=12))
         options = {"adaptive_lr_kl": 0.01, "clip_range": lambda p: 0.1 + 0.1 * p, "precision": precision}
         models.append(make_model(PPO, env, device=DEVICE, compile=precision is not None and DEVICE == "cuda", **options))
     if DEVICE == "cpu":
-        captures = fused.FusedUpdate.__init__
-        monkeypatch.setattr(fused.FusedUpdate, "__init__", lambda self, *args: captures(self, *args[:-1], True))
+        captures = FusedUpdate.__init__
+        monkeypatch.setattr(FusedUpdate, "__init__", lambda self, *args: captures(self, *args[:-1], True))
     for model in models:
         learn(model, 4)
     assert len(models[1]._run.update.fused._work.graphs) == 1
@@ -195,7 +197,7 @@ def test_captured_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_learning(precision: str, env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pole stands, whatever the precision: with the settings of hyperparams/ppo.yml."""
     if DEVICE == "cpu":
-        monkeypatch.setitem(fused.ROWS, precision, 1024)  # the interpreter takes as long for few rows
+        monkeypatch.setitem(ROWS, precision, 1024)  # the interpreter takes as long for few rows
     rates = {"learning_rate": 0.0036, "adaptive_lr_kl": 0.01, "vf_coef": 1.0, "max_grad_norm": 1.0}
     options = {"n_minibatches": 1, "n_epochs": 8, "policy_kwargs": NETWORKS["tanh"], "seed": 0, **rates}
     model = make_model(PPO, VecNormalize(make_env(env_id, 128, device=DEVICE)), device=DEVICE, precision=precision, **options)
@@ -209,7 +211,31 @@ def test_learning(precision: str, env_id: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_the_compiler_takes_the_kernels(capability: str) -> None:
     out = run_python("-m", "tests.triton.compile_kernels", capability, TRITON_INTERPRET="0", TRITON_ALWAYS_COMPILE="1")
-    assert out.returncode == 0 and out.stdout.count(f"compiled for {capability}") == 4, out.stdout
+    assert out.returncode == 0 and out.stdout.count(f"compiled for {capability}") == 6, out.stdout
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_policy_that_has_not_moved_is_seen_to_have_not(precision: str) -> None:
+    """What the rollout had from it is float32: with another precision the KL divergence would be made of rounding."""
+    th.manual_seed(0)
+    observation_space, action_space = SPACES["box"]
+    policy: Any = ActorCriticPolicy(observation_space, action_space, lambda _: 3e-3, log_std_init=-3.0).to(DEVICE)
+    buffer = filled(policy, action_space, keep_distributions=True)
+    with th.no_grad():
+        obs = buffer.tensors.observations.view(N_STEPS * N_ENVS, -1)
+        distribution = policy.get_distribution(obs)
+        mean = distribution.distribution.mean
+        buffer.distributions.copy_(mean.view(N_STEPS, N_ENVS, -1))
+        actions = buffer.tensors.actions.view(N_STEPS * N_ENVS, -1).mul_(0.05).add_(mean)
+        buffer.tensors.log_probs.copy_(distribution.log_prob(actions).view(N_STEPS, N_ENVS))
+    adaptive = AdaptiveLR(0.01, 1.5, 1e-4, 1e-2)
+    log, _ = update(precision, policy, buffer, {"n_epochs": 1, "batch_size": 120, "adaptive_lr": adaptive, "target_kl": 1e-6})
+    assert log.stopped_at is None and log.learning_rate == pytest.approx(3e-3) and log.losses["train/clip_fraction"] == 0.0
+
+
+def test_bad_precision() -> None:
+    with pytest.raises(ValueError, match="precision must be 'fp32' or 'tf32' or 'bf16' or None .*, got 'fp16'"):
+        make_model(PPO, make_env(device=DEVICE), device=DEVICE, precision="fp16")
 
 
 def test_networks_that_do_not_fit_take_the_plain_path() -> None:

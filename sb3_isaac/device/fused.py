@@ -1,0 +1,97 @@
+"""What the updates in Triton's kernels share: for which networks they are, and what the kernels are told of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from typing import Dict, Iterable, Optional, Sequence
+
+import torch as th
+from torch import nn
+
+from sb3_isaac.device import ranks
+from sb3_isaac.device.fast_mlp import Layers
+
+MOST_UNITS = 128
+"""In a layer, so that a block's activations stay on the chip"""
+ROWS = {"fp32": 32, "tf32": 64, "bf16": 64}
+"""Of a minibatch in one block, by precision: as many as the registers of four warps hold with layers of 64 units (what ptxas
+says for compute capability 9.0). Of 8,192 that makes 128 blocks or more, about as many as a large GPU has multiprocessors."""
+
+
+@functools.lru_cache(maxsize=None)
+def _why_not_triton(kind: str, index: Optional[int]) -> Optional[str]:
+    """Why a device cannot have the kernels."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton, which comes with PyTorch for CUDA, is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if kind != "cuda" and not interpreted:
+        return f"Triton's kernels do not run on {kind}"
+    if kind == "cuda" and th.version.hip is not None:
+        return "the kernels were written for NVIDIA's GPUs"
+    if kind == "cuda" and th.cuda.get_device_capability(index) < (8, 0):
+        return "the GPU has a compute capability below 8.0"
+    try:
+        triton = importlib.import_module("triton")
+        if int(triton.__version__.split(".")[0]) < 3:
+            return f"Triton 3 or newer is needed, this is {triton.__version__}"
+    except Exception as error:  # whatever is broken there: the plain path works
+        return f"Triton cannot be imported: {error}"
+    return None
+
+
+def why_not_fused(nets: Sequence[Layers], device: th.device) -> Optional[str]:
+    """What keeps networks, which ``fast_mlp.parse_layers`` has found to be plain, out of the kernels; None: nothing."""
+    why_not = _why_not_triton(device.type, device.index)
+    if why_not is not None:
+        return why_not
+    if ranks.world_size() > 1:
+        return "several processes train one model"
+    if any(len(net) not in (2, 3) for net in nets):
+        return "the networks have neither one nor two hidden layers"
+    if max(max(linear.in_features, linear.out_features) for net in nets for linear, _ in net) > MOST_UNITS:
+        return f"a layer has more than {MOST_UNITS} inputs or units"
+    if len({kind for net in nets for _, kind in net[:-1]}) > 1 or any(net[-1][1] is not nn.Identity for net in nets):
+        return "the layers have different activations"
+    return None
+
+
+def describe_fused(precision: str, why_not: Optional[str]) -> str:
+    """For ``path``: whether the kernels are used."""
+    return f", in Triton's kernels ({precision})" if why_not is None else f"; not in Triton: {why_not}"
+
+
+def block(n: int) -> int:
+    """The power of 2 that holds n: Triton's matrix products have at least 16 rows and columns."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def starts_of(parameters: Iterable[nn.Parameter]) -> Dict[int, int]:
+    """Where each parameter begins in the flat tensor of all, by ``id``."""
+    starts, start = {}, 0
+    for parameter in parameters:
+        starts[id(parameter)] = start
+        start += parameter.numel()
+    return starts
+
+
+def layer_starts(net: Layers, starts: Dict[int, int], prefix: str = "") -> Dict[str, int]:
+    """A kernel's arguments w1, b1 to w3, b3: of the hidden layers and the last one. Without a second hidden layer nobody reads
+    where that is."""
+    linears = [linear for linear, _ in net]
+    found = {}
+    for i, linear in ((1, linears[0]), (2, linears[-2]), (3, linears[-1])):
+        found[f"{prefix}w{i}"], found[f"{prefix}b{i}"] = starts[id(linear.weight)], starts[id(linear.bias)]
+    return found
+
+
+def widths(net: Layers) -> Sequence[int]:
+    """Of the first and the second hidden layer; 0: there is none."""
+    return net[0][0].out_features, net[1][0].out_features if len(net) == 3 else 0
+
+
+def n_warps(*blocks: int) -> int:
+    """For a kernel whose layers are in such blocks."""
+    return 4 if max(blocks) <= 64 else 8

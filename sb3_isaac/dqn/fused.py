@@ -1,0 +1,89 @@
+"""The Q-networks of :class:`~sb3_isaac.dqn.fast_policy.FastDQNPolicy` in Triton, where ``DQN(precision=...)`` asks for it."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import torch as th
+
+from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
+from sb3_isaac.device.flat_adam import FlatAdam
+from sb3_isaac.device.fused import ROWS, block, layer_starts, n_warps, starts_of, widths
+
+
+class FusedQNetworks:
+    """Online and target network.
+
+    :param online: layers for which :func:`~sb3_isaac.device.fused.why_not_fused` has no reason
+    :param adam: of the online network, into whose ``grad`` gradients are written
+    :param target_flat: the target network's parameters, in the same order
+    :param precision: of :data:`~sb3_isaac.settings.table.PRECISIONS`
+    """
+
+    def __init__(self, online: Layers, adam: FlatAdam, target_flat: th.Tensor, precision: str) -> None:
+        self._adam, self._target_flat = adam, target_flat
+        self._starts = layer_starts(online, starts_of(adam.parameters))
+        h1, h2 = widths(online)
+        n_inputs, n_actions = online[0][0].in_features, online[-1][0].out_features
+        blocks = {"BI": block(n_inputs), "BO": block(n_actions), "B1": block(h1), "B2": block(max(h2, 1))}
+        self._shape: Dict[str, Any] = {"IN": n_inputs, "OUT": n_actions, "H1": h1, "H2": h2, **blocks}
+        self._shape.update(KIND=ACTIVATIONS[online[0][1]], PRECISION=precision, ROWS=ROWS[precision])
+        self._n_warps = n_warps(*blocks.values())
+        self._parts: Dict[int, th.Tensor] = {}
+        """By number of blocks, (blocks, parameters + 1): a graph goes on with what it has seen"""
+
+    def _n_blocks(self, n_rows: int) -> int:
+        return -(-n_rows // int(self._shape["ROWS"]))
+
+    def next_values(self, next_obs: th.Tensor, double_q: bool) -> th.Tensor:
+        """See :meth:`FastDQNPolicy.next_values <sb3_isaac.dqn.fast_policy.FastDQNPolicy.next_values>`."""
+        from sb3_isaac.dqn import kernels
+
+        next_obs, n_rows = next_obs.contiguous(), len(next_obs)
+        values = next_obs.new_empty(n_rows, 1)
+        nets = self._adam.flat, self._target_flat
+        with th.cuda.device_of(next_obs):  # type: ignore[no-untyped-call]  # Triton's
+            kernels.next_values[(self._n_blocks(n_rows),)](
+                next_obs,
+                next_obs.stride(0),
+                n_rows,
+                *nets,
+                values,
+                **self._starts,
+                **self._shape,
+                DOUBLE=double_q,
+                num_warps=self._n_warps,
+            )
+        return values
+
+    def gradients(self, obs: th.Tensor, actions: th.Tensor, targets: th.Tensor, loss_sum: th.Tensor) -> None:
+        """Write the gradients of the mean Huber loss, which is added to ``loss_sum``.
+
+        :param obs: (B, obs_dim)
+        :param actions: (B, 1) int64
+        :param targets: (B, 1)
+        """
+        from sb3_isaac.dqn import kernels
+
+        obs, n_rows, n_params = obs.contiguous(), len(obs), self._target_flat.numel()
+        n_blocks = self._n_blocks(n_rows)
+        if n_blocks not in self._parts:
+            self._parts[n_blocks] = self._target_flat.new_zeros(n_blocks, n_params + 1)
+        parts = self._parts[n_blocks]
+        with th.cuda.device_of(obs):  # type: ignore[no-untyped-call]
+            kernels.huber_gradients[(n_blocks,)](
+                obs,
+                obs.stride(0),
+                n_rows,
+                actions.contiguous(),
+                targets.contiguous(),
+                self._adam.flat,
+                parts,
+                parts.stride(0),
+                n_params,
+                **self._starts,
+                **self._shape,
+                num_warps=self._n_warps,
+            )
+        th.sum(parts[:, :n_params], 0, out=self._adam.grad)
+        loss_sum.add_(parts[:, n_params].sum())
