@@ -324,8 +324,8 @@ def new_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-NEW_ATTRIBUTES = {"observations_are_normalized"}
-"""A bool, which SB3's load puts into the model and nothing of the old code reads."""
+NEW_ATTRIBUTES = {"observations_are_normalized", "precision"}
+"""A bool, and a word or None, which SB3's load puts into the model and nothing of the old code reads."""
 
 
 @pytest.mark.parametrize("name", OURS)

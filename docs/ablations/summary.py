@@ -120,13 +120,14 @@ def row(title: str, found: Summary, base: Summary) -> str:
     low, high = found.steps_interval
     interval = "" if math.isinf(low) else f" ({steps(low)} to {steps(high)})"
     seconds = "" if math.isnan(found.seconds) else f"{found.seconds:.2f}"
-    stays = "" if math.isnan(found.stays) else f"{found.stays:.0%}"
+    least, most = found.stays_interval
+    stays = "" if math.isnan(found.stays) else f"{found.stays:.0%}" + (f" ({least:.0%} to {most:.0%})" if least < most else "")
     said = "" if found is base else verdict(found, base)
     solved = f"{found.n_solved}/{found.n_seeds}"
     return f"| {title} | {solved} | {steps(found.steps)}{interval} | {seconds} | {stays} | {said} |"
 
 
-COLUMNS = ("", "seeds that solve it", "steps until solved, median (95%)", "CPU seconds", "stays solved", "verdict")
+COLUMNS = ("", "seeds that solve it", "transitions until solved, median (95%)", "CPU seconds", "stays solved", "verdict")
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 

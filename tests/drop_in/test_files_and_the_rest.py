@@ -91,7 +91,7 @@ def data_of_file(model, notes):
     notes.append({**plain, "parameters": sorted(parameters), "variables": sorted(variables or {})})
 
 
-OWN = """n_minibatches adaptive_lr_kl adaptive_lr_factor adaptive_lr_min adaptive_lr_max adapted_lr spread_time_limits compile n_steps
+OWN = """n_minibatches adaptive_lr_kl adaptive_lr_factor adaptive_lr_min adaptive_lr_max adapted_lr spread_time_limits compile precision n_steps
 double_q per_env_epsilon reward_scale per_env_noise shared_noise rollout_buffer_class replay_buffer_class replay_buffer_kwargs
 _stats_window_size _last_original_obs""".split()
 
