@@ -61,7 +61,7 @@ def as_sb3(samples: ReplaySamples) -> ReplayBufferSamples:
     return ReplayBufferSamples(**{name: getattr(samples, name) for name in ReplayBufferSamples._fields})
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=None)  # CUDA graphs read them where they are
 def steps_and_powers(n_steps: int, gamma: float, device: th.device) -> tuple[th.Tensor, th.Tensor]:
     """0 to n_steps - 1 as (n_steps, 1) int64, and gamma to the powers 0 to n_steps as (n_steps + 1,) float32."""
     steps = th.arange(n_steps, device=device).view(-1, 1)

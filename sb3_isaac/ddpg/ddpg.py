@@ -153,13 +153,14 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         self, obs: th.Tensor, actions: th.Tensor, next_obs: th.Tensor, discounts: th.Tensor, rewards: th.Tensor
     ) -> None:
         assert self._run is not None
-        fast, lr, losses = self._run.fast, self._run.lr, self._run.log.loss_sums
+        fast, losses = self._run.fast, self._run.log.loss_sums
+        actor_lr, critic_lr = self._run.lrs
         obs = obs.flatten(1)
         # --8<-- [start:step]
         next_values = fast.next_values(next_obs.flatten(1), self._target_noise(actions))
-        fast.critic_step(obs, actions, th.addcmul(rewards, discounts, next_values), lr, losses[0])
+        fast.critic_step(obs, actions, th.addcmul(rewards, discounts, next_values), critic_lr, losses[0])
         if self._n_updates % self.policy_delay == 0:
-            fast.actor_step(obs, lr, losses[1])
+            fast.actor_step(obs, actor_lr, losses[1])
             fast.update_targets(self.tau)
         # --8<-- [end:step]
 

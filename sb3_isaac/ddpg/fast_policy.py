@@ -16,7 +16,7 @@ from sb3_isaac._torchscript import as_script
 from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, parse_layers
-from sb3_isaac.device.flat_adam import FlatAdam, share_storage
+from sb3_isaac.device.flat_adam import FlatAdam, bring_back, share_storage, views_of
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 
@@ -93,7 +93,10 @@ class FastTD3Policy:
         self._critic_adam = FlatAdam(policy.critic.optimizer, compiled, scripted=True)
         self.adams = [self._critic_adam, self._actor_adam]
         """What makes the steps, one for each of the algorithm's losses"""
-        self._targets = tuple(share_storage(net.parameters()) for net in (policy.actor_target, policy.critic_target))
+        targets = [list(net.parameters()) for net in (policy.actor_target, policy.critic_target)]
+        self._targets = tuple(map(share_storage, targets))
+        self._target_parameters = [*targets[0], *targets[1]]
+        self._target_views = [view for flat, like in zip(self._targets, targets) for view in views_of(flat, like)]
         self._chunk = chunk_rows(batch_size, self._targets[0].device)
 
         gradients = {**self._actor_adam.gradients, **self._critic_adam.gradients}
@@ -195,6 +198,12 @@ class FastTD3Policy:
                 # --8<-- [end:actor]
         ranks.mean_(self._actor_adam.grad)
         self._actor_adam.clip_and_step(None, lr)
+
+    def refresh(self) -> None:
+        """Before a series of steps: bring back what somebody has moved."""
+        for adam in self.adams:
+            adam.refresh()
+        bring_back(self._target_parameters, self._target_views)
 
     def update_targets(self, tau: float) -> None:
         """Polyak's average: the target networks go ``tau`` of the way to the trained ones."""

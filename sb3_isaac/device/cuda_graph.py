@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-from contextlib import ExitStack
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from contextlib import ExitStack, nullcontext
+from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch as th
 
 
 def plain_attributes(owner: object) -> Dict[str, Any]:
     """The numbers and switches that an object holds, which a graph of its methods keeps as they were."""
-    return {name: value for name, value in vars(owner).items() if isinstance(value, (bool, int, float, str))}
+
+    def plain(value: Any) -> bool:
+        return isinstance(value, (bool, int, float, str, np.generic)) or isinstance(value, tuple) and all(map(plain, value))
+
+    return {name: value for name, value in vars(owner).items() if plain(value)}
+
+
+@functools.lru_cache(maxsize=None)
+def _stream(device: int) -> Any:
+    """Where graphs of a device are captured. PyTorch has one for all devices, on that which was the current one first."""
+    return th.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def on_device(device: th.device) -> ContextManager[Any]:
+    """Make a GPU the current one, on which kernels and graphs are captured."""
+    return th.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 _capturing: Optional[CudaGraph] = None
@@ -85,7 +102,7 @@ class CudaGraph:
         for generator in self._generators:
             graph.register_generator_state(generator)
         pool = {"pool": self._graphs[0].pool()} if self._graphs else {}
-        self._stack.enter_context(th.cuda.graph(graph, **pool))
+        self._stack.enter_context(th.cuda.graph(graph, stream=_stream(th.cuda.current_device()), **pool))
         self._graphs.append(graph)
         self._parts.append(graph.replay)
 

@@ -34,6 +34,14 @@ def share_storage(parameters: Iterable[nn.Parameter]) -> th.Tensor:
     return flat
 
 
+def bring_back(parameters: Iterable[nn.Parameter], views: Iterable[th.Tensor]) -> None:
+    """Move parameters that somebody has moved (``policy.to(...)``) back into the views that they were, as they are now."""
+    for parameter, view in zip(parameters, views):
+        if parameter.data_ptr() != view.data_ptr():
+            view.copy_(parameter.data)
+            parameter.data = view
+
+
 def optimizer_settings(optimizer: th.optim.Optimizer) -> List[Any]:
     """Everything but the learning rate and the parameters, which a graph of a step keeps as it was."""
     return [value for group in optimizer.param_groups for key, value in group.items() if key not in ("params", "lr")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import stable_baselines3
 import torch as th
@@ -99,6 +99,12 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         if self.per_env_epsilon is None:
             run.exploration.set(self.exploration_rate)
 
+    def _set_run_state(self, unpacker: Any, state: Dict[str, Any], same_learn: bool) -> None:
+        epsilon = None if self._run is None else self._run.exploration.epsilon
+        super()._set_run_state(unpacker, state, same_learn)
+        if self._run is not None and self.per_env_epsilon is None:
+            self._run.exploration.keep_kind(epsilon)
+
     @th.no_grad()
     def _act(self, obs: th.Tensor, random: bool) -> th.Tensor:
         """(N,) int64 actions for observations (N, *obs_shape)."""
@@ -171,7 +177,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         columns = samples.observations.chunk(gradient_steps), samples.actions.long().chunk(gradient_steps)
         for obs, actions, target in zip(*columns, targets):
             if run.fast is not None:
-                run.fast.gradient_step(obs.flatten(1), actions, target, self.max_grad_norm, run.lr, loss_sum)
+                run.fast.gradient_step(obs.flatten(1), actions, target, self.max_grad_norm, run.lrs[0], loss_sum)
                 continue
             loss = F.smooth_l1_loss(self.q_net(obs).gather(1, actions), target)
             self.policy.optimizer.zero_grad()

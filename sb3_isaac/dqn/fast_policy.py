@@ -15,7 +15,7 @@ from sb3_isaac._torchscript import as_script
 from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, parse_layers
-from sb3_isaac.device.flat_adam import FlatAdam, share_storage
+from sb3_isaac.device.flat_adam import FlatAdam, bring_back, share_storage, views_of
 from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.dqn.fused import FusedQNetworks
 from sb3_isaac.off_policy.update import chunk_rows, chunks
@@ -74,7 +74,9 @@ class FastDQNPolicy:
         self.adam = FlatAdam(policy.optimizer, compiled, scripted=True)
         self.adams = [self.adam]
         """What makes the steps, one for each of the algorithm's losses"""
-        self._target_flat = share_storage(policy.q_net_target.parameters())
+        self._targets = list(policy.q_net_target.parameters())
+        self._target_flat = share_storage(self._targets)
+        self._target_views = views_of(self._target_flat, self._targets)
         self._chunk = chunk_rows(batch_size, self._target_flat.device)
         online, target = (parse_layers(net.q_net) for net in (policy.q_net, policy.q_net_target))
         assert online is not None and target is not None
@@ -149,6 +151,11 @@ class FastDQNPolicy:
                 self._online.backward(grad, accumulate=i > 0)
         ranks.mean_(self.adam.grad)
         self.adam.clip_and_step(max_grad_norm, lr)
+
+    def refresh(self) -> None:
+        """Before a series of steps: bring back what somebody has moved."""
+        self.adam.refresh()
+        bring_back(self._targets, self._target_views)
 
     def update_target(self, tau: float) -> None:
         """Polyak's average: the target network goes ``tau`` of the way to the online one."""

@@ -87,7 +87,7 @@ WAYS_OUT: List[Tuple[Type[sb3.VecEnvWrapper], str]] = [
 
 OWN_WRAPPER = (
     "leave it out, or give its class tensor_path = True and the methods reset_tensor and step_tensor "
-    "(sb3_isaac.VecFrameStack is a short example)"
+    "(sb3_isaac.VecFrameStack is a short example; capturable = True too, for compile=True, if it writes its tensors in place)"
 )
 
 
@@ -178,6 +178,18 @@ def layers(env: TensorVecEnv) -> List[Any]:
     while isinstance(found[-1], sb3.VecEnvWrapper):
         found.append(found[-1].venv)
     return [*found, env.tensor_env]
+
+
+def capturable(env: TensorVecEnv) -> bool:
+    """Whether a CUDA graph may hold a step of ``env``: its simulator says so, and each layer around that is of this package or
+    has ``capturable = True`` on its class. A layer that replaces its tensors, or counts in Python, must not say so."""
+
+    def may(layer: Any) -> bool:
+        kind = type(layer)
+        return kind.__module__.partition(".")[0] == __name__.partition(".")[0] or bool(vars(kind).get("capturable", False))
+
+    *around, simulator = layers(env)
+    return bool(simulator.capturable) and all(map(may, around))
 
 
 def generators(env: TensorVecEnv) -> List[th.Generator]:

@@ -25,7 +25,7 @@ from sb3_isaac.buffers.sb3_buffer import (
 )
 from sb3_isaac.buffers.storage import existing_device
 from sb3_isaac.device import fast_mlp, ranks, threads
-from sb3_isaac.device.cuda_graph import check_compile
+from sb3_isaac.device.cuda_graph import check_compile, on_device
 from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
@@ -82,8 +82,8 @@ class TensorRun:
         self.watch = watch
         self.fast: Any = None
         """The networks without autograd, see the algorithm's fast_policy.py; None: they go through autograd"""
-        self.lr: Optional[th.Tensor] = None
-        """() on the device, where a captured graph reads the learning rate; None: the optimizers have it"""
+        self.lrs: Sequence[Optional[th.Tensor]] = (None, None)
+        """Of each optimizer () on the device, where a captured graph reads the learning rate; None: the optimizer has it"""
         self.locals = StepLocals()
         self.acting = False
         """Whether a callback is called for a step, so that SB3's ``_last_obs`` is what was acted on"""
@@ -156,6 +156,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """Choose the path, as callbacks may have changed the policy."""
         if run.watch.changed(self._optimizers()):
             run.fast = self._make_fast_policy() if self._why_not_fast() is None else None
+        elif run.fast is not None:
+            run.fast.refresh()
 
     def _act(self, obs: th.Tensor, random: bool) -> th.Tensor:
         """Actions for observations (N, *obs_shape), as the replay buffer keeps them, and random ones on demand."""
@@ -316,7 +318,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         with self._checkpoints.learning(learn, args, kwargs) as arguments:
             check_learn(learn, (), arguments)
             together = self._parallel.learning(self, arguments)
-            with threads.torch_threads(n_threads), together, finite_training(self):
+            with on_device(self.device), threads.torch_threads(n_threads), together, finite_training(self):
                 return learn(**arguments)
 
     def _setup_learn(
@@ -369,7 +371,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             exploration=self._make_exploration(captures),
             watch=Watch(self.policy),
         )
-        run.lr = th.zeros((), device=self.device) if captures else None
+        if captures:
+            run.lrs = [th.zeros((), device=self.device) for _ in self._optimizers()]
         self._look_again(run)
         return run
 
@@ -496,15 +499,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         start = time.perf_counter()
         optimizers = self._optimizers()
         self._update_learning_rate(optimizers)
-        if run.lr is not None:
-            run.lr.fill_(optimizers[0].param_groups[0]["lr"])
+        for lr, optimizer in zip(run.lrs, optimizers):
+            if lr is not None:
+                lr.fill_(optimizer.param_groups[0]["lr"])
         if not run.undisturbed:
             self._look_again(run)
         if run.fast is None:
             self.policy.set_training_mode(True)
         else:
-            for adam in run.fast.adams:
-                adam.refresh()
+            run.fast.refresh()
         before = self._n_updates
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())

@@ -66,6 +66,11 @@ class EpsilonGreedy:
         else:
             self.epsilon = epsilon
 
+    def keep_kind(self, epsilon: Union[float, th.Tensor]) -> None:
+        """Hold the probability as ``epsilon`` did before a checkpoint, perhaps of another device, was put in: a tensor that a
+        CUDA graph reads stays that tensor."""
+        self.epsilon = epsilon.fill_(self.mean) if isinstance(epsilon, th.Tensor) else self.mean
+
     def random_actions(self, n: int) -> th.Tensor:
         """(n,) int64, uniform."""
         return th.randint(self.n_actions, (n,), device=self._device)

@@ -14,7 +14,7 @@ from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.finite import Origin, first_not_finite
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.tensor_path import TensorVecEnv, generators, layers
+from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, generators, layers
 
 
 class Step(NamedTuple):
@@ -77,7 +77,7 @@ class Rollout:
             self._low, self._high = (
                 th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high)
             )
-        self.captures = captures and env.tensor_env.capturable
+        self.captures = captures and capturable(env)
         if self.captures:  # a replay leaves the next observations in _obs
             self._acted_on, self._acted_on_original = self._obs.clone(), self._stored_obs.clone()
         self.graphed_step = Graphed(self._step, self.captures, layers(env), generators(env))

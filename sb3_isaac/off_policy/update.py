@@ -52,7 +52,7 @@ class Updates:
         graphed.enabled = graphed.enabled and same_device(buffer.storage_device, buffer.device)
         if buffer is not self._buffer:
             self._buffer, self._newest = buffer, th.zeros((), dtype=th.int64, device=buffer.storage_device)
-        graphed.begin(buffer, *constants)
+        graphed.begin(buffer, buffer.n_steps, buffer.gamma, buffer.handle_timeout_termination, *constants)
         for steps in chunks(gradient_steps, max(1, SAMPLE_ROWS // batch_size)):
             n = steps.stop - steps.start
             if graphed.enabled:

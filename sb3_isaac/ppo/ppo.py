@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device import ranks, threads
-from sb3_isaac.device.cuda_graph import check_compile
+from sb3_isaac.device.cuda_graph import check_compile, on_device
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.device.fused import describe_fused, why_not_fused
 from sb3_isaac.device.host import to_host
@@ -281,7 +281,7 @@ class PPO(SB3_PPO):
         with self._checkpoints.learning(learn, args, kwargs) as arguments:
             check_learn(learn, (), arguments)
             together = self._parallel.learning(self, arguments)
-            with threads.torch_threads(n_threads), together, finite_training(self):
+            with on_device(self.device), threads.torch_threads(n_threads), together, finite_training(self):
                 return learn(**arguments)
 
     def dump_logs(self, iteration: int = 0) -> None:
@@ -335,6 +335,7 @@ class PPO(SB3_PPO):
         if self.use_sde:
             policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
+        rollout.begin_steps()
         n_steps, n_envs = 0, env.num_envs * ranks.world_size()
         step_locals = self._run.locals
         while n_steps < n_rollout_steps:

@@ -16,7 +16,7 @@ from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, Origin, first_not_finite, is_finite
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.tensor_path import TensorVecEnv, generators, layers
+from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, generators, layers
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.update import unchecked_distributions
 
@@ -88,12 +88,14 @@ class Rollout:
         self.n_steps = 0
         """Steps taken since :meth:`begin`"""
         self._step_on_device = th.zeros(1, dtype=th.int64, device=device)
-        self._may_capture = compiled and device.type == "cuda" and env.tensor_env.capturable
-        self.graphed_step = Graphed(self._step_for_graphs, False, layers(env), generators(env))
+        self._may_capture = compiled and device.type == "cuda" and capturable(env)
+        self._layers = layers(env)
+        self.graphed_step = Graphed(self._step_for_graphs, False, self._layers, generators(env))
 
     def belongs_to(self, env: Any, policy: Any, buffer: Any) -> bool:
         """Whether this object was made for these."""
-        return env is self.env and policy is self.policy and buffer is self.buffer
+        same = env is self.env and policy is self.policy and buffer is self.buffer
+        return same and all(one is other for one, other in zip(layers(env), self._layers))
 
     def begin(self, last_obs: np.ndarray, last_dones: np.ndarray, keep_distributions: bool) -> None:
         """Start a rollout where the last one ended, or elsewhere.
@@ -117,6 +119,9 @@ class Rollout:
             starts.copy_(th.as_tensor(last_dones), non_blocking=True)
         if last_obs is not self._host_obs:
             self.obs.copy_(th.as_tensor(last_obs), non_blocking=True)
+
+    def begin_steps(self) -> None:
+        """After :meth:`begin`, and after callbacks that may have changed what a captured step keeps as it was."""
         self.graphed_step.enabled = self._may_capture and self._fast is not None
         # The update moves the parameters when it makes them flat: a graph from before would go on with those of then
         addresses = [parameter.data_ptr() for parameter in self.policy.parameters()] if self.graphed_step.enabled else []

@@ -352,8 +352,9 @@ def test_a_graph_is_cut_where_ranks_talk(monkeypatch: pytest.MonkeyPatch) -> Non
             done.append(("replay", self))
 
     class Capture:
-        def __init__(self, graph: Graph, pool: int = 0) -> None:
+        def __init__(self, graph: Graph, stream: str, pool: int = 0) -> None:
             self.graph, self.pool = graph, pool
+            assert stream == "of GPU 1"
 
         def __enter__(self) -> None:
             done.append(f"begin in pool {self.pool}")
@@ -363,6 +364,8 @@ def test_a_graph_is_cut_where_ranks_talk(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(th.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(th.cuda, "graph", Capture)
+    monkeypatch.setattr(th.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(cuda_graph, "_stream", lambda device: f"of GPU {device}")
 
     def function(x: th.Tensor) -> th.Tensor:
         done.append("before")

@@ -7,6 +7,7 @@ import pytest
 import torch as th
 from torch.nn import functional as F
 
+from sb3_isaac.files.plain_state import Packer, Unpacker
 from sb3_isaac.off_policy.exploration import EpsilonGreedy, spread
 from tests.conftest import DISCRETE, make_env
 from tests.off_policy.conftest import assert_close, feed, make_model, random_samples, start
@@ -148,3 +149,17 @@ def test_per_env_epsilon_with_a_custom_network():
     model.learn(80)
     assert model._run.fast is None and model.exploration_rate == 0.5
     assert model.logger.name_to_value["rollout/exploration_rate"] == 0.5
+
+
+@pytest.mark.parametrize("saved_on_device", [False, True])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_resumed_epsilon_is_of_the_kind_that_the_run_needs(saved_on_device, on_device):
+    """A checkpoint of a CPU, resumed on a GPU with compile=True: the graph goes on reading its tensor. And the reverse."""
+    saved, model = start(make_model("dqn")), start(make_model("dqn"))
+    for one, kind, rate in ((saved, saved_on_device, 0.25), (model, on_device, 0.75)):
+        one.exploration_rate = rate
+        one._run.exploration = one._make_exploration(kind)
+    epsilon = model._run.exploration.epsilon
+    model._set_run_state(Unpacker(), saved._run_state(Packer()), same_learn=True)
+    assert float(model._run.exploration.epsilon) == model._run.exploration.mean == 0.25
+    assert model._run.exploration.epsilon is epsilon if on_device else isinstance(model._run.exploration.epsilon, float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -11,7 +12,7 @@ from sb3_isaac.buffers.sb3_buffer import SB3_HAS_N_STEPS
 from sb3_isaac.device.fast_mlp import FastMLP
 from sb3_isaac.envs.vec_normalize import VecNormalize
 from sb3_isaac.off_policy import update
-from tests.conftest import ENV_IDS, make_env, parameters, stand_in_for_graphs
+from tests.conftest import ENV_IDS, difference, make_env, parameters, stand_in_for_graphs
 from tests.off_policy.conftest import ALGOS, STOCK, assert_close, feed, make_model, random_samples, start
 
 pytestmark = pytest.mark.parametrize("algo", ["dqn", "ddpg"])
@@ -118,7 +119,7 @@ def capture(model, monkeypatch):
     stand_in_for_graphs(monkeypatch)
     run = start(model)._run
     run.rollout.captures = run.updates.captures = True
-    run.lr, run.exploration = th.zeros(()), model._make_exploration(True)
+    run.lrs, run.exploration = [th.zeros(()) for _ in model._optimizers()], model._make_exploration(True)
     for adam in run.fast.adams:
         adam.steps = th.tensor(adam.steps)
     return run
@@ -199,3 +200,46 @@ def test_a_changed_setting_voids_the_graphs(algo, setting, monkeypatch):
     assert not graphs
     iterate(model, 1)
     assert len(graphs) == 1 and list(graphs.values()) != before
+
+
+def test_networks_that_somebody_has_moved_are_brought_back(algo):
+    """``policy.to("cpu")`` and back, on a GPU: the online networks and the targets go on where training has them."""
+
+    class Move(BaseCallback):
+        def _on_rollout_start(self):
+            for parameter in self.model.policy.parameters():
+                parameter.data = parameter.data.clone()
+
+        def _on_step(self):
+            return True
+
+    models = [make_model(algo, learning_starts=8, train_freq=2) for _ in range(2)]
+    for model, callback in zip(models, (None, Move())):
+        th.manual_seed(5)
+        model.learn(200, callback=callback)
+    assert th.equal(*(parameters(model) for model in models))
+
+
+def test_settings_of_the_buffer_are_not_those_of_the_graph(algo, monkeypatch):
+    model = make_model(algo, n_steps=3)
+    run = capture(model, monkeypatch)
+    iterate(model, 12)
+    before = set(run.updates.graphed_update.graphs.values())
+    model.replay_buffer.gamma = 0.5
+    iterate(model, 3)
+    assert before and not before & set(run.updates.graphed_update.graphs.values())
+
+
+def test_each_optimizer_has_its_own_learning_rate_in_graphs(algo, monkeypatch):
+    class Own(ALGOS[algo]):
+        def _update_learning_rate(self, optimizers):
+            for n, optimizer in enumerate(optimizers, 1):
+                optimizer.param_groups[0]["lr"] = n * 1e-3
+
+    models = [make_model(algo, cls=Own) for _ in range(2)]
+    capture(models[1], monkeypatch)
+    start(models[0])
+    for model in models:
+        th.manual_seed(5)
+        iterate(model, 8)
+    assert difference(*models) < 1e-5

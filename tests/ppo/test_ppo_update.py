@@ -9,11 +9,12 @@ import pytest
 import stable_baselines3
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_isaac import PPO, DeviceRolloutBuffer
+from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
 from sb3_isaac.device import cuda_graph
 from sb3_isaac.device.flat_adam import FlatAdam
 from sb3_isaac.ppo import loss
@@ -283,6 +284,28 @@ def test_graphs_of_rollouts_have_the_parameters_where_they_are(monkeypatch: pyte
         captured.append(*model._run.rollout.graphed_step.graphs.values())
     assert captured[-1].addresses == [p.data_ptr() for p in model.policy.parameters()] != captured[0].addresses
     assert captured[1] is captured[2] is captured[3]  # captured anew once
+
+
+def test_what_a_callback_changes_at_a_rollouts_start_is_seen_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_for_graphs(monkeypatch)
+
+    class Freeze(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            self.training_env.training = False
+
+        def _on_step(self) -> bool:
+            return True
+
+    env = VecNormalize(make_env(CONTINUOUS, N_ENVS, max_episode_length=12))
+    model = make_model(PPO, env, n_epochs=1)
+    learn(model, 1)
+    model._run.rollout._may_capture = True
+    learn(model, 1)
+    (before,) = model._run.rollout.graphed_step.graphs.values()
+    th.manual_seed(5)
+    model.learn(N_STEPS * N_ENVS, callback=Freeze())
+    (after,) = model._run.rollout.graphed_step.graphs.values()
+    assert after is not before
 
 
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
