@@ -151,7 +151,8 @@ class CartpoleTask(CartpolePhysics):
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(task_kwargs) - set(known))
         if unknown:
-            raise TypeError(f"Unknown task parameter {', '.join(unknown)}: the cartpole has {', '.join(known)}.")
+            named = ", ".join(name or "''" for name in unknown)
+            raise TypeError(f"Unknown task parameter {named}: the cartpole has {', '.join(known)}.")
         return cls(**task_kwargs)
 
 
