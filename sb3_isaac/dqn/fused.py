@@ -6,6 +6,7 @@ from typing import Any, Dict
 
 import torch as th
 
+from sb3_isaac.device.cuda_graph import on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
 from sb3_isaac.device.flat_adam import FlatAdam
 from sb3_isaac.device.fused import ROWS, block, layer_starts, n_warps, starts_of, widths
@@ -42,7 +43,7 @@ class FusedQNetworks:
         next_obs, n_rows = next_obs.contiguous(), len(next_obs)
         values = next_obs.new_empty(n_rows, 1)
         nets = self._adam.flat, self._target_flat
-        with th.cuda.device_of(next_obs):  # type: ignore[no-untyped-call]  # Triton's
+        with on_device(next_obs.device):  # Triton takes the current one
             kernels.next_values[(self._n_blocks(n_rows),)](
                 next_obs,
                 next_obs.stride(0),
@@ -70,7 +71,7 @@ class FusedQNetworks:
         if n_blocks not in self._parts:
             self._parts[n_blocks] = self._target_flat.new_zeros(n_blocks, n_params + 1)
         parts = self._parts[n_blocks]
-        with th.cuda.device_of(obs):  # type: ignore[no-untyped-call]
+        with on_device(obs.device):
             kernels.huber_gradients[(n_blocks,)](
                 obs,
                 obs.stride(0),

@@ -504,10 +504,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 lr.fill_(optimizer.param_groups[0]["lr"])
         if not run.undisturbed:
             self._look_again(run)
+        elif run.fast is not None:
+            run.fast.refresh()
         if run.fast is None:
             self.policy.set_training_mode(True)
-        else:
-            run.fast.refresh()
         before = self._n_updates
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())

@@ -15,7 +15,7 @@ import torch as th
 from torch import nn
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.cuda_graph import Graphed, on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
 from sb3_isaac.device.fused import ROWS, block, layer_starts, n_warps, starts_of, widths
@@ -83,16 +83,15 @@ class FusedUpdate:
         n_blocks = -(-max(sizes) // self._shape["ROWS"])
         if n_blocks > len(self._parts):
             self._parts = self._parts.new_zeros(n_blocks, self._parts.shape[1])
-        on_device = isinstance(adam.steps, th.Tensor)
         self._steps = adam.steps if isinstance(adam.steps, th.Tensor) else self._steps.fill_(adam.steps)
         orders = th.stack([buffer.shuffled()[0] for _ in range(settings.n_epochs)])
         self._now = settings._replace(clip_range=0.0), tuple(sizes), lr, clips, old_log_std
         constants = (settings._replace(clip_range=0.0, clip_range_vf=None), settings.clip_range_vf is None, tuple(sizes))
         tensors = (buffer.rows.data_ptr(), lr.data_ptr(), clips.data_ptr(), old_log_std is None, self._parts.data_ptr())
         self._work.begin(constants, tensors, optimizer_settings(adam.optimizer))
-        with th.cuda.device_of(adam.flat):  # type: ignore[no-untyped-call]  # Triton's
+        with on_device(adam.flat.device):  # Triton takes the current one
             log = self._work(orders, self._moments(settings, orders, sizes)).clone()
-        if not on_device:
+        if not isinstance(adam.steps, th.Tensor):
             adam.steps = float(self._steps)
         return log[:, :N_SUMS], log[:, N_SUMS], sizes * settings.n_epochs
 
