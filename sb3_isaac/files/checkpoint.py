@@ -84,11 +84,20 @@ def write(path: Any, writers: Mapping[str, Writer], info: Mapping[str, Any], mak
             if os.path.isfile(new):
                 os.remove(new)
         raise
-    for key in writers:
-        os.replace(_new(name, key), name + SUFFIXES[key])
-    for key in set(SUFFIXES) - set(writers):  # of an older set
-        _remove(name + SUFFIXES[key])
-    return Checkpoint(name, {key: name + SUFFIXES[key] for key in writers}, info)
+    return settle(Checkpoint(name, {key: _new(name, key) for key in writers}, info))
+
+
+def settle(found: Checkpoint) -> Checkpoint:
+    """Give the files of a set their names, which a writer that was killed after the manifest has not done.
+
+    For the process that goes on writing beside the set: whoever only reads finds the files under either name.
+    """
+    for key, path in found.files.items():
+        if path != found.name + SUFFIXES[key]:
+            os.replace(path, found.name + SUFFIXES[key])
+    for key in set(SUFFIXES) - set(found.files):  # of an older set
+        _remove(found.name + SUFFIXES[key])
+    return Checkpoint(found.name, {key: found.name + SUFFIXES[key] for key in found.files}, found.info)
 
 
 def read(path: Any) -> Optional[Checkpoint]:
@@ -154,8 +163,9 @@ def prune(folder: Any, keep: int, prefix: str = "") -> List[str]:
     old = [name for name, _ in all_in(folder) if os.path.basename(name).startswith(prefix)][keep:]
     for name in old:
         _remove(f"{name}.json")  # first: what is left over is no checkpoint
-        for suffix in SUFFIXES.values():
+        for key, suffix in SUFFIXES.items():
             _remove(name + suffix)
+            _remove(_new(name, key))
     return old
 
 
@@ -170,7 +180,7 @@ def _find(name: str, key: str, wanted: Mapping[str, Any]) -> str:
     :raises IncompleteCheckpoint: it is not there, or not as it was
     """
     candidates = (name + SUFFIXES[key], _new(name, key))
-    for path in candidates:
+    for path in (*candidates, candidates[0]):  # its writer may just be giving it its name
         same_size = os.path.isfile(path) and os.path.getsize(path) == wanted["size"]
         if same_size and _fingerprint(path)["sha256"] == wanted["sha256"]:
             return path

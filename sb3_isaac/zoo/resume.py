@@ -201,7 +201,10 @@ def flags_of(run: Path, typed_now: Sequence[str] = ()) -> Optional[List[str]]:
             flags += [flag, *(str(entry).lstrip("-") for entry in value)]
         else:
             flags.append(f"{flag}={value}")
-    return [*flags, "-f", os.fspath(run.parent.parent), "-i", found.files["model"]]
+    if ranks.rank() == 0:
+        files.settle(found)
+    ranks.from_first(None)  # the others wait for that
+    return [*flags, "-f", os.fspath(run.parent.parent), "-i", found.name + files.SUFFIXES["model"]]
 
 
 def _literal(value: Any, path: str) -> str:

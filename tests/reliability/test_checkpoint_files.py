@@ -64,6 +64,10 @@ def test_killed_anywhere(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert texts == {"new" if found.num_timesteps == 200 else "old"}
     assert found.num_timesteps == (100 if at < 3 else 200)  # the third file is the manifest
     monkeypatch.undo()
+    before = content(found)
+    settled = checkpoint.settle(found)
+    assert settled == checkpoint.read(tmp_path / "a") and content(settled) == before
+    assert settled.files == {"model": str(tmp_path / "a.zip"), "state": str(tmp_path / "a_state.pt")}
     assert content(write(tmp_path / "a", "next", 300)) == {"model": "model next", "state": "state next"}
 
 
@@ -89,6 +93,7 @@ def test_the_newest_complete_one(tmp_path: Path) -> None:
 def test_prune_and_note(tmp_path: Path) -> None:
     for steps in (5, 90, 1000):
         write(tmp_path / f"rl_model_{steps}_steps", "x", steps)
+    os.replace(tmp_path / "rl_model_5_steps.zip", tmp_path / "rl_model_5_steps.new.zip")  # as a killed writer leaves it
     write(tmp_path / "mine", "x", 1)
     checkpoint.prune(tmp_path, 2, "rl_model_")
     assert [os.path.basename(name) for name, _ in checkpoint.all_in(tmp_path)] == [
