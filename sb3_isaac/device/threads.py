@@ -227,9 +227,10 @@ class Together:
         with torch_threads(1):  # with more, torch may add up in another order
             if n_helpers >= 1 and (asked_for or self._choose()) and _in_use.acquire(blocking=False):
                 try:
-                    start = time.perf_counter()
+                    ready, start = len(_helpers) >= n_helpers, time.perf_counter()
                     _share_out(job, n_jobs, n_helpers)
-                    self._note(1, time.perf_counter() - start)
+                    if ready:  # threads that have yet to start take their time once
+                        self._note(1, time.perf_counter() - start)
                 finally:
                     _in_use.release()
                 return
