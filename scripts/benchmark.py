@@ -109,10 +109,10 @@ def ranks_rate(args: argparse.Namespace, n_ranks: int) -> float:
     return statistics.median(values) * n_ranks
 
 
-def solve(args: argparse.Namespace, algo: str, what: str, stock: bool = False) -> float:
+def solve(args: argparse.Namespace, algo: str, what: str, stock: bool = False, compiled: bool = False) -> float:
     """Median over five seeds of the seconds or environment steps until solved, with the shipped entries."""
     command = [sys.executable, str(Path(__file__).with_name("solve.py")), "--algo", algo, "--device", args.device]
-    command += ["--seeds", "2" if args.quick else "5"] + ["--stock"] * stock
+    command += ["--seeds", "2" if args.quick else "5"] + ["--stock"] * stock + ["-params", '{"compile": true}'] * compiled
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     results = [json.loads(line) for line in lines if line.startswith("{")]
     solved = [r[what] for r in results if r["seconds"] is not None]
@@ -227,6 +227,7 @@ def make_rows(device: str) -> List[Row]:
         rows += [
             row(stock, unit="s", run=partial(seconds, stock=True), baseline=stock),
             row(f"solve-{algo} sb3_isaac", unit="s", run=seconds, baseline=stock),
+            row(f"solve-{algo} sb3_isaac, compiled", unit="s", run=partial(seconds, compiled=True), baseline=stock),
             row(f"solve-{algo} sb3_isaac, env steps", unit="steps", run=partial(solve, algo=algo, what="steps")),
         ]
     for algo in ("DQN", "DDPG"):

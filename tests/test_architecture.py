@@ -28,7 +28,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer}
-SHARED = {"_isaacgym_first", "_lazy", "_torchscript", "_version", "replay_buffer", "reward_log"}
+SHARED = {"_isaacgym_first", "_lazy", "_native", "_torchscript", "_version", "replay_buffer", "reward_log"}
 """Modules outside the folders."""
 
 
@@ -139,8 +139,9 @@ def test_what_one_reads_for_an_algorithm() -> None:
                "envs.model_files", "envs.tensor_path",
                "device.finite", "device.host", "device.cuda_graph", "device.eligibility", "device.ranks", "device.one_host",
                "device.threads",
-               # which do the same as other files, in Triton
-               "device.fused", "device.mlp_kernels", "ppo.fused", "ppo.kernels", "dqn.fused", "dqn.kernels"}  # fmt: skip
+               # which do the same as other files, in Triton or in C
+               "device.fused", "device.mlp_kernels", "ppo.fused", "ppo.kernels", "dqn.fused", "dqn.kernels",
+               "device.native_mlp", "ppo.native", "dqn.native", "ddpg.native"}  # fmt: skip
     for module, most in (("ppo.ppo", 9), ("dqn.dqn", 10), ("ddpg.ddpg", 10)):
         reached, new = set(), {module}
         while new:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sb3_isaac._native import HEADERS, SOURCES
 from tests.conftest import REPOSITORY
 
 
@@ -35,7 +36,8 @@ def test_wheel_holds_its_data_and_finds_it(tmp_path: Path) -> None:
     subprocess.run(command, check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "hyperparams/ppo.yml", "hyperparams/dqn.yml", "hyperparams/ddpg.yml", "backends/cartpole.urdf"):
+    data = ["py.typed", "hyperparams/ppo.yml", "hyperparams/dqn.yml", "hyperparams/ddpg.yml", "backends/cartpole.urdf"]
+    for name in (*data, *SOURCES, *HEADERS):
         assert f"sb3_isaac/{name}" in names
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)

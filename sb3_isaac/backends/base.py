@@ -90,7 +90,7 @@ class TensorEnv(ABC):
         return {}
 
     def compile(self) -> None:  # noqa: B027  (most simulators have nothing to compile)
-        """Let torch.compile make a step faster, where it can. Results may then differ by rounding."""
+        """Let a compiler make a step faster, where it can. Results may then differ by rounding."""
 
     def close(self) -> None:  # noqa: B027  (most simulators have nothing to free)
         """Free what the simulator holds. Calling it twice is allowed."""

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_isaac._native import library
 from sb3_isaac.buffers import storage
 from sb3_isaac.settings.check import check
 
@@ -96,6 +97,9 @@ class DeviceReplayBuffer(ReplayBuffer):
         ``optimize_memory_usage`` with ``handle_timeout_termination`` or a single row, and for numbers out of range
     :raises MemoryError: before anything is allocated, if ``storage_device`` has not enough free memory
     """
+
+    in_c = False
+    """Whether n-step returns are summed in C, where the storage is on a CPU"""
 
     def __init__(
         self,
@@ -424,6 +428,8 @@ class DeviceReplayBuffer(ReplayBuffer):
         :return: returns (B, 1) and discounts (B, 1) on ``device``, and the index (B,) of the last transition summed
         """
         n, rows = self.n_envs, self.buffer_size
+        if self.in_c and index.device.type == "cpu" and not (env is not None and env.norm_reward):
+            return self._n_step_returns_in_c(index, int(newest))
         steps, powers = steps_and_powers(self.n_steps, self.gamma, index.device)
         window = (index + steps * n) % (rows * n)  # (n_steps, B)
         table, at = self._storage.view(-1, self._width), window.view(-1)
@@ -442,6 +448,16 @@ class DeviceReplayBuffer(ReplayBuffer):
         # --8<-- [end:n_step]
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
+
+    def _n_step_returns_in_c(self, index: th.Tensor, newest: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """:meth:`_n_step_returns` of rewards as they are, see ``n_step.c``."""
+        index = index.contiguous()
+        returns, discounts = self._storage.new_empty(2, len(index), 1).unbind(0)
+        last, table = th.empty_like(index), (self._storage.data_ptr(), self._width, self._reward_at)
+        counts = (len(index), self.n_steps, self.gamma, newest)
+        results = (returns.data_ptr(), discounts.data_ptr(), last.data_ptr())
+        library().n_step_returns(*table, self.buffer_size, self.n_envs, index.data_ptr(), *counts, *results)
+        return returns.to(self._device), discounts.to(self._device), last
 
     def state_dict(self) -> dict[str, Any]:
         """What is in it, as tensors and numbers: the rows in use are a copy if the buffer is not full."""
@@ -469,6 +485,7 @@ class DeviceReplayBuffer(ReplayBuffer):
     def __getstate__(self) -> dict[str, Any]:
         """Numpy arrays and names of devices, so that it loads without a GPU, and only the rows in use."""
         state = self.__dict__.copy()
+        state.pop("in_c", None)  # another machine may have no compiler
         rows = self.pos + self.optimize_memory_usage  # the newest transition's next_obs is in the row after it
         state["_storage"] = self._storage[: self.buffer_size if self.full else rows].cpu().numpy()
         state["_storage_device"] = str(self._storage.device)

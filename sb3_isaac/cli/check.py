@@ -17,7 +17,7 @@ import sb3_isaac  # isort: skip  # before torch, for Isaac Gym's sake
 import numpy as np
 import torch as th
 
-from sb3_isaac import _isaacgym_first, backends
+from sb3_isaac import _isaacgym_first, _native, backends
 from sb3_isaac.backends import physx_reference, probe
 from sb3_isaac.envs.ids import SIMULATORS
 from sb3_isaac.files.atomic import write
@@ -69,6 +69,7 @@ def overview() -> None:
         memory = properties.total_memory / 2**30
         capability = f"compute capability {properties.major}.{properties.minor}"
         print(f"  cuda:{i}    {properties.name}, {capability}, {memory:.0f} GiB")
+    print(f"  compile=True on cpu: {c_compiler()}")
     print(f"Simulators (one step of {probe.PROBE_ENVS} environments)")
     for device in devices:
         _print_report("torch", device, probe.measure("torch", device))
@@ -88,6 +89,15 @@ def overview() -> None:
     default = backends.resolve_device()
     name, why = probe.choose(default)
     print(f"backend='auto' is '{name}' on {default}: {why}")
+
+
+def c_compiler() -> str:
+    """Which one ``compile=True`` has on a CPU, or why it has none."""
+    try:
+        _, version = _native.compiler()
+    except _native.NoNative as error:
+        return f"no, {error}"
+    return f"in C, by {version.splitlines()[0] if version else 'a compiler of unknown version'}"
 
 
 def _print_report(backend: str, device: str, report: probe.Report) -> None:

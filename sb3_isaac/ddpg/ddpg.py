@@ -38,8 +38,10 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
     :param shared_noise: one draw of the noise for all environments *
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
-    :param compile: compile the simulator's step with torch.compile; on a GPU, capture acting, stepping and updates in CUDA
-        graphs, for MLP policies. Needs torch 2. The results are the same, but for rounding. *
+    :param compile: on a GPU, capture acting, stepping and updates in CUDA graphs and compile the simulator's step with
+        torch.compile (needs torch 2.4). On a CPU do it all in C, which the machine's C compiler makes at the first use, in a
+        second or two; where there is none, or for other networks, the plain path is taken, and :attr:`path` says why. For MLP
+        policies. The results are the same to rounding. *
     :param stats_window_size: episodes that ``rollout/ep_rew_mean`` is the mean of; SB3's other algorithms have it too
     :raises ValueError: for an option marked * with an environment that has no tensor interface, or an unknown noise
     """
@@ -71,6 +73,9 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
 
     def _make_fast_policy(self) -> FastTD3Policy:
         return FastTD3Policy(self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile)
+
+    def _trained_nets(self) -> List[Any]:
+        return [self.actor.mu, *self.critic.q_networks]
 
     # -- acting ------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Union
 
 import torch as th
 from gymnasium import spaces
@@ -13,10 +13,12 @@ from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
 from sb3_isaac._torchscript import as_script
+from sb3_isaac.ddpg.native import NativeActorCritics
 from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
-from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, parse_layers
+from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, n_lanes, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, bring_back, share_storage, views_of
+from sb3_isaac.device.native_mlp import NativeMLP, parts, why_not_native
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 
@@ -85,7 +87,7 @@ class FastTD3Policy:
     :param policy: one for which :meth:`why_not` has no reason
     :param n_envs: the most observations to act on
     :param batch_size: of the minibatches
-    :param compiled: compile the optimizers' steps on a GPU
+    :param compiled: compile the optimizers' steps on a GPU; on a CPU all in C, where it can be had (``device/native_mlp.py``)
     """
 
     def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool) -> None:
@@ -106,7 +108,18 @@ class FastTD3Policy:
             assert layers is not None
             return FastMLP(layers, rows, share, gradients if trained else None)
 
-        self.acting = mlp(policy.actor.mu, n_envs)
+        layers = [parse_layers(net) for net in (policy.actor.mu, policy.actor_target.mu)]
+        critic_layers = [[parse_layers(net) for net in nets.q_networks] for nets in (policy.critic, policy.critic_target)]
+        self._native: Optional[NativeActorCritics] = None
+        """What does the passes in C"""
+        self.acting: Union[FastMLP, NativeMLP] = mlp(policy.actor.mu, n_envs)
+        trained: Any = [layers[0], *critic_layers[0]]
+        if compiled and why_not_native(trained, self._targets[0].device) is None:
+            self.acting = NativeMLP(trained[0])
+            adams = self._actor_adam, self._critic_adam
+            views = dict(zip(self._target_parameters, self._target_views))
+            made: Any = NativeActorCritics
+            self._native = made(layers[0], critic_layers[0], layers[1], critic_layers[1], *adams, views)
         # A target network is done when the trained one begins: they use the same buffers, which stay in the cache
         self._actor = mlp(policy.actor.mu, self._chunk, trained=True)
         self._actor_target = mlp(policy.actor_target.mu, self._chunk, self._actor)
@@ -140,17 +153,23 @@ class FastTD3Policy:
     def _join(self, obs: th.Tensor, actions: th.Tensor, out: th.Tensor) -> th.Tensor:
         return th.cat((obs, actions), 1, out=out[: len(obs)])
 
+    def shares_out(self, batch_size: int) -> bool:
+        """Whether a minibatch is more than one job for threads."""
+        return len(parts(batch_size)) > 1 if self._native is not None else n_lanes(batch_size) > 1
+
     def next_values(self, next_obs: th.Tensor, noise: Optional[th.Tensor]) -> th.Tensor:
         """(B, 1), what the target networks think of the next observations: the lowest of the critics.
 
         :param noise: (B, action_dim) to add to the target actor's actions, or None
         """
+        if self._native is not None:
+            return self._native.next_values(next_obs, noise)
         n_rows = len(next_obs)
         actor, critics = self._actor_target.small(next_obs, False), self._passes(self._critic_targets, next_obs, False)
         if actor is not None:
             values: th.Tensor = self._network_values(next_obs, noise, actor, critics, self._next_input[:n_rows])
             return values
-        parts = []
+        found = []
         for rows in chunks(n_rows, self._chunk):
             actions = self._actor_target.forward(next_obs[rows])
             if noise is not None:
@@ -159,15 +178,17 @@ class FastTD3Policy:
             values = self._critic_targets[0].forward(x)
             for critic in self._critic_targets[1:]:
                 values = th.minimum(values, critic.forward(x))
-            parts.append(values if len(next_obs) <= self._chunk else values.clone())
-        return parts[0] if len(parts) == 1 else th.cat(parts)
+            found.append(values if len(next_obs) <= self._chunk else values.clone())
+        return found[0] if len(found) == 1 else th.cat(found)
 
     def critic_step(
         self, obs: th.Tensor, actions: th.Tensor, targets: th.Tensor, lr: Optional[th.Tensor], loss_sum: th.Tensor
     ) -> None:
         """One step of Adam on the critics' squared errors, whose mean is added to ``loss_sum``."""
         batch, small = len(obs), self._passes(self._critics, obs, True)
-        if small:
+        if self._native is not None:
+            self._native.critic_gradients(obs, actions, targets, loss_sum)
+        elif small:
             self._critic_gradients(obs, actions, targets, small, self._input[:batch], loss_sum)
         else:
             for rows in chunks(batch, self._chunk):
@@ -182,7 +203,9 @@ class FastTD3Policy:
     def actor_step(self, obs: th.Tensor, lr: Optional[th.Tensor], loss_sum: th.Tensor) -> None:
         """One step of Adam up the first critic's slope; minus its mean value is added to ``loss_sum``."""
         batch, actor, critic = len(obs), self._actor.small(obs, True), self._critics[0].small(obs, False)
-        if actor is not None:
+        if self._native is not None:
+            self._native.actor_gradients(obs, loss_sum)
+        elif actor is not None:
             grad_actions = self._critics[0].input_gradient(batch, self._obs_dim)
             self._actor_gradients(obs, actor, critic, self._input[:batch], grad_actions, loss_sum)
         else:

@@ -182,11 +182,9 @@ class Graphed:
 
 
 def check_compile(device: th.device) -> None:
-    """Whether ``compile=True`` can work.
+    """Whether ``compile=True`` can work on a device.
 
     :raises RuntimeError: if torch is too old
     """
-    if not hasattr(th, "compile"):
-        raise RuntimeError(f"compile=True needs torch 2 or newer, this is {th.__version__}: leave it out.")
     if device.type == "cuda" and not hasattr(th.cuda.CUDAGraph, "register_generator_state"):
         raise RuntimeError(f"compile=True on a GPU needs torch 2.4 or newer, this is {th.__version__}: leave it out.")

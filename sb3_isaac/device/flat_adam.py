@@ -8,6 +8,7 @@ from typing import Any, Iterable, List, Optional, Tuple, Union
 import torch as th
 from torch import nn
 
+from sb3_isaac._native import library, why_not_library
 from sb3_isaac._torchscript import as_script
 
 
@@ -115,7 +116,7 @@ class FlatAdam:
     Source: Kingma and Ba, https://arxiv.org/abs/1412.6980
 
     :param optimizer: an optimizer for which :meth:`supports` is true
-    :param compiled: make one or two kernels of a step on a GPU; elsewhere compiling does not pay
+    :param compiled: make one or two kernels of a step on a GPU; C on a CPU, if it can be had
     :param scripted: on a CPU a step is TorchScript, which pays off after some hundred of them
     """
 
@@ -129,12 +130,17 @@ class FlatAdam:
         self._steps_at_sync, self._version = 0.0, 0
         tensors = (self.flat, self.grad, self.exp_avg, self.exp_avg_sq)
         self._views = list(zip(self.parameters, *(views_of(tensor, self.parameters) for tensor in tensors)))
-        compiled = compiled and self.flat.is_cuda
-        self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if compiled else clip_and_step_
+        on_gpu = compiled and self.flat.is_cuda
+        self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if on_gpu else clip_and_step_
+        self._native: Any = None
+        if compiled and self.flat.device.type == "cpu" and why_not_library() is None:
+            self._native = library().adam_step
         scripted = scripted and not self.flat.is_cuda
         self._clip_and_step_counted: Any = as_script(clip_and_step_counted_) if scripted else clip_and_step_counted_
         self.gradients = {parameter: grad for parameter, _, grad, _, _ in self._views}
         """``parameter.grad`` of each after :meth:`refresh`"""
+        self.values = {parameter: flat for parameter, flat, _, _, _ in self._views}
+        """Where each parameter is after :meth:`refresh`"""
         self._bind()
 
     @staticmethod
@@ -205,6 +211,11 @@ class FlatAdam:
         tensors = self.flat, self.grad, self.exp_avg, self.exp_avg_sq
         if isinstance(self.steps, th.Tensor):
             self._clip_and_step(*tensors, self.steps, lr, tuple(group["betas"]), group["eps"], max_norm)
+            return
+        if self._native is not None:
+            addresses = [tensor.data_ptr() for tensor in tensors]
+            settings = [float(value) for value in (self.steps, lr, *group["betas"], group["eps"], max_norm)]
+            self._native(*addresses, self.flat.numel(), *settings)
             return
         rates = (0.0, lr) if isinstance(lr, th.Tensor) else (float(lr), None)
         betas = [float(beta) for beta in group["betas"]]

@@ -13,6 +13,7 @@ from torch import nn
 
 from sb3_isaac.device import ranks
 from sb3_isaac.device.fast_mlp import Layers
+from sb3_isaac.device.native_mlp import why_not_native
 
 MOST_UNITS = 128
 """In a layer, so that a block's activations stay on the chip"""
@@ -58,9 +59,22 @@ def why_not_fused(nets: Sequence[Layers], device: th.device) -> Optional[str]:
     return None
 
 
-def describe_fused(precision: str, why_not: Optional[str]) -> str:
-    """For ``path``: whether the kernels are used."""
-    return f", in Triton's kernels ({precision})" if why_not is None else f"; not in Triton: {why_not}"
+def describe_kernels(nets: Sequence[Layers], device: th.device, precision: Optional[str], compiled: bool) -> str:
+    """For ``path``: whether other kernels than PyTorch's are used, where they are asked for.
+
+    :param precision: asks for those in Triton
+    :param compiled: asks for those in C, on a CPU
+    """
+    words = ""
+    if precision is not None:
+        why_not = why_not_fused(nets, device)
+        if why_not is None:
+            return f", in Triton's kernels ({precision})"
+        words = f"; not in Triton: {why_not}"
+    if compiled and device.type == "cpu":
+        why_not = why_not_native(nets, device)
+        words = ", in C" + words if why_not is None else f"{words}; not in C: {why_not}"
+    return words
 
 
 def block(n: int) -> int:

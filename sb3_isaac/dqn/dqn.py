@@ -12,8 +12,6 @@ from torch.nn import functional as F
 
 from sb3_isaac.buffers.replay_buffer import ReplaySamples
 from sb3_isaac.device import ranks
-from sb3_isaac.device.fast_mlp import parse_layers
-from sb3_isaac.device.fused import describe_fused, why_not_fused
 from sb3_isaac.dqn.fast_policy import FastDQNPolicy
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm, TensorRun
 from sb3_isaac.off_policy.exploration import EpsilonGreedy, spread
@@ -39,8 +37,10 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         Triton's kernels, see :class:`sb3_isaac.PPO`. Experimental: not yet run on a GPU.
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
-    :param compile: compile the simulator's step with torch.compile; on a GPU, capture acting, stepping and updates in CUDA
-        graphs, for MLP policies. Needs torch 2. The results are the same, but for rounding. *
+    :param compile: on a GPU, capture acting, stepping and updates in CUDA graphs and compile the simulator's step with
+        torch.compile (needs torch 2.4). On a CPU do it all in C, which the machine's C compiler makes at the first use, in a
+        second or two; where there is none, or for other networks, the plain path is taken, and :attr:`path` says why. For MLP
+        policies. The results are the same to rounding. *
     :raises ValueError: for an option marked * with an environment that has no tensor interface
     """
 
@@ -74,14 +74,8 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
             self.policy, n_envs=self.n_envs, batch_size=self.batch_size, compiled=self.compile, precision=self.precision
         )
 
-    @property
-    def path(self) -> str:
-        """How training runs: in tensors or in numpy, with or without autograd, and why not in the fastest way."""
-        path = super().path
-        if self.precision is None or self._why_not_tensors() is not None or self._why_not_fast() is not None:
-            return path
-        net = parse_layers([self.q_net.q_net]) or []
-        return path + describe_fused(self.precision, why_not_fused([net], self.device))
+    def _trained_nets(self) -> List[Any]:
+        return [self.q_net.q_net]
 
     # -- acting ------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch as th
 from gymnasium import spaces
@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from sb3_isaac._torchscript import as_script
 from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
-from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, parse_layers
+from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, n_lanes, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, bring_back, share_storage, views_of
 from sb3_isaac.device.fused import why_not_fused
+from sb3_isaac.device.native_mlp import NativeMLP, parts, why_not_native
 from sb3_isaac.dqn.fused import FusedQNetworks
+from sb3_isaac.dqn.native import NativeQNetworks
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
 
@@ -66,7 +68,7 @@ class FastDQNPolicy:
     :param policy: one for which :meth:`why_not` has no reason
     :param n_envs: the most observations to act on
     :param batch_size: of the minibatches
-    :param compiled: compile the optimizer's step on a GPU
+    :param compiled: compile the optimizer's step on a GPU; on a CPU all in C, where it can be had (``device/native_mlp.py``)
     :param precision: of ``device/fused.py``: the update's passes in Triton's kernels, where they can be had
     """
 
@@ -80,13 +82,17 @@ class FastDQNPolicy:
         self._chunk = chunk_rows(batch_size, self._target_flat.device)
         online, target = (parse_layers(net.q_net) for net in (policy.q_net, policy.q_net_target))
         assert online is not None and target is not None
-        self.acting = FastMLP(online, n_envs)
+        native = compiled and why_not_native([online], self._target_flat.device) is None
+        self.acting = NativeMLP(online) if native else FastMLP(online, n_envs)
         self._online = FastMLP(online, self._chunk, gradients=self.adam.gradients)
         # The target network is done when the other begins: they use the same buffers, which stay in the cache
         self._target = FastMLP(target, self._chunk, self._online)
-        self.fused: Optional[FusedQNetworks] = None
+        self.fused: Union[FusedQNetworks, NativeQNetworks, None] = None
+        """What does the update's passes in other kernels than PyTorch's"""
         if precision is not None and why_not_fused([online], self._target_flat.device) is None:
             self.fused = FusedQNetworks(online, self.adam, self._target_flat, precision)
+        elif native:
+            self.fused = NativeQNetworks(online, target, self.adam, dict(zip(self._targets, self._target_views)))
         self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)
         if not self._target_flat.is_cuda:
             self._network_gradients, self._network_values = as_script(network_gradients), as_script(network_values)
@@ -99,6 +105,10 @@ class FastDQNPolicy:
         nets = [[net.q_net] for net in (policy.q_net, policy.q_net_target) if type(net) is QNetwork]
         own = (DQNPolicy, QNetwork, FlattenExtractor)
         return why_not_fast(policy, own, nets, optimizers=[(policy.optimizer, policy.q_net)])
+
+    def shares_out(self, batch_size: int) -> bool:
+        """Whether a minibatch is more than one job for threads."""
+        return len(parts(batch_size)) > 1 if isinstance(self.fused, NativeQNetworks) else n_lanes(batch_size) > 1
 
     def next_values(self, next_obs: th.Tensor, double_q: bool) -> th.Tensor:
         """(B, 1), what the target network thinks of the next observations, for the best action.
@@ -143,8 +153,8 @@ class FastDQNPolicy:
         elif small is not None:
             self._network_gradients(obs, actions, targets, small, self._grad[:batch], loss_sum)
         else:
-            parts = zip(*(th.split(whole, self._chunk) for whole in (obs, actions, targets)))
-            for i, (x, action, target) in enumerate(parts):
+            split = zip(*(th.split(whole, self._chunk) for whole in (obs, actions, targets)))
+            for i, (x, action, target) in enumerate(split):
                 q = self._online.forward(x)
                 grad = self._grad[: len(q)]
                 huber_gradient(q, action, target, grad, loss_sum, batch)

@@ -14,6 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 
+from sb3_isaac._native import why_not_library
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
 from sb3_isaac.buffers.sb3_buffer import (
     NOT_FOR_STOCK,
@@ -24,11 +25,13 @@ from sb3_isaac.buffers.sb3_buffer import (
     from_stock_buffer,
 )
 from sb3_isaac.buffers.storage import existing_device
-from sb3_isaac.device import fast_mlp, ranks, threads
+from sb3_isaac.device import ranks, threads
 from sb3_isaac.device.cuda_graph import check_compile, on_device
 from sb3_isaac.device.eligibility import Watch, is_patched
+from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
+from sb3_isaac.device.fused import describe_kernels
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.data_parallel import DataParallel, callback_of_rank
@@ -148,6 +151,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _make_fast_policy(self) -> Any:
         raise NotImplementedError
 
+    def _trained_nets(self) -> List[Any]:
+        """The modules that :meth:`_make_fast_policy` computes."""
+        raise NotImplementedError
+
     def _make_exploration(self, captures: bool) -> Any:
         """What :meth:`_act` explores with. ``captures``: for a CUDA graph, which reads tensors only."""
         raise NotImplementedError
@@ -243,7 +250,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     @property
     def path(self) -> str:
         """How training runs: in tensors or in numpy, with or without autograd, and why not in the fastest way."""
-        return describe_path(self._why_not_tensors(), self._why_not_fast())
+        why_not_tensors, why_not_fast = self._why_not_tensors(), self._why_not_fast()
+        path = describe_path(why_not_tensors, why_not_fast)
+        if why_not_tensors is not None or why_not_fast is not None:
+            return path
+        nets: Any = [parse_layers([net]) for net in self._trained_nets()]
+        return path + describe_kernels(nets, self.device, getattr(self, "precision", None), self.compile)
 
     def _trains_in_tensors(self) -> bool:
         """Asked before training starts.
@@ -337,6 +349,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             return result
         self._use_device_buffer()
         env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
+        buffer.in_c = self.compile and buffer.storage_device.type == "cpu" and why_not_library() is None
         if self.compile:
             env.tensor_env.compile()
         envs_are_reset = reset_num_timesteps or self._last_obs is None
@@ -512,8 +525,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         settings = [optimizer_settings(optimizer) for optimizer in optimizers]
         constants = (run.fast, self.gamma, self.reward_scale, settings, *self._constants())
         run.updates.graphed_update.enabled = run.updates.captures and run.fast is not None and self._may_capture_updates()
-        in_lanes = fast_mlp.n_lanes(batch_size) > 1
-        n_threads = th.get_num_threads() if run.fast is None else threads.for_chunks(self.device, in_lanes)
+        n_threads = th.get_num_threads()
+        if run.fast is not None:
+            n_threads = threads.for_chunks(self.device, run.fast.shares_out(batch_size))
         with threads.torch_threads(n_threads):
             run.updates.run(cast(DeviceReplayBuffer, self.replay_buffer), gradient_steps, batch_size, constants)
         self._n_updates = before + gradient_steps  # a captured update does not count

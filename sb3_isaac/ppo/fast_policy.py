@@ -6,7 +6,7 @@ The formulas are those of ``stable_baselines3.PPO.train`` and ``ActorCriticPolic
 from __future__ import annotations
 
 import functools
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple, cast
 
 import torch as th
 from gymnasium import spaces
@@ -21,6 +21,7 @@ from sb3_isaac.device import fast_mlp
 from sb3_isaac.device.eligibility import is_patched, why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Gradients, Lane, Layers, Passes, backward_pass, forward_pass, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, views_of
+from sb3_isaac.device.native_mlp import NativeMLP, parts, why_not_native
 from sb3_isaac.device.threads import Together
 from sb3_isaac.ppo.loss import (
     HALF_LOG_2PI,
@@ -32,6 +33,7 @@ from sb3_isaac.ppo.loss import (
     scaled_advantages,
     value_gradient,
 )
+from sb3_isaac.ppo.native import NativeGradients
 
 
 def _layers(policy: ActorCriticPolicy) -> Tuple[Any, Any]:
@@ -52,9 +54,12 @@ class FastActorCriticPolicy:
     :param policy: one for which :meth:`why_not` has no reason
     :param max_rows: the most observations of one call
     :param adam: of the policy's optimizer, into which gradients are written; None: only to act
+    :param compiled: in C, where ``device/native_mlp.py`` has no reason against it
     """
 
-    def __init__(self, policy: ActorCriticPolicy, max_rows: int, adam: Optional[FlatAdam] = None) -> None:
+    def __init__(
+        self, policy: ActorCriticPolicy, max_rows: int, adam: Optional[FlatAdam] = None, compiled: bool = False
+    ) -> None:
         self.policy = policy
         self.max_rows = max_rows
         self.log_std: Optional[th.Tensor] = getattr(policy, "log_std", None)
@@ -67,6 +72,12 @@ class FastActorCriticPolicy:
         self._grads = th.zeros(0, 0)
         """(lanes, parameters)"""
         self._together = Together()
+        nets, device = [self._actor_layers, self._critic_layers], self._critic_layers[0][0].weight.device
+        self._in_c = compiled and why_not_native(nets, device) is None
+        self._native: Optional[NativeGradients] = None
+        if self._in_c and adam is not None:
+            log_std = cast(Optional[nn.Parameter], self.log_std)
+            self._native = NativeGradients(self._actor_layers, self._critic_layers, log_std, adam)
         self._scale: Any = scaled_advantages
         self._value_gradient: Any = value_gradient
         self._categorical_gradients: Any = categorical_gradients
@@ -96,14 +107,25 @@ class FastActorCriticPolicy:
         return why_not_fast(policy, own, _layers(policy), more=[] if log_std is None else [log_std], optimizers=optimizers)
 
     @functools.cached_property
-    def critic(self) -> FastMLP:
+    def critic(self) -> Any:
         """For many rows at once"""
+        if self._in_c:
+            return NativeMLP(self._critic_layers)
         return FastMLP(self._critic_layers, self.max_rows, gradients=self._gradients)
 
     @functools.cached_property
-    def actor(self) -> FastMLP:
+    def actor(self) -> Any:
         """Likewise. The critic is through when it starts"""
+        if self._in_c:
+            return NativeMLP(self._actor_layers)
         return FastMLP(self._actor_layers, self.max_rows, self.critic, self._gradients)
+
+    @property
+    def shares_out(self) -> bool:
+        """Whether the update of a minibatch is more than one job for threads"""
+        if self._native is not None:
+            return len(parts(self.max_rows)) > 1
+        return fast_mlp.n_lanes(self.max_rows) > 1
 
     @property
     def distribution_columns(self) -> int:
@@ -204,6 +226,10 @@ class FastActorCriticPolicy:
     ) -> th.Tensor:
         """On a CPU: threads share the minibatch out."""
         assert self._adam is not None
+        if self._native is not None:
+            sums = self._native(table, rows, loss_settings, old_log_std, moments)
+            self._add_entropy(loss_settings.ent_coef)
+            return sums
         n_lanes = fast_mlp.n_lanes(len(rows))
         if n_lanes > len(self._lanes):
             # One alone needs no gradients of its own
@@ -213,24 +239,27 @@ class FastActorCriticPolicy:
             views = [dict(zip(parameters, views_of(grads, parameters))) for grads in self._grads] or [self._adam.gradients]
             max_rows = min(max(self.max_rows, len(rows)), 2 * fast_mlp.LANE_ROWS)
             self._lanes = [_Lane(self.policy, max_rows, gradients, scripted=n_lanes > 1) for gradients in views]
-        parts = rows.chunk(n_lanes)
-        n_lanes = len(parts)  # a few rows may make fewer
+        rows_of = rows.chunk(n_lanes)
+        n_lanes = len(rows_of)  # a few rows may make fewer
         lanes = self._lanes[:n_lanes]
         # The column of the advantages, see Batch
         advantages = table[:, self._obs_dim + self._action_dim + 2].index_select(0, rows)
-        scaled = scaled_advantages(advantages, loss_settings.normalize_advantage, moments).chunk(n_lanes)
+        shares = scaled_advantages(advantages, loss_settings.normalize_advantage, moments).chunk(n_lanes)
         dims = (self._obs_dim, self._action_dim)
 
         def work(i: int) -> None:
-            lanes[i].gradients(table, parts[i], scaled[i], dims, old_log_std, loss_settings, len(rows))
+            lanes[i].gradients(table, rows_of[i], shares[i], dims, old_log_std, loss_settings, len(rows))
 
         self._together.run(work, n_lanes)
         if len(self._grads) > 0:
             th.sum(self._grads[:n_lanes], 0, out=self._adam.grad)
-        if self.log_std is not None and loss_settings.ent_coef != 0.0:
-            assert self.log_std.grad is not None
-            self.log_std.grad.sub_(loss_settings.ent_coef)  # the entropy does not depend on the rows
+        self._add_entropy(loss_settings.ent_coef)
         return lanes[0].sums if n_lanes == 1 else th.stack([lane.sums for lane in lanes]).sum(0)
+
+    def _add_entropy(self, ent_coef: float) -> None:
+        if self.log_std is not None and ent_coef != 0.0:
+            assert self.log_std.grad is not None
+            self.log_std.grad.sub_(ent_coef)  # the entropy does not depend on the rows
 
 
 class _Lane:

@@ -18,7 +18,7 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device import ranks, threads
 from sb3_isaac.device.cuda_graph import check_compile, on_device
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
-from sb3_isaac.device.fused import describe_fused, why_not_fused
+from sb3_isaac.device.fused import describe_kernels
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
@@ -80,8 +80,10 @@ class PPO(SB3_PPO):
     :param adaptive_lr_min: lowest learning rate
     :param adaptive_lr_max: highest learning rate
     :param spread_time_limits: give the first episodes random ages, so that time-outs do not come all at once
-    :param compile: on a GPU, capture a step of the rollout and a minibatch of the update in CUDA graphs; everywhere,
-        compile the simulator's step with torch.compile. Needs torch 2; for MLP policies. The results are the same.
+    :param compile: on a GPU, capture a step of the rollout and a minibatch of the update in CUDA graphs and compile the
+        simulator's step with torch.compile (needs torch 2.4). On a CPU do it all in C, which the machine's C compiler makes at
+        the first use, in a second or two; where there is none, or for other networks, the plain path is taken, and
+        :attr:`path` says why. For MLP policies. The results are the same to rounding.
     :param precision: "fp32", "tf32" or "bf16": update MLP policies of one or two hidden layers of at most 128 units in
         Triton's kernels, whose matrix products have factors of this precision; with ``compile`` all minibatches of an update
         are one CUDA graph. None, and where there is no Triton, no GPU, or another network: the plain path. Experimental:
@@ -256,9 +258,9 @@ class PPO(SB3_PPO):
         """How training runs: in tensors or in numpy, with or without autograd, and why not in the fastest way."""
         why_not_tensors, why_not_fast = self._why_not_tensors(), FastActorCriticPolicy.why_not(self.policy, trains=True)
         path = describe_path(why_not_tensors, why_not_fast)
-        if self.precision is None or why_not_tensors is not None or why_not_fast is not None:
+        if why_not_tensors is not None or why_not_fast is not None:
             return path
-        return path + describe_fused(self.precision, why_not_fused(parsed_layers(self.policy), self.device))
+        return path + describe_kernels(parsed_layers(self.policy), self.device, self.precision, self.compile)
 
     def _trains_in_tensors(self) -> bool:
         """:raises ValueError: if an option would be ignored, or the devices differ"""

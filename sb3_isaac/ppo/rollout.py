@@ -54,13 +54,14 @@ class Rollout:
     :param env: a VecEnv with a tensor path
     :param policy: an ActorCriticPolicy on the env's device
     :param buffer: where the transitions go
-    :param compiled: compile the simulator's step, if it can be; on a GPU, capture the whole step in a CUDA graph
+    :param compiled: compile the simulator's step, if it can be; on a CPU act in C, on a GPU capture the whole step in a CUDA
+        graph
     """
 
     def __init__(
         self, env: TensorVecEnv, policy: ActorCriticPolicy, buffer: DeviceRolloutBuffer, compiled: bool = False
     ) -> None:
-        self.env, self.policy, self.buffer = env, policy, buffer
+        self.env, self.policy, self.buffer, self._compiled = env, policy, buffer, compiled
         if compiled:
             env.tensor_env.compile()
         self.env_seconds = 0.0
@@ -109,7 +110,7 @@ class Rollout:
         self._step_on_device.zero_()
         if self._watch.changed(more=[self.policy.action_dist]):
             plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
-            self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs) if plain else None
+            self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs, None, self._compiled) if plain else None
         keep = keep_distributions and self._fast is not None
         self.buffer.keep_distributions(self._fast.distribution_columns if self._fast is not None and keep else 0)
         starts = self.buffer.tensors.episode_starts[0]

@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
-from sb3_isaac.device import fast_mlp, ranks, threads
+from sb3_isaac.device import ranks, threads
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, advice
@@ -183,8 +183,9 @@ class PPOUpdate:
         sums: List[th.Tensor] = []
         n_rows: List[int] = []
         epochs, before_last_epoch, stopped_at = 0, 0, None
-        in_lanes = self.fast is not None and fast_mlp.n_lanes(self.fast.max_rows) > 1
-        n_threads = th.get_num_threads() if self.fast is None else threads.for_chunks(self.device, in_lanes)
+        n_threads = th.get_num_threads()
+        if self.fast is not None:
+            n_threads = threads.for_chunks(self.device, self.fast.shares_out)
         with threads.torch_threads(n_threads), unchecked_distributions() if self.fast is None else th.no_grad():
             while epochs < settings.n_epochs and stopped_at is None:
                 epochs += 1
@@ -255,7 +256,7 @@ class PPOUpdate:
         n_rows = min(settings.batch_size, buffer.buffer_size * buffer.n_envs)
         compiles = self.compiled and self.device.type == "cuda"
         if self.fast is None or self.fast.max_rows != n_rows:
-            self.fast = FastActorCriticPolicy(self.policy, n_rows, self.adam)
+            self.fast = FastActorCriticPolicy(self.policy, n_rows, self.adam, self.compiled)
             if compiles:
                 self.fast.compile()
         clip_range: Any = settings.clip_range

@@ -19,13 +19,14 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac import DeviceReplayBuffer
+from sb3_isaac._native import why_not_library
 from sb3_isaac.buffers import storage
 from sb3_isaac.buffers.sb3_buffer import as_stock_buffer
 from tests.buffers.conftest import BOX, DEVICES, LOSSY, OBS, History, NStepReplayBuffer, ends, make_buffer
 from tests.conftest import SyncGuard
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device, in_c", [*((device, False) for device in DEVICES), ("cpu", why_not_library() is None)])
 @pytest.mark.parametrize("optimize_memory_usage", [False, True])
 @settings(max_examples=60, deadline=None)
 @given(
@@ -35,13 +36,14 @@ from tests.conftest import SyncGuard
     rows=st.integers(2, 8),
     n_steps=st.integers(1, 5),
 )
-def test_samples_equal_a_slow_loop(device, optimize_memory_usage, data, steps, n_envs, rows, n_steps):
+def test_samples_equal_a_slow_loop(device, in_c, optimize_memory_usage, data, steps, n_envs, rows, n_steps):
     history = History(data.draw(arrays(np.int64, (steps, n_envs), elements=st.integers(0, 2))))
     handle = not optimize_memory_usage and data.draw(st.booleans())
     buffer = make_buffer(
         history, rows, device=device, n_steps=n_steps, gamma=0.9,
         optimize_memory_usage=optimize_memory_usage, handle_timeout_termination=handle,
     )  # fmt: skip
+    buffer.in_c = in_c
     oldest = max(0, steps - rows)
     if optimize_memory_usage and steps >= rows:
         oldest += 1  # its observation is gone

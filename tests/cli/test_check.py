@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -91,6 +92,14 @@ def test_overview_without_isaacgym(capsys):
     assert len(said.splitlines()) <= 24
     for text in ("sb3_isaac ", "torch ", "stable-baselines3 ", "cpu ", " ms", "isaacgym", "not installed: download", "auto"):
         assert text in said, text
+
+
+def test_the_compiler_is_named_or_missed(monkeypatch, capsys):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    check.overview()
+    assert "  compile=True on cpu: no, there is no C compiler 'no-such-compiler'" in capsys.readouterr().out
+    monkeypatch.setenv("CC", f"{sys.executable} -c \"print('cc 1.2')\"")
+    assert check.c_compiler() == "in C, by cc 1.2"
 
 
 def test_isaacgym_without_isaacgym(capsys):

@@ -80,7 +80,7 @@ def test_where_time_goes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finally:
         th.set_num_threads(threads)
     committed = (REFERENCE / "where_time_goes.txt").read_text().splitlines()
-    assert out.read_text().splitlines()[0] == committed[0] and len(committed) == 2 + 3 * 3
+    assert out.read_text().splitlines()[0] == committed[0] and len(committed) == 2 + 6 * 3
 
 
 def test_physics_prints_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
