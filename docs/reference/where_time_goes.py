@@ -6,8 +6,10 @@ Writes where_time_goes.txt. Times are of the thread, so that other programs on t
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
@@ -31,13 +33,13 @@ def microseconds(work: Callable[[], Any], repeats: int) -> float:
 
 
 # --8<-- [start:ppo]
-def ppo(n_envs: int, repeats: int) -> Dict[str, float]:
+def ppo(n_envs: int, repeats: int, compiled: bool) -> Dict[str, float]:
     """Microseconds of one step of all environments, by what is done; updates are shared out among the steps of a rollout."""
     env = sb3_isaac.make_vec_env("IsaacGymCartpole-v0", n_envs, seed=0, device="cpu")
     n_steps = 16
     net_arch = {"pi": [32], "vf": [64, 64]}
     settings: Dict[str, Any] = dict(n_steps=n_steps, n_minibatches=1, n_epochs=8, policy_kwargs={"net_arch": net_arch})
-    model = sb3_isaac.PPO("MlpPolicy", env, seed=0, device="cpu", **settings)
+    model = sb3_isaac.PPO("MlpPolicy", env, seed=0, device="cpu", compile=compiled, **settings)
     model.learn(n_envs * n_steps)
     rollout, buffer, obs = model._run.rollout, model.rollout_buffer, env.obs_tensor
     with th.no_grad():
@@ -54,12 +56,13 @@ def ppo(n_envs: int, repeats: int) -> Dict[str, float]:
 # --8<-- [end:ppo]
 
 
-def off_policy(algorithm: Any, n_envs: int, repeats: int) -> Dict[str, float]:
+def off_policy(algorithm: Any, n_envs: int, repeats: int, compiled: bool) -> Dict[str, float]:
     """The same for DQN and DDPG, with one gradient step of 256 transitions for each step."""
     kind = "Discrete" if algorithm is sb3_isaac.DQN else ""
     env = sb3_isaac.make_vec_env(f"IsaacGymCartpole{kind}-v0", n_envs, seed=0, device="cpu")
     net_arch = [64, 64] if kind else [32, 32]
     settings: Dict[str, Any] = dict(learning_starts=n_envs, batch_size=256, train_freq=1, policy_kwargs={"net_arch": net_arch})
+    settings["compile"] = compiled
     model = algorithm("MlpPolicy", env, seed=0, device="cpu", buffer_size=100 * n_envs, **settings)
     model.learn(4 * n_envs)
     obs, buffer, no = env.obs_tensor, model.replay_buffer, th.zeros(n_envs, dtype=th.bool)
@@ -80,13 +83,11 @@ def off_policy(algorithm: Any, n_envs: int, repeats: int) -> Dict[str, float]:
 def table(n_envs: Sequence[int], repeats: int) -> str:
     """All of it in Markdown: shares of a step, and the whole of it."""
     lines: List[str] = []
-    for name, work in (
-        ("PPO", ppo),
-        ("DQN", lambda n, repeats: off_policy(sb3_isaac.DQN, n, repeats)),
-        ("DDPG", lambda n, repeats: off_policy(sb3_isaac.DDPG, n, repeats)),
-    ):
+    works = {"PPO": ppo, "DQN": partial(off_policy, sb3_isaac.DQN), "DDPG": partial(off_policy, sb3_isaac.DDPG)}
+    for (algo, work), compiled in itertools.product(works.items(), (False, True)):
+        name = f"{algo}, in C" if compiled else algo
         for n in n_envs:
-            parts = work(n, repeats)
+            parts = work(n_envs=n, repeats=repeats, compiled=compiled)
             total = sum(parts.values())
             if not lines:
                 lines += ["| | environments | " + " | ".join(parts) + " | one step, ms | steps/s |", "|---|" + "---|" * 7]
