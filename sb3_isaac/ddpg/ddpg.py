@@ -39,9 +39,9 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
     :param compile: on a GPU, capture acting, stepping and updates in CUDA graphs and compile the simulator's step with
-        torch.compile (needs torch 2.4). On a CPU do it all in C, which the machine's C compiler makes at the first use, in a
-        second or two; where there is none, or for other networks, the plain path is taken, and :attr:`path` says why. For MLP
-        policies. The results are the same to rounding. *
+        torch.compile (needs torch 2.4). On a CPU do it in C, which the machine's C compiler makes at
+        the first use, in a few seconds; networks that are no small MLPs stay in PyTorch, and so does all where there is no
+        compiler: :attr:`path` says why. The results are the same to rounding. *
     :param stats_window_size: episodes that ``rollout/ep_rew_mean`` is the mean of; SB3's other algorithms have it too
     :raises ValueError: for an option marked * with an environment that has no tensor interface, or an unknown noise
     """
@@ -160,9 +160,9 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         assert self._run is not None
         fast, losses = self._run.fast, self._run.log.loss_sums
         actor_lr, critic_lr = self._run.lrs
-        obs = obs.flatten(1)
+        obs = obs.flatten(1).float()  # as SB3 does with integers
         # --8<-- [start:step]
-        next_values = fast.next_values(next_obs.flatten(1), self._target_noise(actions))
+        next_values = fast.next_values(next_obs.flatten(1).float(), self._target_noise(actions))
         fast.critic_step(obs, actions, th.addcmul(rewards, discounts, next_values), critic_lr, losses[0])
         if self._n_updates % self.policy_delay == 0:
             fast.actor_step(obs, actor_lr, losses[1])

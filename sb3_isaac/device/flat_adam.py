@@ -43,6 +43,12 @@ def bring_back(parameters: Iterable[nn.Parameter], views: Iterable[th.Tensor]) -
             parameter.data = view
 
 
+def _expose(parameter: nn.Parameter, grad: th.Tensor) -> None:
+    """Make ``parameter.grad`` another tensor with the memory of ``grad``: ``policy.to(...)`` moves the one that it finds."""
+    if parameter.grad is None or parameter.grad.data_ptr() != grad.data_ptr():
+        parameter.grad = grad.detach()
+
+
 def optimizer_settings(optimizer: th.optim.Optimizer) -> List[Any]:
     """Everything but the learning rate and the parameters, which a graph of a step keeps as it was."""
     return [value for group in optimizer.param_groups for key, value in group.items() if key not in ("params", "lr")]
@@ -138,7 +144,7 @@ class FlatAdam:
         scripted = scripted and not self.flat.is_cuda
         self._clip_and_step_counted: Any = as_script(clip_and_step_counted_) if scripted else clip_and_step_counted_
         self.gradients = {parameter: grad for parameter, _, grad, _, _ in self._views}
-        """``parameter.grad`` of each after :meth:`refresh`"""
+        """The memory of ``parameter.grad`` of each after :meth:`refresh`"""
         self.values = {parameter: flat for parameter, flat, _, _, _ in self._views}
         """Where each parameter is after :meth:`refresh`"""
         self._bind()
@@ -164,7 +170,7 @@ class FlatAdam:
             if parameter.data_ptr() != flat.data_ptr():
                 flat.copy_(parameter.data)
                 parameter.data = flat
-            parameter.grad = grad
+            _expose(parameter, grad)
             old = state.get(parameter)
             if old:
                 average.copy_(old["exp_avg"])
@@ -193,7 +199,7 @@ class FlatAdam:
             if not same or parameter.data_ptr() != flat.data_ptr():
                 self._bind()
                 return True
-            parameter.grad = grad
+            _expose(parameter, grad)
         if state["step"]._version != self._version:  # somebody else wrote it
             self._bind()
             return True

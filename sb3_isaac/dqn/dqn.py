@@ -38,9 +38,9 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
     :param compile: on a GPU, capture acting, stepping and updates in CUDA graphs and compile the simulator's step with
-        torch.compile (needs torch 2.4). On a CPU do it all in C, which the machine's C compiler makes at the first use, in a
-        second or two; where there is none, or for other networks, the plain path is taken, and :attr:`path` says why. For MLP
-        policies. The results are the same to rounding. *
+        torch.compile (needs torch 2.4). On a CPU do it in C, which the machine's C compiler makes at
+        the first use, in a few seconds; networks that are no small MLPs stay in PyTorch, and so does all where there is no
+        compiler: :attr:`path` says why. The results are the same to rounding. *
     :raises ValueError: for an option marked * with an environment that has no tensor interface
     """
 
@@ -149,7 +149,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         # --8<-- [start:targets]
         fast = self._run.fast
         if fast is not None:
-            values = fast.next_values(next_obs.flatten(1), self.double_q)
+            values = fast.next_values(next_obs.flatten(1).float(), self.double_q)
         else:
             q = self.q_net_target(next_obs)
             best = self.q_net(next_obs).argmax(1, keepdim=True) if self.double_q else q.argmax(1, keepdim=True)
@@ -171,7 +171,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         columns = samples.observations.chunk(gradient_steps), samples.actions.long().chunk(gradient_steps)
         for obs, actions, target in zip(*columns, targets):
             if run.fast is not None:
-                run.fast.gradient_step(obs.flatten(1), actions, target, self.max_grad_norm, run.lrs[0], loss_sum)
+                run.fast.gradient_step(obs.flatten(1).float(), actions, target, self.max_grad_norm, run.lrs[0], loss_sum)
                 continue
             loss = F.smooth_l1_loss(self.q_net(obs).gather(1, actions), target)
             self.policy.optimizer.zero_grad()

@@ -169,4 +169,5 @@ class FastDQNPolicy:
 
     def update_target(self, tau: float) -> None:
         """Polyak's average: the target network goes ``tau`` of the way to the online one."""
+        self.refresh()  # a callback has just been called
         self._target_flat.lerp_(self.adam.flat, tau)

@@ -60,6 +60,10 @@ class Checkpoints:
         self._rollouts = 0
         self._rollouts_before = 0
 
+    def __reduce__(self) -> Any:
+        """A copy of the model begins with none of it: its callback knows the whole training."""
+        return Checkpoints, (self._logs_rollouts,)
+
     def ask(self, write: Callable[[], Any]) -> None:
         """Call ``write`` at the next boundary, which is now if the model does not learn."""
         self._wanted.append(write)
