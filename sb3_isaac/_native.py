@@ -27,6 +27,7 @@ SOURCES = (
     "ppo/gradients.c",
     "dqn/gradients.c",
     "ddpg/gradients.c",
+    "envs/moments.c",
     "backends/cartpole.c",
 )
 HEADERS = ("device/mlp.h",)
@@ -49,13 +50,14 @@ SIGNATURES: Dict[str, Tuple[Any, str]] = {
     "net_memory": (ctypes.c_int64, "pi"),
     "net_outputs": (None, "ppiipp"),
     "q_values": (None, "pppiipp"),
-    "q_gradients": (None, "ppippiipp"),
+    "q_gradients": (ctypes.c_int64, "ppippiipp"),
     "td3_values": (None, "ppipipipp"),
     "critic_gradients": (None, "pipipiipiipp"),
     "actor_gradients": (None, "pppiiipp"),
     "ppo_memory": (ctypes.c_int64, "ii"),
     "ppo_gradients": (None, "ppppppiiippiiffffpp"),
     "ppo_scale": (None, "piipibpp"),
+    "update_moments": (None, "pii" + "p" * 6),
 }
 """Of the C functions: what they return and, letter by letter, what they take"""
 
@@ -69,7 +71,10 @@ def compiler() -> Tuple[List[str], str]:
 
     :raises NoNative: there is none
     """
-    command = shlex.split(os.environ.get("CC") or "cc")
+    try:
+        command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    except ValueError as error:
+        raise NoNative(f"CC={os.environ['CC']!r} names no C compiler: {error}") from error
     try:
         return command, _run([*command, "--version"])
     except FileNotFoundError as error:
@@ -90,12 +95,14 @@ def library() -> ctypes.CDLL:
         digest = hashlib.sha256("\n".join((version, _processor(), *command, *FLAGS)).encode())
         for path in (*sources, *(PACKAGE / name for name in HEADERS)):
             digest.update(path.read_bytes())
-        loaded = _load(_cache(), f"native-{digest.hexdigest()[:32]}.so", command, sources)
-        for name, (result, arguments) in SIGNATURES.items():
-            function = getattr(loaded, name)
-            function.restype, function.argtypes = result, [KINDS[letter] for letter in arguments]
-        return loaded
-    except (OSError, subprocess.SubprocessError) as error:
+        name, folder = f"native-{digest.hexdigest()[:32]}.so", _cache()
+        try:
+            return _load(folder, name, command, sources)
+        except OSError:
+            if folder is None:
+                raise
+            return _load(None, name, command, sources)  # programs may not run from there
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
         raise NoNative(f"the C compiler {' '.join(command)} failed: {error}") from error
 
 
@@ -122,22 +129,29 @@ def _processor() -> str:
 def _cache() -> Optional[Path]:
     """Where what was compiled is kept; None: nowhere that only this user can write to."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_isaac"
+        given = os.environ.get("XDG_CACHE_HOME", "")  # which counts if it is absolute
+        folder = Path(given if os.path.isabs(given) else Path.home() / ".cache", "sb3_isaac")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-    except (OSError, RuntimeError):  # or nobody knows where the home folder is
+    except (OSError, RuntimeError, KeyError):  # or nobody knows where the home folder is
         return None
     owned = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
     return folder if owned and os.access(folder, os.W_OK) else None
 
 
 def _load(folder: Optional[Path], name: str, command: Sequence[str], sources: Sequence[Path]) -> ctypes.CDLL:
+    """The library of this name, from the folder or from the compiler.
+
+    A file that was cut would end the process when it is loaded: a checksum vouches for it.
+    """
     if folder is not None:
-        with suppress(OSError):  # not there yet, or damaged
-            return ctypes.CDLL(os.fspath(folder / name))
+        with suppress(OSError):  # not there yet
+            if (folder / f"{name}.sha256").read_text() == _checksum(folder / name):
+                return _declared(ctypes.CDLL(os.fspath(folder / name)))
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         made = os.path.join(temporary, name)
-        arguments = [*FLAGS, f"-I{PACKAGE / 'device'}", *map(os.fspath, sources), "-o", made, "-lm"]
+        files = [word for path in sources for word in ("-x", "c", os.fspath(path))]  # g++ forgets it after each
+        arguments = [*FLAGS, f"-I{PACKAGE / 'device'}", *files, "-x", "none", "-o", made, "-lm"]
         for i, flags in enumerate(PROCESSOR):
             try:
                 _run([*command, *flags, *arguments])
@@ -145,11 +159,28 @@ def _load(folder: Optional[Path], name: str, command: Sequence[str], sources: Se
             except OSError:
                 if i == len(PROCESSOR) - 1:
                     raise
-        loaded = ctypes.CDLL(made)  # stays, whatever becomes of the file
+        loaded = _declared(ctypes.CDLL(made))  # stays, whatever becomes of the file
         if folder is not None:
             with suppress(OSError):
-                os.replace(made, folder / name)
+                Path(f"{made}.sha256").write_text(_checksum(Path(made)))
+                for suffix in ("", ".sha256"):
+                    os.replace(made + suffix, folder / (name + suffix))
     return loaded
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes of its functions.
+
+    :raises AttributeError: one is missing
+    """
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, [KINDS[letter] for letter in arguments]
+    return loaded
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.lru_cache(maxsize=None)

@@ -256,7 +256,8 @@ def advance_in_c(
     task: CartpoleTask,
 ) -> Tuple[StepResult, th.Tensor]:
     """:func:`advance` on a CPU in one call, see ``cartpole.c``. Results differ by rounding."""
-    n, actions = len(dof_state), actions.contiguous()
+    n = len(dof_state)
+    actions = actions[:, 0].to(th.float32).expand(n).contiguous()
     final_obs, obs = dof_state.new_empty(2, n, 4).unbind(0)
     reward, force = dof_state.new_empty(2, n).unbind(0)
     terminated, truncated = th.empty(2, n, dtype=th.bool).unbind(0)
@@ -299,8 +300,8 @@ class TorchCartpole(CartpoleTensorEnv):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._advance: Any = advance if self.drawn is None else advance_randomized
-        self._in_c = False
+        self._advance: Any
+        self.uncompile()
 
     def compile(self) -> None:
         if self.device.type == "cpu":  # torch.compile gains nothing there, and takes its time
@@ -310,6 +311,10 @@ class TorchCartpole(CartpoleTensorEnv):
         all_ours = self.task.reward is None and self.task.termination is None
         function = advance if self.drawn is None else advance_randomized
         self._advance = th.compile(function, dynamic=False, fullgraph=all_ours)
+
+    def uncompile(self) -> None:
+        """Back to the plain step."""
+        self._advance, self._in_c = advance if self.drawn is None else advance_randomized, False
 
     def step(self, actions: th.Tensor) -> StepResult:
         given = (self.dof_state, self.progress, actions)

@@ -451,7 +451,7 @@ class DeviceReplayBuffer(ReplayBuffer):
 
     def _n_step_returns_in_c(self, index: th.Tensor, newest: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """:meth:`_n_step_returns` of rewards as they are, see ``n_step.c``."""
-        index = index.contiguous()
+        index = index.to(th.int64).contiguous()
         returns, discounts = self._storage.new_empty(2, len(index), 1).unbind(0)
         last, table = th.empty_like(index), (self._storage.data_ptr(), self._width, self._reward_at)
         counts = (len(index), self.n_steps, self.gamma, newest)

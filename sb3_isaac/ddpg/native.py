@@ -36,7 +36,7 @@ class NativeActorCritics:
 
     def next_values(self, next_obs: th.Tensor, noise: Optional[th.Tensor]) -> th.Tensor:
         """See :meth:`FastTD3Policy.next_values <sb3_isaac.ddpg.fast_policy.FastTD3Policy.next_values>`."""
-        x, noise = rows_apart(next_obs), None if noise is None else noise.contiguous()
+        x, noise = rows_apart(next_obs), None if noise is None else rows_apart(noise).contiguous()
         values = x.new_empty(len(x), 1)
 
         def work(nets: Nets, share: slice) -> None:
@@ -54,7 +54,7 @@ class NativeActorCritics:
         :param actions: (B, action_dim)
         :param targets: (B, 1)
         """
-        x, a, targets = rows_apart(obs), rows_apart(actions), targets.contiguous()
+        x, a, targets = rows_apart(obs), rows_apart(actions), rows_apart(targets)
 
         def work(nets: Nets, share: slice, loss: int) -> None:
             first, rows = share.start, share.stop - share.start

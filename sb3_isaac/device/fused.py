@@ -73,7 +73,7 @@ def describe_kernels(nets: Sequence[Layers], device: th.device, precision: Optio
         words = f"; not in Triton: {why_not}"
     if compiled and device.type == "cpu":
         why_not = why_not_native(nets, device)
-        words = ", in C" + words if why_not is None else f"{words}; not in C: {why_not}"
+        words = ", in C" + words if why_not is None else f"{words}; networks not in C: {why_not}"
     return words
 
 

@@ -65,7 +65,7 @@ INLINE vec exp_(vec x) {
     p = p * r + 1.0f / 6.0f;
     p = p * r + 0.5f;
     p = p * r * r + r + 1.0f;
-    return (vec)((ivec)p + exponent);
+    return select_(x == x, (vec)((ivec)p + exponent), x);
 }
 
 /* tanh(x) = x P(x^2) / Q(x^2) to 3e-7, a least-squares fit; from 8.4 on it is 1 in float32. NaN stays NaN. */

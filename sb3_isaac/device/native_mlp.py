@@ -48,8 +48,8 @@ def pointer(tensor: Optional[th.Tensor], row: int = 0) -> Optional[int]:
 
 
 def rows_apart(x: th.Tensor) -> th.Tensor:
-    """(n, columns) whose rows' numbers follow each other, however far apart the rows are; a copy, if they do not."""
-    return x if x.stride(1) == 1 else x.contiguous()
+    """(n, columns) float32 whose rows' numbers follow each other, however far apart the rows are; a copy, if it is not so."""
+    return x if x.stride(1) == 1 and x.dtype is th.float32 else x.to(th.float32).contiguous()
 
 
 _Pointers = ctypes.c_void_p * MAX_LAYERS
@@ -124,6 +124,7 @@ class Trained:
         self._weights = {**adam.values, **others}
         self._nets: Dict[int, List[Nets]] = {}
         self._grads: Dict[int, th.Tensor] = {}
+        self._where: Dict[int, List[int]] = {}
         self._together = Together()
 
     def _for(self, n_parts: int) -> List[Nets]:
@@ -131,7 +132,10 @@ class Trained:
         if n_parts not in self._nets:
             self._grads[n_parts] = self._adam.grad.new_zeros(n_parts if n_parts > 1 else 0, self._adam.grad.numel())
             self._nets[n_parts] = [Nets(self._layers, self._more_memory) for _ in range(n_parts)]
-            parameters = self._adam.parameters
+        # share_memory_() moves what lies in a tensor, and all its views with it
+        where = [tensor.data_ptr() for tensor in (self._adam.grad, self._grads[n_parts], *self._weights.values())]
+        if where != self._where.get(n_parts):
+            self._where[n_parts], parameters = where, self._adam.parameters
             own = [dict(zip(parameters, views_of(grads, parameters))) for grads in self._grads[n_parts]]
             for nets, gradients in zip(self._nets[n_parts], own or [self._adam.gradients]):  # one alone needs none of its own
                 nets.point(self._weights, gradients)

@@ -35,8 +35,9 @@ void q_values(const net *target, const net *online, const float *obs, int64_t ld
     }
 }
 
-/* Write the gradients of the Huber loss on a part of a minibatch of n_all rows, and add the loss to *loss. */
-void q_gradients(const net *online, const float *obs, int64_t ld, const int64_t *actions, const float *targets, int64_t n_rows,
+/* Write the gradients of the Huber loss on a part of a minibatch of n_all rows, and add the loss to *loss.
+ * Returns 0, or -1 where there is no such action, and then writes nothing. */
+int64_t q_gradients(const net *online, const float *obs, int64_t ld, const int64_t *actions, const float *targets, int64_t n_rows,
                  int64_t n_all, float *loss, float *memory) {
     workspace w;
     lay_out(online, &w, memory, 1);
@@ -51,6 +52,7 @@ void q_gradients(const net *online, const float *obs, int64_t ld, const int64_t 
         memset(w.grads[0], 0, sizeof(float) * rows * apart(n_actions));
         for (long r = 0; r < rows; r++) {
             long action = actions[start + r];
+            if (action < 0 || action >= n_actions) return -1;
             float error = outputs_of(online, &w, r)[action] - targets[start + r], size = fabsf(error);
             total += size < 1.0f ? 0.5f * error * error : size - 0.5f;
             error = error > 1.0f ? 1.0f : error < -1.0f ? -1.0f : error;
@@ -60,4 +62,5 @@ void q_gradients(const net *online, const float *obs, int64_t ld, const int64_t 
     }
     write_gradients(online, &w);
     *loss += (float)(total / (double)n_all);
+    return 0;
 }

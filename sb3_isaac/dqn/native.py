@@ -43,12 +43,14 @@ class NativeQNetworks:
         :param obs: (B, obs_dim)
         :param actions: (B, 1) int64
         :param targets: (B, 1)
+        :raises IndexError: there is no such action
         """
-        x, actions, targets = rows_apart(obs), actions.contiguous(), targets.contiguous()
+        x, actions, targets = rows_apart(obs), actions.to(th.int64).contiguous(), rows_apart(targets)
 
         def work(nets: Nets, share: slice, loss: int) -> None:
             first, rows = share.start, share.stop - share.start
             given = pointer(x, first), x.stride(0), pointer(actions, first), pointer(targets, first)
-            self._library.q_gradients(nets[0], *given, rows, len(x), loss, nets.memory)
+            if self._library.q_gradients(nets[0], *given, rows, len(x), loss, nets.memory) != 0:
+                raise IndexError("A transition in the replay buffer has an action that is none of the environment's.")
 
         self._nets.run_gradients(len(x), work, loss_sum)

@@ -180,6 +180,20 @@ def layers(env: TensorVecEnv) -> List[Any]:
     return [*found, env.tensor_env]
 
 
+def compile_step(env: TensorVecEnv, compiled: bool) -> None:
+    """Let a compiler make a step faster, where it can: the simulator's, and the statistics of VecNormalize.
+
+    :param compiled: False: back to the plain step, where another model has had it compiled
+    """
+    if compiled:
+        env.tensor_env.compile()
+    elif hasattr(env.tensor_env, "uncompile"):
+        env.tensor_env.uncompile()
+    for layer in layers(env):
+        if hasattr(type(layer), "compile_statistics"):
+            layer.compile_statistics(compiled)
+
+
 def capturable(env: TensorVecEnv) -> bool:
     """Whether a CUDA graph may hold a step of ``env``: its simulator says so, and each layer around that is of this package or
     has ``capturable = True`` on its class. A layer that replaces its tensors, or counts in Python, must not say so."""

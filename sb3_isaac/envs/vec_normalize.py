@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_isaac._native import why_not_library
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.device import ranks
 from sb3_isaac.envs.last_finite import check_statistics
@@ -117,6 +118,11 @@ class VecNormalize(SB3VecNormalize):
         self._original_final_obs = venv.obs_tensor
         self._state = state
         self.obs_tensor = self.normalize_obs_tensor(venv.obs_tensor)
+
+    def compile_statistics(self, compiled: bool) -> None:
+        """Whether statistics are updated in C from now on, on a CPU that has a compiler. Results are the same to rounding."""
+        if self._state is not None:
+            self._state.moments.in_c = compiled and self.device.type == "cpu" and why_not_library() is None
 
     def _end_tensor_path(self) -> None:
         """Back to SB3's objects, with the same numbers."""

@@ -48,6 +48,7 @@ from sb3_isaac.envs.model_files import save_model, save_whole, warn_without_stat
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
     check_tensors,
+    compile_step,
     describe_path,
     layers,
     log_metrics,
@@ -350,8 +351,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._use_device_buffer()
         env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
         buffer.in_c = self.compile and buffer.storage_device.type == "cpu" and why_not_library() is None
-        if self.compile:
-            env.tensor_env.compile()
+        compile_step(env, self.compile)
         envs_are_reset = reset_num_timesteps or self._last_obs is None
         # SB3 would make an object of the noise for each environment
         noise, self.action_noise = self.action_noise, None

@@ -91,6 +91,7 @@ static void value_gradient(const ppo_part *p, ppo_workspace *w, long rows) {
 /* The clipped surrogate (policy_gradient in loss.py) of a vector of rows: the gradient with respect to log_ratio. */
 INLINE vec surrogate(const ppo_part *p, ppo_workspace *w, long r, vec log_ratio, vec *approx_kl) {
     vec there = VEC(w->c.there + r), advantages = VEC(w->c.advantages + r);
+    log_ratio = select_(there > 0.0f, log_ratio, splat(0.0f)); /* whose absence may be very improbable */
     vec ratio = select_(log_ratio > 88.72283f, splat(INFINITY), exp_(log_ratio));
     vec high = splat(1.0f + p->clip_range), low = splat(1.0f - p->clip_range);
     vec clipped = larger(smaller(ratio, high), low);

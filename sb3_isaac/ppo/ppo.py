@@ -58,6 +58,10 @@ class _Run:
         self.acted_on: Optional[Callable[[], th.Tensor]] = None
         """During a rollout: the observations (N, *obs_shape) of the last step's actions"""
 
+    def __reduce__(self) -> Any:
+        """A copy of the model begins with none of it: some of it cannot be copied."""
+        return _Run, ()
+
 
 class PPO(SB3_PPO):
     """SB3's PPO: the same arguments, files, callbacks, logs and results, with everything on one device.
@@ -81,9 +85,9 @@ class PPO(SB3_PPO):
     :param adaptive_lr_max: highest learning rate
     :param spread_time_limits: give the first episodes random ages, so that time-outs do not come all at once
     :param compile: on a GPU, capture a step of the rollout and a minibatch of the update in CUDA graphs and compile the
-        simulator's step with torch.compile (needs torch 2.4). On a CPU do it all in C, which the machine's C compiler makes at
-        the first use, in a second or two; where there is none, or for other networks, the plain path is taken, and
-        :attr:`path` says why. For MLP policies. The results are the same to rounding.
+        simulator's step with torch.compile (needs torch 2.4). On a CPU do it in C, which the machine's C compiler makes at
+        the first use, in a few seconds; networks that are no small MLPs stay in PyTorch, and so does all where there is no
+        compiler: :attr:`path` says why. The results are the same to rounding.
     :param precision: "fp32", "tf32" or "bf16": update MLP policies of one or two hidden layers of at most 128 units in
         Triton's kernels, whose matrix products have factors of this precision; with ``compile`` all minibatches of an update
         are one CUDA graph. None, and where there is no Triton, no GPU, or another network: the plain path. Experimental:

@@ -16,7 +16,7 @@ from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, Origin, first_not_finite, is_finite
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, generators, layers
+from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, compile_step, generators, layers
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.update import unchecked_distributions
 
@@ -62,8 +62,7 @@ class Rollout:
         self, env: TensorVecEnv, policy: ActorCriticPolicy, buffer: DeviceRolloutBuffer, compiled: bool = False
     ) -> None:
         self.env, self.policy, self.buffer, self._compiled = env, policy, buffer, compiled
-        if compiled:
-            env.tensor_env.compile()
+        compile_step(env, compiled)
         self.env_seconds = 0.0
         """Time spent in the env since :meth:`begin` (on a GPU: until all kernels were queued)"""
         n_steps, n, device = buffer.buffer_size, buffer.n_envs, buffer.device

@@ -10,8 +10,9 @@ import torch as th
 
 from sb3_isaac.backends.cartpole import RESET_WIDTH, CartpoleTask
 from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, advance_in_c, why_not_in_c
-from tests.conftest import DATA
+from tests.conftest import DATA, make_env
 from tests.native.conftest import needs_a_compiler
+from tests.ppo.conftest import make_model
 
 pytestmark = needs_a_compiler
 
@@ -120,3 +121,26 @@ def test_tasks_with_functions_or_randomisation_stay_in_pytorch(task: Dict[str, A
     assert not env._in_c and "of its own" in str(why_not_in_c(env.task))
     env.reset()
     env.step(th.zeros(4, 1))
+
+
+@pytest.mark.parametrize(
+    "actions", [th.full((3, 1), 0.5, dtype=th.float64), th.ones(3, 1, dtype=th.int64), th.full((1, 1), 0.5)]
+)
+def test_actions_of_another_kind(actions: th.Tensor) -> None:
+    plain, in_c = TorchCartpole(3, seed=0), TorchCartpole(3, seed=0)
+    in_c.compile()
+    for env in (plain, in_c):
+        env.reset()
+        env.step(actions)
+    assert th.allclose(in_c.force, plain.force.float())
+    for wrong in (th.zeros(3), th.zeros(2, 1)):
+        with pytest.raises((IndexError, RuntimeError)):
+            in_c.step(wrong)
+
+
+def test_back_to_the_plain_step() -> None:
+    """A model without ``compile`` on an environment that one with it has trained on."""
+    env = make_env()
+    for compiled in (True, False):
+        make_model(env=env, compile=compiled).learn(128)
+        assert env.tensor_env._in_c == compiled

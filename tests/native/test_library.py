@@ -47,7 +47,7 @@ def compiler(folder: Path, script: str) -> str:
 @needs_a_compiler
 def test_it_is_made_once(cache: Path) -> None:
     first = _native.library()
-    (made,) = cache.iterdir()
+    (made,) = cache.glob("*.so")
     assert made.suffix == ".so" and stat.S_IMODE(cache.stat().st_mode) == 0o700
     before = made.stat().st_mtime_ns
     _native.library.cache_clear()
@@ -58,13 +58,15 @@ def test_it_is_made_once(cache: Path) -> None:
 @needs_a_compiler
 def test_a_damaged_one_is_made_again(cache: Path) -> None:
     _native.library()
-    (made,) = cache.iterdir()
-    made.unlink()  # this process has it open
-    made.write_bytes(b"no library")
-    _native.library.cache_clear()
-    _native.library()
-    assert made.read_bytes()[:4] == b"\x7fELF" or sys.platform != "linux"
-    assert [path.name for path in cache.iterdir()] == [made.name]
+    (made,) = cache.glob("*.so")
+    content, names = made.read_bytes(), sorted(path.name for path in cache.iterdir())
+    for damaged in (b"no library", content[: len(content) // 2], b""):  # half of it would end the process when it is loaded
+        made.unlink()  # this process has it open
+        made.write_bytes(damaged)
+        _native.library.cache_clear()
+        _native.library()
+        assert len(made.read_bytes()) == len(content)
+        assert sorted(path.name for path in cache.iterdir()) == names
 
 
 @needs_a_compiler
@@ -91,7 +93,7 @@ def test_several_processes_at_once(cache: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
     children = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [child.wait() for child in children] == [0, 0, 0]
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.so"))) == 1 == len(list(cache.glob("*.sha256")))
 
 
 def test_flags_that_a_compiler_does_not_know(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +111,7 @@ def test_flags_that_a_compiler_does_not_know(cache: Path, tmp_path: Path, monkey
     [
         ("import sys; print('warning: w'); print('x.c:1: error: oh'); sys.exit(1)", "failed: x.c:1: error: oh"),
         ("import sys; sys.exit(3)", "failed: status 3"),
+        ("import sys; open(sys.argv[sys.argv.index('-o') + 1], 'w') if '-o' in sys.argv else None", "failed: "),
         ("print('fine')", "failed: "),  # and has made nothing
     ],
 )
@@ -118,6 +121,37 @@ def test_a_compiler_that_fails(script: str, reason: str, cache: Path, tmp_path: 
     assert not cache.exists() or not list(cache.iterdir())
 
 
+@pytest.mark.parametrize("given, reason", [("gcc 'x", "No closing quotation"), ("/no/such/cc", "no C compiler '/no/such/cc'")])
+def test_what_cc_may_not_be(given: str, reason: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", given)
+    assert reason in str(_native.why_not_library())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_a_compiler_of_cpp_is_told_that_this_is_c(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "g++")
+    assert _native.why_not_library() is None
+
+
+@needs_a_compiler
+def test_another_library_of_that_name(cache: Path) -> None:
+    """Nothing but a whole one of ours is taken from the cache."""
+    _native.library()
+    (made,) = cache.glob("*.so")
+    source = cache / "other.c"
+    source.write_text("int other;")
+    made.unlink()
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(made)], check=True)
+    _native.library.cache_clear()
+    assert _native.library().adam_step
+
+
+@needs_a_compiler
+def test_an_empty_cc_is_the_usual_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "  ")
+    assert _native.compiler()[0] == ["cc"]
+
+
 def test_without_a_compiler_training_takes_the_plain_path(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -125,7 +159,7 @@ def test_without_a_compiler_training_takes_the_plain_path(
     options: Any = {"n_steps": 8, "batch_size": 32, "seed": 0, "device": "cpu"}
     models = [PPO("MlpPolicy", make_env(), compile=on, verbose=int(on), **options).learn(64) for on in (False, True)]
     why = "there is no C compiler 'no-such-compiler' (install gcc or clang, or name one in CC)"
-    path = f"in tensors, without autograd; not in C: {why}"
+    path = f"in tensors, without autograd; networks not in C: {why}"
     assert models[1].path == path and path in capsys.readouterr().out
     assert all(th.equal(p, q) for p, q in zip(models[0].policy.parameters(), models[1].policy.parameters()))
 

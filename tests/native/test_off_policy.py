@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict
 
+import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from sb3_isaac import DDPG, DQN
+from sb3_isaac import DDPG, DQN, IsaacVecEnv
+from sb3_isaac.backends.base import StepResult, TensorEnv
 from sb3_isaac.ddpg.native import NativeActorCritics
 from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage, views_of
@@ -20,6 +24,7 @@ from tests.conftest import ENV_IDS, difference, make_env, parameters
 from tests.native.conftest import needs_a_compiler
 from tests.native.test_mlp import any_network, network, quickly
 from tests.off_policy.conftest import make_model
+from tests.ppo import conftest as ppo
 
 pytestmark = needs_a_compiler
 
@@ -165,5 +170,111 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(algo: str, tmp_path: Path) -> 
 
 def test_wide_layers_stay_in_pytorch() -> None:
     model = make_model("ddpg", compile=True, policy_kwargs={"net_arch": [512]})
-    assert model.path == "in tensors, without autograd; not in C: a layer has more than 400 inputs or units"
+    assert model.path == "in tensors, without autograd; networks not in C: a layer has more than 400 inputs or units"
     model.learn(200)
+
+
+def test_actions_that_there_are_not() -> None:
+    """Of a buffer from another task: nothing is written where they would be."""
+    model = make_model("dqn", make_env(ENV_IDS["dqn"], 16), compile=True)
+    model.learn(16 * 20)
+    for action in (100_000.0, -1.0):
+        model.replay_buffer.actions[:] = action
+        with pytest.raises(IndexError, match="none of the environment's"):
+            model.train(1, 32)
+
+
+def test_indices_of_another_kind() -> None:
+    model = make_model("dqn", make_env(ENV_IDS["dqn"], 16), compile=True, n_steps=3)
+    model.learn(16 * 20)
+    index = th.arange(0, 160, 7)
+    one, other = (model.replay_buffer.at(kind) for kind in (index, index.int()))
+    assert model.replay_buffer.in_c and all(th.equal(x, y) for x, y in zip(one, other) if x is not None)
+
+
+class Whole(TensorEnv):
+    """Observations are whole numbers."""
+
+    obs_dim, action_dim, max_episode_length = 5, 1, 10
+
+    def __init__(self) -> None:
+        self.n_envs, self.device = 8, th.device("cpu")
+        self.progress, self.generator = th.zeros(8, dtype=th.int64), th.Generator()
+
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def reset(self) -> th.Tensor:
+        self.progress.zero_()
+        return self.drawn()
+
+    def drawn(self) -> th.Tensor:
+        return th.randint(-99, 99, (8, 5), generator=self.generator).float()
+
+    def step(self, actions: th.Tensor) -> StepResult:
+        self.progress += 1
+        truncated, final_obs = self.progress >= 9, self.drawn()
+        self.progress.masked_fill_(truncated, 0)
+        obs = th.where(truncated.unsqueeze(1), self.drawn(), final_obs)
+        return StepResult(obs, -actions.square().sum(1), th.zeros_like(truncated), truncated, final_obs)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64])
+@pytest.mark.parametrize("algo", ["dqn", "ddpg"])
+def test_observations_of_integers(algo: str, dtype: Any) -> None:
+    """The buffer hands them out as integers; SB3 makes numbers of them before the networks. On both paths."""
+    models = []
+    for compiled in (False, True):
+        space: Any = spaces.Discrete(2) if algo == "dqn" else None
+        env = IsaacVecEnv(Whole(), observation_space=spaces.Box(-100, 100, (5,), dtype), action_space=space)
+        env.seed(0)
+        model = make_model(algo, env, compile=compiled, policy_kwargs={"net_arch": [16]})
+        th.manual_seed(5)
+        models.append(model.learn(8 * 30))
+        assert (
+            model.replay_buffer.sample(4).observations.dtype
+            == {np.int8: th.int8, np.int32: th.int32, np.int64: th.int64}[dtype]
+        )
+    assert difference(*models) < 1e-4
+
+
+class Moves(BaseCallback):
+    """Does something to the policy in the middle of training."""
+
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.what = what
+
+    def _on_step(self) -> bool:
+        if self.n_calls % 7 == 0:
+            self.what(self.model)
+        return True
+
+
+def to_double_and_back(model: Any) -> None:
+    model.policy.double()
+    model.policy.float()
+
+
+@pytest.mark.parametrize("what", [to_double_and_back, lambda model: model.policy.share_memory()], ids=["double", "share"])
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "ddpg"])
+def test_a_policy_that_moves(algo: str, what: Any) -> None:
+    """``policy.to`` moves parameters and gradients, sharing among processes whole storages: in callbacks, between trainings.
+
+    Both paths come to what an undisturbed training comes to.
+    """
+    models = []
+    for compiled, moves in ((False, False), (False, True), (True, True)):
+        if algo == "ppo":
+            model = ppo.make_model(env=make_env(), compile=compiled)
+        else:
+            env = make_env(ENV_IDS[algo], 16, max_episode_length=12)
+            model = make_model(algo, env, compile=compiled, policy_kwargs={"net_arch": [16]})
+        th.manual_seed(5)
+        for _ in range(2):
+            model.learn(16 * 20, callback=Moves(what) if moves else None, reset_num_timesteps=False)
+            if moves:
+                what(model)
+        models.append(model)
+    assert difference(models[0], models[1]) < 1e-6
+    assert difference(models[0], models[2]) < 1e-4
