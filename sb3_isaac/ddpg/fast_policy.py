@@ -112,7 +112,7 @@ class FastTD3Policy:
         critic_layers = [[parse_layers(net) for net in nets.q_networks] for nets in (policy.critic, policy.critic_target)]
         self._native: Optional[NativeActorCritics] = None
         """What does the passes in C"""
-        self.acting: Union[FastMLP, NativeMLP] = mlp(policy.actor.mu, n_envs)
+        self.acting: Union[FastMLP, NativeMLP]
         trained: Any = [layers[0], *critic_layers[0]]
         if compiled and why_not_native(trained, self._targets[0].device) is None:
             self.acting = NativeMLP(trained[0])
@@ -120,6 +120,8 @@ class FastTD3Policy:
             views = dict(zip(self._target_parameters, self._target_views))
             made: Any = NativeActorCritics
             self._native = made(layers[0], critic_layers[0], layers[1], critic_layers[1], *adams, views)
+        else:
+            self.acting = mlp(policy.actor.mu, n_envs)
         # A target network is done when the trained one begins: they use the same buffers, which stay in the cache
         self._actor = mlp(policy.actor.mu, self._chunk, trained=True)
         self._actor_target = mlp(policy.actor_target.mu, self._chunk, self._actor)
@@ -129,7 +131,7 @@ class FastTD3Policy:
         width = self._critics[0].layers[0][0].in_features
         self._input = self._targets[0].new_empty(self._chunk, width)
         self._next_input = self._targets[0].new_empty(self._chunk, width)
-        if not self._input.is_cuda:
+        if not self._input.is_cuda and self._native is None:
             self._network_values = as_script(network_values)
             self._critic_gradients, self._actor_gradients = as_script(critic_gradients), as_script(actor_gradients)
 

@@ -141,7 +141,7 @@ class FlatAdam:
         self._native: Any = None
         if compiled and self.flat.device.type == "cpu" and why_not_library() is None:
             self._native = library().adam_step
-        scripted = scripted and not self.flat.is_cuda
+        scripted = scripted and not self.flat.is_cuda and self._native is None
         self._clip_and_step_counted: Any = as_script(clip_and_step_counted_) if scripted else clip_and_step_counted_
         self.gradients = {parameter: grad for parameter, _, grad, _, _ in self._views}
         """The memory of ``parameter.grad`` of each after :meth:`refresh`"""

@@ -94,7 +94,7 @@ class FastDQNPolicy:
         elif native:
             self.fused = NativeQNetworks(online, target, self.adam, dict(zip(self._targets, self._target_views)))
         self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)
-        if not self._target_flat.is_cuda:
+        if not self._target_flat.is_cuda and self.fused is None:
             self._network_gradients, self._network_values = as_script(network_gradients), as_script(network_values)
 
     @staticmethod
