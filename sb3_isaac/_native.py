@@ -21,16 +21,17 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 PACKAGE = Path(__file__).resolve().parent
 SOURCES = (
-    "buffers/n_step.c",
+    "buffers/replay.c",
     "device/adam.c",
     "device/mlp.c",
     "ppo/gradients.c",
     "dqn/gradients.c",
     "ddpg/gradients.c",
     "envs/moments.c",
+    "envs/episodes.c",
     "backends/cartpole.c",
 )
-HEADERS = ("device/mlp.h",)
+HEADERS = ("device/mlp.h", "envs/normalize.h")
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
 PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
 """How compilers are told to make use of all that this processor has; the first that is understood"""
@@ -46,9 +47,10 @@ KINDS: Dict[str, Any] = {
 SIGNATURES: Dict[str, Tuple[Any, str]] = {
     "adam_step": (None, "ppppidddddd"),
     "cartpole_step": (None, "pi" + "p" * 11),
-    "n_step_returns": (None, "piiiipiidippp"),
     "net_memory": (ctypes.c_int64, "pi"),
     "net_outputs": (None, "ppiipp"),
+    "normalize_step": (None, "iippppbdff" + "p" * 10),
+    "note_step": (ctypes.c_int64, "ii" + "p" * 8),
     "q_values": (None, "pppiipp"),
     "q_gradients": (ctypes.c_int64, "ppippiipp"),
     "td3_values": (None, "ppipipipp"),
@@ -57,6 +59,8 @@ SIGNATURES: Dict[str, Tuple[Any, str]] = {
     "ppo_memory": (ctypes.c_int64, "ii"),
     "ppo_gradients": (None, "ppppppiiippiiffffpp"),
     "ppo_scale": (None, "piipibpp"),
+    "replay_pack": (None, "iii" + "p" * 7),
+    "replay_samples": (ctypes.c_int64, "piiiiipiidibppfpf" + "p" * 6),
     "update_moments": (None, "pii" + "p" * 6),
 }
 """Of the C functions: what they return and, letter by letter, what they take"""

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac._native import library
 from sb3_isaac.buffers import storage
+from sb3_isaac.device.for_c import dense, pointer
 from sb3_isaac.settings.check import check
 
 # The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,
@@ -99,7 +100,7 @@ class DeviceReplayBuffer(ReplayBuffer):
     """
 
     in_c = False
-    """Whether n-step returns are summed in C, where the storage is on a CPU"""
+    """Whether rows are packed and drawn in C, where all is on a CPU, see ``replay.c``"""
 
     def __init__(
         self,
@@ -255,6 +256,8 @@ class DeviceReplayBuffer(ReplayBuffer):
     ) -> th.Tensor:
         """A step of all N envs as one tensor for :meth:`add_row`; changes nothing, so a CUDA graph may capture it."""
         n = self.n_envs
+        if self._all_in_c:
+            return self._pack_in_c(obs, next_obs, actions, rewards, terminated, truncated, out)
         columns = (
             obs.reshape(n, self._obs_dim).to(th.float32),
             actions.reshape(n, self.action_dim).to(th.float32),
@@ -383,6 +386,9 @@ class DeviceReplayBuffer(ReplayBuffer):
         :param index: (B,) int64, ``row * n_envs + env``, on the storage's device
         :param newest: :attr:`newest`, for CUDA graphs as a tensor () on the storage's device
         """
+        factors = self._factors(env) if self._all_in_c else None
+        if factors is not None:
+            return self._at_in_c(index, factors, int(self.newest if newest is None else newest))
         first = last = self._gather(index)
         if self.n_steps == 1:
             rewards, discounts = storage.normalize(env, "reward", first[:, self._reward_at, None]), None
@@ -428,8 +434,6 @@ class DeviceReplayBuffer(ReplayBuffer):
         :return: returns (B, 1) and discounts (B, 1) on ``device``, and the index (B,) of the last transition summed
         """
         n, rows = self.n_envs, self.buffer_size
-        if self.in_c and index.device.type == "cpu" and not (env is not None and env.norm_reward):
-            return self._n_step_returns_in_c(index, int(newest))
         steps, powers = steps_and_powers(self.n_steps, self.gamma, index.device)
         window = (index + steps * n) % (rows * n)  # (n_steps, B)
         table, at = self._storage.view(-1, self._width), window.view(-1)
@@ -449,15 +453,67 @@ class DeviceReplayBuffer(ReplayBuffer):
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 
-    def _n_step_returns_in_c(self, index: th.Tensor, newest: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """:meth:`_n_step_returns` of rewards as they are, see ``n_step.c``."""
+    # -- the same in C -----------------------------------------------------------------------------------------------
+
+    @property
+    def _all_in_c(self) -> bool:
+        return self.in_c and self._storage.device.type == "cpu" and self._device.type == "cpu"
+
+    @staticmethod
+    def _factors(env: VecNormalize | None) -> tuple[Any, ...] | None:
+        """What normalises observations and rewards, as ``VecNormalize.factors`` says; None: C cannot do it."""
+        if env is None:
+            return (None, None, 0.0, None, 0.0)
+        return env.factors() if hasattr(type(env), "factors") else None
+
+    def _pack_in_c(
+        self,
+        obs: th.Tensor,
+        next_obs: th.Tensor,
+        actions: th.Tensor,
+        rewards: th.Tensor,
+        terminated: th.Tensor,
+        truncated: th.Tensor,
+        out: th.Tensor | None,
+    ) -> th.Tensor:
+        """:meth:`pack`"""
+        n, obs_dim, action_dim = self.n_envs, self._obs_dim, self.action_dim
+        columns = dense(obs, n * obs_dim), dense(actions, n * action_dim), dense(rewards, n)
+        ends = dense(terminated, n, th.bool), dense(truncated, n, th.bool)
+        next_obs = dense(next_obs, n * obs_dim)
+        row = self._storage.new_empty(n, self._reward_at + 2 + obs_dim) if out is None else out
+        library().replay_pack(n, obs_dim, action_dim, *(x.data_ptr() for x in (*columns, *ends, next_obs, row)))
+        return row
+
+    def _at_in_c(self, index: th.Tensor, factors: tuple[Any, ...], newest: int) -> ReplaySamples:
+        """:meth:`at`
+
+        :param factors: from :meth:`_factors`
+        """
         index = index.to(th.int64).contiguous()
-        returns, discounts = self._storage.new_empty(2, len(index), 1).unbind(0)
-        last, table = th.empty_like(index), (self._storage.data_ptr(), self._width, self._reward_at)
-        counts = (len(index), self.n_steps, self.gamma, newest)
-        results = (returns.data_ptr(), discounts.data_ptr(), last.data_ptr())
-        library().n_step_returns(*table, self.buffer_size, self.n_envs, index.data_ptr(), *counts, *results)
-        return returns.to(self._device), discounts.to(self._device), last
+        n, obs_dim, action_dim = len(index), self._obs_dim, self.action_dim
+        new = self._storage.new_empty
+        obs, next_obs = new(2, n, *self.obs_shape).unbind(0)
+        actions = new(n, action_dim)
+        dones, returns, discounts = new(3, n, 1).unbind(0)
+        scale, offset, clip_obs, reward_scale, clip_reward = factors
+        missing = library().replay_samples(
+            *(self._storage.data_ptr(), obs_dim, action_dim, self._width, self.buffer_size, self.n_envs),
+            *(index.data_ptr(), n, self.n_steps, self.gamma, newest, self.handle_timeout_termination),
+            *(pointer(scale), pointer(offset), clip_obs, pointer(reward_scale), clip_reward),
+            *(x.data_ptr() for x in (obs, actions, next_obs, dones, returns)),
+            discounts.data_ptr() if self.n_steps > 1 else None,
+        )
+        if missing != 0:
+            raise IndexError(f"DeviceReplayBuffer: {missing} of {n} indices are out of range.")
+        return ReplaySamples(
+            observations=obs if self._obs_dtype is None else obs.to(self._obs_dtype),
+            actions=actions.to(self._action_dtype),
+            next_observations=next_obs if self._obs_dtype is None else next_obs.to(self._obs_dtype),
+            dones=dones,
+            rewards=returns,
+            discounts=discounts if self.n_steps > 1 else None,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What is in it, as tensors and numbers: the rows in use are a copy if the buffer is not full."""

@@ -9,7 +9,8 @@ import torch as th
 from sb3_isaac._native import library
 from sb3_isaac.device.fast_mlp import Layers
 from sb3_isaac.device.flat_adam import FlatAdam
-from sb3_isaac.device.native_mlp import Nets, Trained, pointer, rows_apart
+from sb3_isaac.device.for_c import pointer, rows_apart
+from sb3_isaac.device.native_mlp import Nets, Trained
 
 
 class NativeActorCritics:

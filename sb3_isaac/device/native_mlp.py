@@ -11,6 +11,7 @@ import torch as th
 from sb3_isaac._native import library, why_not_library
 from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
 from sb3_isaac.device.flat_adam import FlatAdam, views_of
+from sb3_isaac.device.for_c import pointer, rows_apart
 from sb3_isaac.device.threads import MAX_THREADS, Together
 
 MAX_LAYERS = 8
@@ -40,16 +41,6 @@ def parts(n_rows: int) -> List[slice]:
         return [slice(0, n_rows)]
     size = -(-n_rows // n_parts)
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
-
-
-def pointer(tensor: Optional[th.Tensor], row: int = 0) -> Optional[int]:
-    """Where a row of a tensor begins; None is NULL."""
-    return None if tensor is None else tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
-
-
-def rows_apart(x: th.Tensor) -> th.Tensor:
-    """(n, columns) float32 whose rows' numbers follow each other, however far apart the rows are; a copy, if it is not so."""
-    return x if x.stride(1) == 1 and x.dtype is th.float32 else x.to(th.float32).contiguous()
 
 
 _Pointers = ctypes.c_void_p * MAX_LAYERS

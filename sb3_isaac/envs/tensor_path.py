@@ -181,7 +181,7 @@ def layers(env: TensorVecEnv) -> List[Any]:
 
 
 def compile_step(env: TensorVecEnv, compiled: bool) -> None:
-    """Let a compiler make a step faster, where it can: the simulator's, and the statistics of VecNormalize.
+    """Let a compiler make a step faster, where it can: the simulator's, and what the layers around it keep of it.
 
     :param compiled: False: back to the plain step, where another model has had it compiled
     """
@@ -190,8 +190,8 @@ def compile_step(env: TensorVecEnv, compiled: bool) -> None:
     elif hasattr(env.tensor_env, "uncompile"):
         env.tensor_env.uncompile()
     for layer in layers(env):
-        if hasattr(type(layer), "compile_statistics"):
-            layer.compile_statistics(compiled)
+        if hasattr(type(layer), "compile_bookkeeping"):
+            layer.compile_bookkeeping(compiled)
 
 
 def capturable(env: TensorVecEnv) -> bool:

@@ -13,8 +13,10 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
+from sb3_isaac._native import library, why_not_library
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
+from sb3_isaac.device.for_c import dense
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
 from sb3_isaac.envs.last_finite import check_obs
@@ -84,6 +86,7 @@ class IsaacVecEnv(VecEnv):
         self._renderer: Optional[CartpoleRenderer] = None
         self._window: Optional[Window] = None
         self._looks_at_steps = self.device.type == "cpu"
+        self._in_c = False
         self.needs_reset: Optional[str] = "has not been reset: call reset() before step()"
         """Why there is no step to be taken; None: there is. Whoever brings back a saved state says so here."""
         self._checked: Set[str] = set()
@@ -125,14 +128,28 @@ class IsaacVecEnv(VecEnv):
             actions = self.action_values[actions.reshape(-1)]
         result = self.tensor_env.step(actions)
         self._check_once("step", result)
+        self.obs_tensor = result.obs
+        if self._in_c and self._note_in_c(result):
+            return result
         if self._looks_at_steps:
             self._check_finite(actions, result)
         # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
         self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
         self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
         th.logical_or(result.terminated, result.truncated, out=self.dones)
-        self.obs_tensor = result.obs
         return result
+
+    def compile_bookkeeping(self, compiled: bool) -> None:
+        """Whether what :meth:`step_tensor` keeps of a step is done in C, on a CPU that has a compiler."""
+        self._in_c = compiled and self.device.type == "cpu" and why_not_library() is None
+
+    def _note_in_c(self, result: StepResult) -> bool:
+        """The rest of :meth:`step_tensor`, see ``episodes.c``; False: there may be NaN or infinity in it, nothing is done."""
+        n, columns = self.num_envs, self.tensor_env.obs_dim
+        floats = dense(result.obs, n * columns), dense(result.final_obs, n * columns), dense(result.reward, n)
+        ends = [dense(column, n, dtype=th.bool) for column in (result.terminated, result.truncated)]
+        kept = self.dones, self.episode_returns, self.episode_lengths
+        return bool(library().note_step(n, columns, *(x.data_ptr() for x in (*floats, *ends, *kept))))
 
     def _refuse(self) -> None:
         """:raises RuntimeError: always, to say why there is no step"""

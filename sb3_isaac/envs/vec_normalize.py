@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 import torch as th
@@ -15,9 +15,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_isaac._native import why_not_library
+from sb3_isaac._native import library, why_not_library
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.device import ranks
+from sb3_isaac.device.for_c import dense, pointer
 from sb3_isaac.envs.last_finite import check_statistics
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
@@ -119,8 +120,8 @@ class VecNormalize(SB3VecNormalize):
         self._state = state
         self.obs_tensor = self.normalize_obs_tensor(venv.obs_tensor)
 
-    def compile_statistics(self, compiled: bool) -> None:
-        """Whether statistics are updated in C from now on, on a CPU that has a compiler. Results are the same to rounding."""
+    def compile_bookkeeping(self, compiled: bool) -> None:
+        """Whether a step is taken in C from now on, on a CPU that has a compiler. Results are the same to rounding."""
         if self._state is not None:
             self._state.moments.in_c = compiled and self.device.type == "cpu" and why_not_library() is None
 
@@ -154,6 +155,8 @@ class VecNormalize(SB3VecNormalize):
         state = self._tensor_state()
         result = state.venv.step_tensor(actions)
         self._original_reward, self._original_final_obs = result.reward, result.final_obs
+        if state.moments.in_c and type(self) is VecNormalize:
+            return self._finish_in_c(state, result)
         if self.training:
             th.add(result.reward, state.returns, alpha=self.gamma, out=state.returns)
             if self.norm_obs:
@@ -169,6 +172,40 @@ class VecNormalize(SB3VecNormalize):
             reward=self.normalize_reward_tensor(result.reward),
             final_obs=self.normalize_obs_tensor(result.final_obs),
         )
+
+    def _finish_in_c(self, state: _TensorState, result: StepResult) -> StepResult:
+        """The rest of :meth:`step_tensor` in one call, see ``moments.c``."""
+        if self.norm_obs:
+            self._check_statistics()
+        n, columns, moments = self.num_envs, len(state.obs_rows), state.moments
+        obs, final_obs = (dense(x, n * columns) for x in (result.obs, result.final_obs))
+        reward, dones = dense(result.reward, n), dense(self.dones, n, dtype=th.bool)
+        finished = result  # what it stays, or where C writes
+        if self.norm_obs:
+            new_obs, new_final_obs = obs.new_empty(2, n, columns).unbind(0)
+            finished = finished._replace(obs=new_obs, final_obs=new_final_obs)
+        if self.norm_reward:
+            finished = finished._replace(reward=reward.new_empty(n))
+        written = (finished.obs, finished.final_obs) if self.norm_obs else (None, None)
+        settings = (self.training, self.gamma, self.clip_obs, self.clip_reward)
+        statistics = (moments.mean, moments.var, moments.count, moments.epsilon, moments.scale, moments.offset)
+        library().normalize_step(
+            *(n, columns, *map(pointer, (obs, final_obs, reward, dones)), *settings),
+            *map(pointer, (state.batch, *statistics, *written, finished.reward if self.norm_reward else None)),
+        )
+        self.obs_tensor = finished.obs
+        return finished
+
+    def factors(self) -> Optional[Tuple[Any, ...]]:
+        """What C normalises by: observations' scale, offset and largest number, rewards' scale and largest number; None for
+        what stays as it is. None: this is no tensor path, or a class that may do something else."""
+        if self._state is None or type(self) is not VecNormalize:
+            return None
+        of_obs, of_reward = self._state.obs_moments, self._state.return_moments
+        if self.norm_obs:
+            self._check_statistics()
+        obs = (of_obs.scale, of_obs.offset, self.clip_obs) if self.norm_obs else (None, None, 0.0)
+        return (*obs, of_reward.scale, self.clip_reward) if self.norm_reward else (*obs, None, 0.0)
 
     def normalize_obs_tensor(self, obs: th.Tensor) -> th.Tensor:
         """:meth:`normalize_obs` for a tensor (..., obs_dim) on any device, for example a replay sample."""

@@ -65,9 +65,11 @@ class History:
         return (*at, float(done), total, gamma ** (last - t + 1))
 
 
-def make_buffer(history, rows, cls=DeviceReplayBuffer, **kwargs):
+def make_buffer(history, rows, cls=DeviceReplayBuffer, in_c=False, **kwargs):
     kwargs.setdefault("device", "cpu")
-    return history.fill(cls(rows * history.n_envs, OBS, BOX, n_envs=history.n_envs, **kwargs))
+    buffer = cls(rows * history.n_envs, OBS, BOX, n_envs=history.n_envs, **kwargs)
+    buffer.in_c = in_c
+    return history.fill(buffer)
 
 
 def ends(*columns):

@@ -40,10 +40,9 @@ def test_samples_equal_a_slow_loop(device, in_c, optimize_memory_usage, data, st
     history = History(data.draw(arrays(np.int64, (steps, n_envs), elements=st.integers(0, 2))))
     handle = not optimize_memory_usage and data.draw(st.booleans())
     buffer = make_buffer(
-        history, rows, device=device, n_steps=n_steps, gamma=0.9,
+        history, rows, device=device, n_steps=n_steps, gamma=0.9, in_c=in_c,
         optimize_memory_usage=optimize_memory_usage, handle_timeout_termination=handle,
     )  # fmt: skip
-    buffer.in_c = in_c
     oldest = max(0, steps - rows)
     if optimize_memory_usage and steps >= rows:
         oldest += 1  # its observation is gone

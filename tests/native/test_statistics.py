@@ -1,18 +1,26 @@
-"""VecNormalize's running statistics in C against the plain path."""
+"""VecNormalize, the replay buffer and the episodes' statistics in C against the plain path."""
 
 from __future__ import annotations
 
+import math
+from typing import Any, Dict, Tuple
+
+import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 
-from sb3_isaac import VecNormalize
+from sb3_isaac import DeviceReplayBuffer, VecNormalize
+from sb3_isaac.backends.base import StepResult
+from sb3_isaac.device.finite import NotFiniteError
 from sb3_isaac.envs.running_mean_std import RunningMoments
-from tests.conftest import DISCRETE, make_env
+from tests.conftest import DISCRETE, difference, make_env
 from tests.native.conftest import needs_a_compiler
 from tests.off_policy.conftest import make_model as make_off_policy
 from tests.ppo.conftest import learn, make_model
 
 pytestmark = needs_a_compiler
+SPACES = spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2)
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 64])
@@ -33,6 +41,155 @@ def test_updates(n_rows: int) -> None:
     assert in_c.columns(slice(1, 3)).in_c and in_c.var[3].isfinite()
 
 
+def in_c_too(make: Any) -> Tuple[Any, Any]:
+    """What ``make`` makes, stepped in tensors and, but for the simulator itself, in C."""
+    envs = make(), make()
+    for env, compiled in zip(envs, (False, True)):
+        for layer in (env, env.unwrapped):
+            layer.compile_bookkeeping(compiled)
+        env.reset_tensor()
+    return envs
+
+
+NORMALIZE = [
+    {},
+    {"norm_obs": False},
+    {"norm_reward": False},
+    {"norm_obs": False, "norm_reward": False},
+    {"training": False},
+    {"clip_obs": 0.3, "clip_reward": 0.2, "gamma": 0.5, "epsilon": 1.0},
+]
+
+
+@pytest.mark.parametrize("options", NORMALIZE, ids=str)
+@pytest.mark.parametrize("n_envs", [1, 13])
+def test_a_step(options: Dict[str, Any], n_envs: int) -> None:
+    """With its ends of episodes: observations, rewards, statistics and what is known of the episodes."""
+    plain, in_c = in_c_too(lambda: VecNormalize(make_env(n_envs=n_envs, max_episode_length=9), **options))
+    generator = th.Generator().manual_seed(0)
+    n_done = 0
+    for _ in range(40):
+        actions = th.rand(n_envs, 1, generator=generator) * 2.0 - 1.0
+        expected, found = plain.step_tensor(actions), in_c.step_tensor(actions)
+        for name, want in expected._asdict().items():
+            th.testing.assert_close(getattr(found, name), want, rtol=1e-5, atol=1e-6)
+        for name in ("dones", "episode_returns", "episode_lengths", "obs_tensor"):
+            th.testing.assert_close(getattr(in_c, name), getattr(plain, name), rtol=1e-5, atol=1e-6)
+        for get in ("get_original_obs_tensor", "get_original_final_obs_tensor", "get_original_reward_tensor"):
+            assert th.equal(getattr(in_c, get)(), getattr(plain, get)())
+        assert in_c.returns == pytest.approx(plain.returns, rel=1e-12)
+        assert in_c.obs_tensor is found.obs
+        n_done += int(plain.dones.sum())
+    assert n_done > 0
+    for name in ("mean", "var", "count"):
+        th.testing.assert_close(getattr(in_c._state.moments, name), getattr(plain._state.moments, name), rtol=1e-9, atol=1e-12)
+
+
+def test_other_tensors_of_a_task() -> None:
+    """Not in a piece, of another type: C gets copies. Too few numbers are an error on both paths."""
+
+    def other(result: StepResult) -> StepResult:
+        obs = result.obs.t().contiguous().t()
+        return result._replace(obs=obs, final_obs=result.final_obs.double(), reward=result.reward.repeat_interleave(2)[::2])
+
+    plain, in_c = in_c_too(lambda: VecNormalize(make_env(n_envs=5)))
+    for env in (plain, in_c):
+        env.step_tensor(th.zeros(5, 1))  # the first one is held against the contract
+    step = in_c.tensor_env.step
+    for wrong in (False, True):
+        in_c.tensor_env.step = lambda actions: other(step(actions))
+        if wrong:
+            in_c.tensor_env.step = lambda actions: step(actions)._replace(final_obs=th.zeros(3, 4))
+            with pytest.raises(ValueError, match="20 numbers are needed"):
+                in_c.step_tensor(th.zeros(5, 1))
+            continue
+        for _ in range(3):
+            expected, found = (env.step_tensor(th.zeros(5, 1)) for env in (plain, in_c))
+            for name, want in expected._asdict().items():
+                th.testing.assert_close(getattr(found, name), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["obs", "final_obs", "reward"])
+def test_not_a_number(where: str, value: float) -> None:
+    """Nothing has taken it in when it is found, and huge numbers are none."""
+    for env in in_c_too(lambda: VecNormalize(make_env(n_envs=5))):
+        step = env.tensor_env.step
+
+        def with_(value: float, step: Any = step) -> Any:
+            def stepped(actions: th.Tensor) -> StepResult:
+                result = step(actions)
+                column = getattr(result, where).clone()
+                column.view(-1)[-1] = value
+                return result._replace(**{where: column})
+
+            return stepped
+
+        env.tensor_env.step = with_(3e38)
+        env.step_tensor(th.zeros(5, 1))
+        before = env.state_dict(), env.unwrapped.state_dict()
+        env.tensor_env.step = with_(value)
+        with pytest.raises(NotFiniteError, match=f"of environment 4 was {value} in step 2"):
+            env.step_tensor(th.zeros(5, 1))
+        for name in ("mean", "var", "count", "returns"):
+            assert th.equal(env.state_dict()[name], before[0][name])
+        for name in ("dones", "episode_returns", "episode_lengths"):
+            assert th.equal(env.unwrapped.state_dict()[name], before[1][name])
+
+
+class Halves(VecNormalize):
+    """Somebody's own."""
+
+    def normalize_obs_tensor(self, obs: th.Tensor) -> th.Tensor:
+        return super().normalize_obs_tensor(obs) * 0.5
+
+
+def test_a_class_of_somebodys_own_is_asked() -> None:
+    """On both paths, for the observations it acts on and those that it learns from."""
+    models = []
+    for compiled in (False, True):
+        th.manual_seed(5)
+        model = make_off_policy("dqn", Halves(make_env(DISCRETE, 4)), compile=compiled)
+        models.append(model.learn(400))
+        assert model.env.factors() is None
+        index = th.arange(40)
+        obs = [model.replay_buffer.at(index, normalize).observations for normalize in (model.env, None)]
+        assert th.equal(obs[0], VecNormalize.normalize_obs_tensor(model.env, obs[1]) * 0.5)
+    assert difference(*models) < 1e-4
+
+
+@pytest.mark.parametrize("n_steps", [1, 4])
+@pytest.mark.parametrize("options", NORMALIZE, ids=str)
+def test_normalised_samples(options: Dict[str, Any], n_steps: int) -> None:
+    env = VecNormalize(make_env(n_envs=4, max_episode_length=6), **options)
+    env.reset_tensor()
+    buffer = DeviceReplayBuffer(40 * 4, env.observation_space, env.action_space, "cpu", 4, n_steps=n_steps)
+    for _ in range(50):
+        obs, actions = env.get_original_obs_tensor(), th.rand(4, 1) * 2.0 - 1.0
+        result = env.step_tensor(actions)
+        next_obs, reward = env.get_original_final_obs_tensor(), env.get_original_reward_tensor()
+        buffer.add_tensors(obs, next_obs, actions, reward, result.terminated, result.truncated)
+    index = th.randperm(160)
+    for normalize in (env, None):
+        samples = []
+        for buffer.in_c in (False, True):
+            samples.append(buffer.at(index, normalize))
+        for name, want in samples[0]._asdict().items():
+            found = getattr(samples[1], name)
+            assert (found is None) == (want is None)
+            if want is not None:
+                th.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
+                assert found.shape == want.shape and found.dtype == want.dtype
+
+
+def test_indices_that_there_are_not() -> None:
+    buffer = DeviceReplayBuffer(40, *SPACES, "cpu", 4)
+    buffer.in_c = True
+    for index in (40, -1):
+        with pytest.raises(IndexError, match="1 of 2 indices are out of range"):
+            buffer.at(th.tensor([3, index]))
+
+
 @pytest.mark.parametrize("algo", ["ppo", "dqn"])
 def test_compile_asks_for_it(algo: str) -> None:
     models = []
@@ -44,6 +201,7 @@ def test_compile_asks_for_it(algo: str) -> None:
             model.learn(100)
         models.append(model)
     assert [model.env._state.moments.in_c for model in models] == [False, True]
+    assert [model.env.unwrapped._in_c for model in models] == [False, True]
     for name in ("mean", "var", "count"):
         one, other = (getattr(model.env.obs_rms, name) for model in models)
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)

@@ -1,0 +1,27 @@
+"""Tensors on a CPU as the C functions take them, see ``_native.py``: where they begin, and what they must be like."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch as th
+
+
+def pointer(tensor: Optional[th.Tensor], row: int = 0) -> Optional[int]:
+    """Where a row of a tensor begins; None is NULL."""
+    return None if tensor is None else tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
+
+
+def rows_apart(x: th.Tensor) -> th.Tensor:
+    """(n, columns) float32 whose rows' numbers follow each other, however far apart the rows are; a copy, if it is not so."""
+    return x if x.stride(1) == 1 and x.dtype is th.float32 else x.to(th.float32).contiguous()
+
+
+def dense(x: th.Tensor, n: int, dtype: th.dtype = th.float32) -> th.Tensor:
+    """``x`` in a piece and of this dtype; a copy, if it is not so.
+
+    :raises ValueError: it has not ``n`` numbers, and C would read what does not belong to it
+    """
+    if x.numel() != n:
+        raise ValueError(f"A tensor has shape {tuple(x.shape)}, and {n} numbers are needed.")
+    return x if x.dtype is dtype and x.is_contiguous() else x.to(dtype).contiguous()
