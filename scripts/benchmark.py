@@ -126,8 +126,10 @@ def update_rate(args: argparse.Namespace, algo: str, kind: str) -> float:
     env = make_env(args, 4096, DISCRETE_ID if algo == "DQN" else BOX_ID)
     options: Dict[str, Any] = dict(buffer_size=4096 * 50, batch_size=BATCH, device=args.device, seed=0, train_freq=1)
     options.update(learning_starts=4096 * 40, policy_kwargs={"net_arch": [64, 64]})
-    if kind == "compiled":
+    if kind in ("compiled", *PRECISIONS):
         options["compile"] = True
+    if kind in PRECISIONS:
+        options["precision"] = kind
     model = getattr(stable_baselines3 if kind == "stock" else sb3_isaac, algo)("MlpPolicy", env, **options)
     model.learn(4096 * 42)
     model.set_logger(Logger(None, []))
@@ -238,6 +240,9 @@ def make_rows(device: str) -> List[Row]:
             row(f"update-{algo} sb3_isaac, eager", run=partial(update_rate, algo=algo, kind="eager")),
             row(f"update-{algo} sb3_isaac, compiled", run=partial(update_rate, algo=algo, kind="compiled")),
         ]
+        if device.startswith("cuda"):
+            name = f"update-{algo} sb3_isaac, compiled, in Triton: "
+            rows += [row(name + one, run=partial(update_rate, algo=algo, kind=one), needs="triton") for one in PRECISIONS]
     stock = "replay add + sample, stock SB3"
     row = partial(Row, unit="ms", baseline=stock, higher_is_better=False, threads=1)
     rows.append(row(stock, run=partial(replay_pair, kind="stock")))

@@ -13,11 +13,13 @@ from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
 from sb3_isaac._torchscript import as_script
+from sb3_isaac.ddpg.fused import FusedActorCritics
 from sb3_isaac.ddpg.native import NativeActorCritics
 from sb3_isaac.device import ranks
 from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, n_lanes, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, bring_back, share_storage, views_of
+from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.device.native_mlp import NativeMLP, parts, why_not_native
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
@@ -88,15 +90,16 @@ class FastTD3Policy:
     :param n_envs: the most observations to act on
     :param batch_size: of the minibatches
     :param compiled: compile the optimizers' steps on a GPU; on a CPU all in C, where it can be had (``device/native_mlp.py``)
+    :param precision: of ``device/fused.py``: the update's passes in Triton's kernels, where they can be had
     """
 
-    def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool) -> None:
+    def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool, precision: Optional[str] = None) -> None:
         self._actor_adam = FlatAdam(policy.actor.optimizer, compiled, scripted=True)
         self._critic_adam = FlatAdam(policy.critic.optimizer, compiled, scripted=True)
         self.adams = [self._critic_adam, self._actor_adam]
         """What makes the steps, one for each of the algorithm's losses"""
         targets = [list(net.parameters()) for net in (policy.actor_target, policy.critic_target)]
-        self._targets = tuple(map(share_storage, targets))
+        self._targets = share_storage(targets[0]), share_storage(targets[1])
         self._target_parameters = [*targets[0], *targets[1]]
         self._target_views = [view for flat, like in zip(self._targets, targets) for view in views_of(flat, like)]
         self._chunk = chunk_rows(batch_size, self._targets[0].device)
@@ -110,18 +113,18 @@ class FastTD3Policy:
 
         layers = [parse_layers(net) for net in (policy.actor.mu, policy.actor_target.mu)]
         critic_layers = [[parse_layers(net) for net in nets.q_networks] for nets in (policy.critic, policy.critic_target)]
-        self._native: Optional[NativeActorCritics] = None
-        """What does the passes in C"""
-        self.acting: Union[FastMLP, NativeMLP]
         trained: Any = [layers[0], *critic_layers[0]]
-        if compiled and why_not_native(trained, self._targets[0].device) is None:
-            self.acting = NativeMLP(trained[0])
-            adams = self._actor_adam, self._critic_adam
+        native = compiled and why_not_native(trained, self._targets[0].device) is None
+        self.acting: Union[FastMLP, NativeMLP] = NativeMLP(trained[0]) if native else mlp(policy.actor.mu, n_envs)
+        self.fused: Union[FusedActorCritics, NativeActorCritics, None] = None
+        """What does the update's passes in other kernels than PyTorch's"""
+        adams = self._actor_adam, self._critic_adam
+        if precision is not None and why_not_fused(trained, self._targets[0].device, squashed=True) is None:
+            self.fused = FusedActorCritics(trained[0], trained[1:], *adams, self._targets, precision)
+        elif native:
             views = dict(zip(self._target_parameters, self._target_views))
             made: Any = NativeActorCritics
-            self._native = made(layers[0], critic_layers[0], layers[1], critic_layers[1], *adams, views)
-        else:
-            self.acting = mlp(policy.actor.mu, n_envs)
+            self.fused = made(layers[0], critic_layers[0], layers[1], critic_layers[1], *adams, views)
         # A target network is done when the trained one begins: they use the same buffers, which stay in the cache
         self._actor = mlp(policy.actor.mu, self._chunk, trained=True)
         self._actor_target = mlp(policy.actor_target.mu, self._chunk, self._actor)
@@ -131,7 +134,7 @@ class FastTD3Policy:
         width = self._critics[0].layers[0][0].in_features
         self._input = self._targets[0].new_empty(self._chunk, width)
         self._next_input = self._targets[0].new_empty(self._chunk, width)
-        if not self._input.is_cuda and self._native is None:
+        if not self._input.is_cuda and self.fused is None:
             self._network_values = as_script(network_values)
             self._critic_gradients, self._actor_gradients = as_script(critic_gradients), as_script(actor_gradients)
 
@@ -157,15 +160,15 @@ class FastTD3Policy:
 
     def shares_out(self, batch_size: int) -> bool:
         """Whether a minibatch is more than one job for threads."""
-        return len(parts(batch_size)) > 1 if self._native is not None else n_lanes(batch_size) > 1
+        return len(parts(batch_size)) > 1 if isinstance(self.fused, NativeActorCritics) else n_lanes(batch_size) > 1
 
     def next_values(self, next_obs: th.Tensor, noise: Optional[th.Tensor]) -> th.Tensor:
         """(B, 1), what the target networks think of the next observations: the lowest of the critics.
 
         :param noise: (B, action_dim) to add to the target actor's actions, or None
         """
-        if self._native is not None:
-            return self._native.next_values(next_obs, noise)
+        if self.fused is not None:
+            return self.fused.next_values(next_obs, noise)
         n_rows = len(next_obs)
         actor, critics = self._actor_target.small(next_obs, False), self._passes(self._critic_targets, next_obs, False)
         if actor is not None:
@@ -188,8 +191,8 @@ class FastTD3Policy:
     ) -> None:
         """One step of Adam on the critics' squared errors, whose mean is added to ``loss_sum``."""
         batch, small = len(obs), self._passes(self._critics, obs, True)
-        if self._native is not None:
-            self._native.critic_gradients(obs, actions, targets, loss_sum)
+        if self.fused is not None:
+            self.fused.critic_gradients(obs, actions, targets, loss_sum)
         elif small:
             self._critic_gradients(obs, actions, targets, small, self._input[:batch], loss_sum)
         else:
@@ -205,8 +208,8 @@ class FastTD3Policy:
     def actor_step(self, obs: th.Tensor, lr: Optional[th.Tensor], loss_sum: th.Tensor) -> None:
         """One step of Adam up the first critic's slope; minus its mean value is added to ``loss_sum``."""
         batch, actor, critic = len(obs), self._actor.small(obs, True), self._critics[0].small(obs, False)
-        if self._native is not None:
-            self._native.actor_gradients(obs, loss_sum)
+        if self.fused is not None:
+            self.fused.actor_gradients(obs, loss_sum)
         elif actor is not None:
             grad_actions = self._critics[0].input_gradient(batch, self._obs_dim)
             self._actor_gradients(obs, actor, critic, self._input[:batch], grad_actions, loss_sum)

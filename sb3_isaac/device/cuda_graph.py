@@ -31,6 +31,15 @@ def on_device(device: th.device) -> ContextManager[Any]:
     return th.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+DEVICES = ("cuda",)
+"""That have graphs"""
+
+
+def has_graphs(device: th.device) -> bool:
+    """Whether functions can be captured on a device."""
+    return device.type in DEVICES
+
+
 _capturing: Optional[CudaGraph] = None
 """What is being captured"""
 
@@ -91,10 +100,13 @@ class CudaGraph:
             _capturing = outer
             if collecting:
                 gc.enable()
-        self._rebound = [
-            (owner, {k: v for k, v in vars(owner).items() if isinstance(v, th.Tensor) and old.get(k) is not v})
-            for owner, old in zip(owners, before)
-        ]
+        self._rebound: List[Tuple[object, Dict[str, th.Tensor]]] = []
+        self._read: List[Tuple[object, Dict[str, th.Tensor]]] = []
+        """What owners held all the time: a graph goes on to read it where it was"""
+        for owner, old in zip(owners, before):
+            tensors = {k: v for k, v in vars(owner).items() if isinstance(v, th.Tensor)}
+            self._rebound.append((owner, {k: v for k, v in tensors.items() if old.get(k) is not v}))
+            self._read.append((owner, {k: v for k, v in tensors.items() if old.get(k) is v}))
 
     def _open(self) -> None:
         """Begin to capture a graph, which shares the memory of those before it: what they leave there is for it to read."""
@@ -111,6 +123,10 @@ class CudaGraph:
         self._stack.close()
         self._parts.append(action)
         self._open()
+
+    def is_current(self) -> bool:
+        """Whether owners still have the tensors that the graph reads, and nobody has put others in their place."""
+        return all(vars(owner).get(k) is v for owner, tensors in self._read for k, v in tensors.items())
 
     def __call__(self, *inputs: Any) -> Any:
         for captured, given in zip(self._inputs, inputs):
@@ -130,7 +146,8 @@ class Graphed:
 
     :param function: arguments are tensors, and numbers that are part of the graph
     :param enabled: False: always run the function as it is
-    :param owners: see :class:`CudaGraph`; also, a change of their numbers and switches voids the graphs
+    :param owners: see :class:`CudaGraph`; also, a change of their numbers and switches voids the graphs, and so do other
+        tensors in the place of those that they had
     :param generators: see :class:`CudaGraph`
     """
 
@@ -158,7 +175,7 @@ class Graphed:
             self.disable()
             return
         now = (constants, [(owner, plain_attributes(owner)) for owner in self._owners])
-        if now != self._constants:
+        if now != self._constants or not all(graph.is_current() for graph in self.graphs.values()):
             self.graphs.clear()
             self._warm.clear()
             self._constants = now

@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_isaac._native import library, why_not_library
 from sb3_isaac._torchscript import as_script
+from sb3_isaac.device.cuda_graph import has_graphs
 
 
 def flatten_tensors(tensors: Iterable[th.Tensor]) -> th.Tensor:
@@ -132,7 +133,7 @@ class FlatAdam:
         self.flat = share_storage(self.parameters)
         self.grad, self.exp_avg, self.exp_avg_sq = (th.zeros_like(self.flat) for _ in range(3))
         # The step count is a tensor on a GPU, so that a captured CUDA graph counts on; a number is faster elsewhere.
-        self.steps: Union[float, th.Tensor] = th.zeros((), device=self.flat.device) if self.flat.is_cuda else 0.0
+        self.steps: Union[float, th.Tensor] = th.zeros((), device=self.flat.device) if has_graphs(self.flat.device) else 0.0
         self._steps_at_sync, self._version = 0.0, 0
         tensors = (self.flat, self.grad, self.exp_avg, self.exp_avg_sq)
         self._views = list(zip(self.parameters, *(views_of(tensor, self.parameters) for tensor in tensors)))

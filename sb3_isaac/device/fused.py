@@ -43,8 +43,11 @@ def _why_not_triton(kind: str, index: Optional[int]) -> Optional[str]:
     return None
 
 
-def why_not_fused(nets: Sequence[Layers], device: th.device) -> Optional[str]:
-    """What keeps networks, which ``fast_mlp.parse_layers`` has found to be plain, out of the kernels; None: nothing."""
+def why_not_fused(nets: Sequence[Layers], device: th.device, squashed: bool = False) -> Optional[str]:
+    """What keeps networks, which ``fast_mlp.parse_layers`` has found to be plain, out of the kernels; None: nothing.
+
+    :param squashed: whether the kernels know of outputs that go through tanh
+    """
     why_not = _why_not_triton(device.type, device.index)
     if why_not is not None:
         return why_not
@@ -54,20 +57,24 @@ def why_not_fused(nets: Sequence[Layers], device: th.device) -> Optional[str]:
         return "the networks have neither one nor two hidden layers"
     if max(max(linear.in_features, linear.out_features) for net in nets for linear, _ in net) > MOST_UNITS:
         return f"a layer has more than {MOST_UNITS} inputs or units"
-    if len({kind for net in nets for _, kind in net[:-1]}) > 1 or any(net[-1][1] is not nn.Identity for net in nets):
+    outputs = (nn.Identity, nn.Tanh) if squashed else (nn.Identity,)
+    if len({kind for net in nets for _, kind in net[:-1]}) > 1 or any(net[-1][1] not in outputs for net in nets):
         return "the layers have different activations"
     return None
 
 
-def describe_kernels(nets: Sequence[Layers], device: th.device, precision: Optional[str], compiled: bool) -> str:
+def describe_kernels(
+    nets: Sequence[Layers], device: th.device, precision: Optional[str], compiled: bool, squashed: bool = False
+) -> str:
     """For ``path``: whether other kernels than PyTorch's are used, where they are asked for.
 
     :param precision: asks for those in Triton
     :param compiled: asks for those in C, on a CPU
+    :param squashed: see :func:`why_not_fused`
     """
     words = ""
     if precision is not None:
-        why_not = why_not_fused(nets, device)
+        why_not = why_not_fused(nets, device, squashed)
         if why_not is None:
             return f", in Triton's kernels ({precision})"
         words = f"; not in Triton: {why_not}"

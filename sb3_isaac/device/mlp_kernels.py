@@ -30,11 +30,36 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def rows_of(table, stride, n_rows, ROWS: tl.constexpr, IN: tl.constexpr, BI: tl.constexpr):
+    """The rows of this block: their numbers, which of them there are, and what is in them (ROWS, BI)."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.arange(0, BI)
+    valid = r < n_rows
+    inside = valid[:, None] & (i[None, :] < IN)
+    return r, valid, tl.load(table + r[:, None].to(tl.int64) * stride + i[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
 def transposed_weight(params, weight, IN: tl.constexpr, OUT: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr):
     """(BI, BO): the transposed weight of a layer, which lies at ``params + weight`` as (OUT, IN), with zeros around it."""
+    return transposed_columns(params, weight, IN, 0, IN, OUT, BI, BO)
+
+
+@triton.jit
+def transposed_columns(
+    params,
+    weight,
+    ALL: tl.constexpr,
+    FIRST: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    BI: tl.constexpr,
+    BO: tl.constexpr,
+):
+    """As :func:`transposed_weight`, of IN inputs from FIRST on, of a layer that has ALL."""
     i, o = tl.arange(0, BI), tl.arange(0, BO)
     inside = (i[:, None] < IN) & (o[None, :] < OUT)
-    return tl.load(params + weight + o[None, :] * IN + i[:, None], mask=inside, other=0.0)
+    return tl.load(params + weight + o[None, :] * ALL + FIRST + i[:, None], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -91,9 +116,25 @@ def hidden(
     PRECISION: tl.constexpr,
 ):
     """Outputs of the first and of the last hidden layer, which are the same one where H2 is 0."""
-    h1 = activated(
-        dot(x, transposed_weight(params, w1, IN, H1, BI, B1), PRECISION) + bias_of(params, b1, H1, B1)[None, :], KIND
-    )
+    first = dot(x, transposed_weight(params, w1, IN, H1, BI, B1), PRECISION) + bias_of(params, b1, H1, B1)[None, :]
+    return hidden_after(first, params, w2, b2, H1, H2, B1, B2, KIND, PRECISION)
+
+
+@triton.jit
+def hidden_after(
+    first,
+    params,
+    w2,
+    b2,
+    H1: tl.constexpr,
+    H2: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """:func:`hidden` from what goes into the first activation."""
+    h1 = activated(first, KIND)
     if H2 == 0:
         return h1, h1
     else:
@@ -115,9 +156,33 @@ def write_layer(
     PRECISION: tl.constexpr,
 ):
     """Gradients of a layer's weight and bias, given that of its output (rows, BO), and its input (rows, BI)."""
+    write_columns(grad, x, part, weight, IN, 0, IN, OUT, BI, BO, PRECISION)
+    write_bias(grad, part, bias, OUT, BO)
+
+
+@triton.jit
+def write_columns(
+    grad,
+    x,
+    part,
+    weight,
+    ALL: tl.constexpr,
+    FIRST: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    BI: tl.constexpr,
+    BO: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradient of a layer's weight, of IN inputs from FIRST on, of a layer that has ALL."""
     i, o = tl.arange(0, BI), tl.arange(0, BO)
     inside = (o[:, None] < OUT) & (i[None, :] < IN)
-    tl.store(part + weight + o[:, None] * IN + i[None, :], dot(tl.trans(grad), x, PRECISION), mask=inside)
+    tl.store(part + weight + o[:, None] * ALL + FIRST + i[None, :], dot(tl.trans(grad), x, PRECISION), mask=inside)
+
+
+@triton.jit
+def write_bias(grad, part, bias, OUT: tl.constexpr, BO: tl.constexpr):
+    o = tl.arange(0, BO)
     tl.store(part + bias + o, tl.sum(grad, 0), mask=o < OUT)
 
 

@@ -55,10 +55,8 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
         *args: Any,
         double_q: bool = False,
         per_env_epsilon: Optional[Sequence[float]] = None,
-        precision: Optional[str] = None,
         **kwargs: Any,
     ) -> None:
-        self.precision = precision
         self.double_q = double_q
         self.per_env_epsilon = per_env_epsilon
         super().__init__(policy, env, *args, **kwargs)

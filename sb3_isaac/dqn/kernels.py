@@ -10,17 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sb3_isaac.device.mlp_kernels import bias_of, dot, hidden, transposed_weight, write_hidden, write_layer
-
-
-@triton.jit
-def _rows(table, stride, n_rows, ROWS: tl.constexpr, IN: tl.constexpr, BI: tl.constexpr):
-    """The rows of this block: their numbers, which of them there are, and what is in them (ROWS, BI)."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    i = tl.arange(0, BI)
-    valid = r < n_rows
-    inside = valid[:, None] & (i[None, :] < IN)
-    return r, valid, tl.load(table + r[:, None].to(tl.int64) * stride + i[None, :], mask=inside, other=0.0)
+from sb3_isaac.device.mlp_kernels import bias_of, dot, hidden, rows_of, transposed_weight, write_hidden, write_layer
 
 
 @triton.jit
@@ -53,7 +43,7 @@ def next_values(
     """What the target network thinks of next observations for the best action: its own, or the online network's."""
     LAST: tl.constexpr = H1 if H2 == 0 else H2
     BLAST: tl.constexpr = B1 if H2 == 0 else B2
-    r, valid, x = _rows(next_obs, stride, n_rows, ROWS, IN, BI)
+    r, valid, x = rows_of(next_obs, stride, n_rows, ROWS, IN, BI)
     o = tl.arange(0, BO)
     h1, h2 = hidden(x, target, w1, b1, w2, b2, IN, H1, H2, BI, B1, B2, KIND, PRECISION)
     q = dot(h2, transposed_weight(target, w3, LAST, OUT, BLAST, BO), PRECISION) + bias_of(target, b3, OUT, BO)[None, :]
@@ -99,7 +89,7 @@ def huber_gradients(
     LAST: tl.constexpr = H1 if H2 == 0 else H2
     BLAST: tl.constexpr = B1 if H2 == 0 else B2
     own = parts + tl.program_id(0).to(tl.int64) * part
-    r, valid, x = _rows(obs, stride, n_rows, ROWS, IN, BI)
+    r, valid, x = rows_of(obs, stride, n_rows, ROWS, IN, BI)
     o = tl.arange(0, BO)
     h1, h2 = hidden(x, params, w1, b1, w2, b2, IN, H1, H2, BI, B1, B2, KIND, PRECISION)
     weight = transposed_weight(params, w3, LAST, OUT, BLAST, BO)

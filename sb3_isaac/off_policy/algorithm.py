@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tupl
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -26,7 +27,7 @@ from sb3_isaac.buffers.sb3_buffer import (
 )
 from sb3_isaac.buffers.storage import existing_device
 from sb3_isaac.device import ranks, threads
-from sb3_isaac.device.cuda_graph import check_compile, on_device
+from sb3_isaac.device.cuda_graph import check_compile, has_graphs, on_device
 from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.finite import NotFiniteError, is_finite
@@ -121,8 +122,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         reward_scale: float = 1.0,
         spread_time_limits: bool = False,
         compile: bool = False,
+        precision: Optional[str] = None,
         **kwargs: Any,
     ) -> None:
+        self.precision = precision
         self.n_steps = n_steps
         self.reward_scale = reward_scale
         self.spread_time_limits = spread_time_limits
@@ -256,7 +259,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         if why_not_tensors is not None or why_not_fast is not None:
             return path
         nets: Any = [parse_layers([net]) for net in self._trained_nets()]
-        return path + describe_kernels(nets, self.device, getattr(self, "precision", None), self.compile)
+        return path + describe_kernels(
+            nets, self.device, self.precision, self.compile, isinstance(self.action_space, spaces.Box)
+        )
 
     def _trains_in_tensors(self) -> bool:
         """Asked before training starts.
@@ -375,7 +380,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         return result
 
     def _make_run(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> TensorRun:
-        captures = self.compile and self.device.type == "cuda"
+        captures = self.compile and has_graphs(self.device)
         vec_normalize = self.get_vec_normalize_env()
         run = TensorRun(
             rollout=Rollout(env, vec_normalize, buffer, act=self._act, after_step=self._after_step, captures=captures),

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer, StepColumn
-from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.cuda_graph import Graphed, has_graphs
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, Origin, first_not_finite, is_finite
 from sb3_isaac.device.host import to_host
@@ -88,7 +88,7 @@ class Rollout:
         self.n_steps = 0
         """Steps taken since :meth:`begin`"""
         self._step_on_device = th.zeros(1, dtype=th.int64, device=device)
-        self._may_capture = compiled and device.type == "cuda" and capturable(env)
+        self._may_capture = compiled and has_graphs(device) and capturable(env)
         self._layers = layers(env)
         self.graphed_step = Graphed(self._step_for_graphs, False, self._layers, generators(env))
 

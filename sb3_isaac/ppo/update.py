@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device import ranks, threads
-from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.cuda_graph import Graphed, has_graphs
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, advice
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
@@ -138,7 +138,7 @@ class PPOUpdate:
         self._old_log_std: Optional[th.Tensor] = None
         self._settings: Any = None
         self._loss_settings: Any = None
-        self._captures = compiled and self.device.type == "cuda"
+        self._captures = compiled and has_graphs(self.device)
         self.gradients, self.step = Graphed(self._fast_gradients, False), Graphed(self._step, False)
 
     def belongs_to(self, policy: Any, buffer: RolloutBuffer, compiled: bool, precision: Optional[str]) -> bool:
@@ -254,7 +254,7 @@ class PPOUpdate:
             self.adam = FlatAdam(self.optimizer, self.compiled)
         self.adam.refresh()
         n_rows = min(settings.batch_size, buffer.buffer_size * buffer.n_envs)
-        compiles = self.compiled and self.device.type == "cuda"
+        compiles = self.compiled and has_graphs(self.device)
         if self.fast is None or self.fast.max_rows != n_rows:
             self.fast = FastActorCriticPolicy(self.policy, n_rows, self.adam, self.compiled)
             if compiles:

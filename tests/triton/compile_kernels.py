@@ -11,23 +11,32 @@ from typing import Any, Dict
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from sb3_isaac.ddpg import kernels as ddpg
 from sb3_isaac.dqn import kernels as dqn
 from sb3_isaac.ppo import kernels as ppo
 
 POINTERS = (
     "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log "
-    "next_obs online target values obs targets".split()
+    "next_obs online target values obs targets noise actor critics".split()
 )  # fmt: skip
 WHOLE = (
     "columns n_rows stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 actor_b3 "
-    "critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 part w1 b1 w2 b2 w3 b3".split()
+    "critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3".split()
 )  # fmt: skip
 
 
 def kind(name: str, constants: Dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
-    return "*i64" if name in ("order", "actions") else "*fp32" if name in POINTERS else "i32" if name in WHOLE else "fp32"
+    return (
+        "*i64"
+        if name in ("order", "actions") and not constants.get("ACT")
+        else "*fp32"
+        if name in (*POINTERS, "actions")
+        else "i32"
+        if name in WHOLE
+        else "fp32"
+    )
 
 
 def check(kernel: Any, capability: int, constants: Dict[str, Any]) -> None:
@@ -60,3 +69,9 @@ if __name__ == "__main__":
     }
     check(dqn.next_values, int(sys.argv[1]), {**net, "PRECISION": "fp32", "DOUBLE": True})
     check(dqn.huber_gradients, int(sys.argv[1]), {**net, "PRECISION": "tf32", "H2": 0})
+    both: Dict[str, Any] = {"IN": 4, "ACT": 2, "CH1": 16, "CH2": 16, "ROWS": 32, "KIND": 2}
+    both.update(dict.fromkeys(("BI", "BA", "BC1", "BC2"), 16))
+    actor = {"AH1": 16, "AH2": 0, "BA1": 16, "BA2": 16, "OUT_KIND": 1}
+    check(ddpg.next_values, int(sys.argv[1]), {**both, **actor, "PRECISION": "bf16", "N_CRITICS": 2, "NOISE": True})
+    check(ddpg.critic_gradients, int(sys.argv[1]), {**both, "PRECISION": "fp32"})
+    check(ddpg.actor_gradients, int(sys.argv[1]), {**both, **actor, "CH2": 0, "PRECISION": "tf32"})

@@ -7,9 +7,11 @@ import importlib.util
 import os
 
 import torch as th
+from torch import nn
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
+ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU)
 
 _runs = importlib.util.find_spec("triton") is not None and (INTERPRETED or th.cuda.is_available())
 collect_ignore_glob = [] if _runs else ["test_*.py"]
@@ -29,3 +31,12 @@ if INTERPRETED and _runs:
         return _dot_of_float32(self, a, b, *rest)
 
     interpreter.InterpreterBuilder.create_dot = _dot
+
+
+def mlp(n_inputs, hidden, n_outputs, activation):
+    """A network on :data:`DEVICE`."""
+    layers, width = [], n_inputs
+    for units in hidden:
+        layers += [nn.Linear(width, units), activation()]
+        width = units
+    return nn.Sequential(*layers, nn.Linear(width, n_outputs)).to(DEVICE)

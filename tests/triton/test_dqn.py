@@ -16,17 +16,7 @@ from sb3_isaac.dqn.fused import FusedQNetworks
 from sb3_isaac.settings.table import PRECISIONS
 from tests.conftest import DISCRETE, difference, make_env, parameters
 from tests.off_policy.conftest import make_model
-from tests.triton.conftest import DEVICE
-
-ACTIVATIONS = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU)
-
-
-def q_net(n_obs: int, hidden: Any, n_actions: int, activation: Any) -> nn.Sequential:
-    layers, width = [], n_obs
-    for units in hidden:
-        layers += [nn.Linear(width, units), activation()]
-        width = units
-    return nn.Sequential(*layers, nn.Linear(width, n_actions)).to(DEVICE)
+from tests.triton.conftest import ACTIVATIONS, DEVICE, mlp
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -43,7 +33,7 @@ def test_values_and_gradients_are_autograds(
     n_obs: int, n_actions: int, hidden: Any, activation: Any, n_rows: int, double_q: bool, precision: str
 ) -> None:
     th.manual_seed(0)
-    online, target = (q_net(n_obs, hidden, n_actions, activation) for _ in range(2))
+    online, target = (mlp(n_obs, hidden, n_actions, activation) for _ in range(2))
     adam, target_flat = FlatAdam(th.optim.Adam(online.parameters())), share_storage(target.parameters())
     layers = parse_layers([online])
     assert layers is not None
