@@ -28,7 +28,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer}
-SHARED = {"_isaacgym_first", "_lazy", "_native", "_torchscript", "_version", "replay_buffer", "reward_log"}
+SHARED = {"_for_c", "_isaacgym_first", "_lazy", "_native", "_torchscript", "_version", "replay_buffer", "reward_log"}
 """Modules outside the folders."""
 
 
@@ -141,6 +141,7 @@ def test_what_one_reads_for_an_algorithm() -> None:
                "device.threads",
                # which do the same as other files, in Triton or in C
                "device.fused", "device.mlp_kernels", "ppo.fused", "ppo.kernels", "dqn.fused", "dqn.kernels",
+                   "ddpg.fused", "ddpg.kernels",
                "device.native_mlp", "ppo.native", "dqn.native", "ddpg.native"}  # fmt: skip
     for module, most in (("ppo.ppo", 9), ("dqn.dqn", 10), ("ddpg.ddpg", 10)):
         reached, new = set(), {module}
@@ -158,7 +159,8 @@ def test_what_one_reads_for_an_algorithm() -> None:
     "module, unwanted",
     [
         ("sb3_isaac", ["torch", "stable_baselines3", "pygame", "sb3_isaac.ppo", "sb3_isaac.envs.make"]),
-        ("sb3_isaac.cli.check", ["stable_baselines3", "rl_zoo3", "optuna", "sb3_isaac.envs.make"]),
+        ("sb3_isaac.cli.check", ["torch"]),
+        ("sb3_isaac.cli.check_simulators", ["stable_baselines3", "rl_zoo3", "optuna", "sb3_isaac.envs.make"]),
         ("sb3_isaac.envs.make", ["rl_zoo3", "optuna", "pygame", "sb3_isaac.ppo", "sb3_isaac.evaluation"]),
         ("sb3_isaac.ppo.ppo", ["sb3_isaac.off_policy", "sb3_isaac.dqn", "sb3_isaac.buffers.replay_buffer"]),
         ("sb3_isaac.dqn.dqn", ["sb3_isaac.ppo", "sb3_isaac.ddpg", "sb3_isaac.buffers.rollout_buffer"]),

@@ -13,9 +13,9 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_isaac._for_c import dense, pointer
 from sb3_isaac._native import library
 from sb3_isaac.buffers import storage
-from sb3_isaac.device.for_c import dense, pointer
 from sb3_isaac.settings.check import check
 
 # The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,

@@ -8,10 +8,10 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import torch as th
 
+from sb3_isaac._for_c import pointer, rows_apart
 from sb3_isaac._native import library, why_not_library
 from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
 from sb3_isaac.device.flat_adam import FlatAdam, views_of
-from sb3_isaac.device.for_c import pointer, rows_apart
 from sb3_isaac.device.threads import MAX_THREADS, Together
 
 MAX_LAYERS = 8

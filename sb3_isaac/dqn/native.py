@@ -6,10 +6,10 @@ from typing import Any, Mapping
 
 import torch as th
 
+from sb3_isaac._for_c import pointer, rows_apart
 from sb3_isaac._native import library
 from sb3_isaac.device.fast_mlp import Layers
 from sb3_isaac.device.flat_adam import FlatAdam
-from sb3_isaac.device.for_c import pointer, rows_apart
 from sb3_isaac.device.native_mlp import Nets, Trained
 
 

@@ -13,10 +13,10 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
+from sb3_isaac._for_c import dense
 from sb3_isaac._native import library, why_not_library
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
-from sb3_isaac.device.for_c import dense
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
 from sb3_isaac.envs.last_finite import check_obs

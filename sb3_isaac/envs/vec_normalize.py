@@ -15,10 +15,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_isaac._for_c import dense, pointer
 from sb3_isaac._native import library, why_not_library
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.device import ranks
-from sb3_isaac.device.for_c import dense, pointer
 from sb3_isaac.envs.last_finite import check_statistics
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments

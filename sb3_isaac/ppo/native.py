@@ -7,10 +7,10 @@ from typing import Optional
 import torch as th
 from torch import nn
 
+from sb3_isaac._for_c import pointer
 from sb3_isaac._native import library
 from sb3_isaac.device.fast_mlp import Layers
 from sb3_isaac.device.flat_adam import FlatAdam
-from sb3_isaac.device.for_c import pointer
 from sb3_isaac.device.native_mlp import Nets, Trained
 from sb3_isaac.ppo.loss import N_SUMS, LossSettings
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Mapping, Optional
 
-import torch as th
+if TYPE_CHECKING:
+    import torch as th
 
 BYTES_PER_ENV = 300
 """What one environment takes at least: state, what a step returns, episode statistics. A million cartpoles took 380 each."""
@@ -13,6 +14,8 @@ BYTES_PER_ENV = 300
 def free_memory(device: th.device) -> Optional[int]:
     """Bytes that can still be allocated on ``device``, or None where nobody knows."""
     if device.type == "cuda":
+        import torch as th  # commands look at their flags before it is loaded
+
         # What torch's allocator holds unused is free for us, though not for the driver
         cached = th.cuda.memory_reserved(device) - th.cuda.memory_allocated(device)
         return int(th.cuda.mem_get_info(device)[0]) + cached

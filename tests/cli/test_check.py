@@ -12,8 +12,8 @@ import pytest
 
 from sb3_isaac import backends
 from sb3_isaac.backends import TorchCartpole, physx_reference, probe
-from sb3_isaac.cli import check, dispatch
-from tests.conftest import DATA, STANDIN
+from sb3_isaac.cli import check, check_simulators, dispatch
+from tests.conftest import DATA, STANDIN, run_python
 
 ROWS = [0, 3, 6, 9, 10, 12, 18, 19]
 
@@ -94,12 +94,25 @@ def test_overview_without_isaacgym(capsys):
         assert text in said, text
 
 
+def test_versions_come_before_torch(tmp_path):
+    """Which takes seconds to import, and where that fails they are what one has to know."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    first = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    done = run_python("-c", f"{first}; from sb3_isaac.cli import dispatch; sys.exit(dispatch.main(['check']))")
+    assert done.returncode == 1
+    first, second, last = done.stdout.splitlines()
+    assert first.startswith("sb3_isaac ") and second.startswith("  torch ")
+    assert last == "sb3-isaac check: libcudart.so.13: cannot open shared object file"
+    assert set(check.BACKENDS) == {*backends.BACKENDS, "auto"}
+
+
 def test_the_compiler_is_named_or_missed(monkeypatch, capsys):
     monkeypatch.setenv("CC", "no-such-compiler")
-    check.overview()
+    check_simulators.overview()
     assert "  compile=True on cpu: no, there is no C compiler 'no-such-compiler'" in capsys.readouterr().out
     monkeypatch.setenv("CC", f"{sys.executable} -c \"print('cc 1.2')\"")
-    assert check.c_compiler() == "in C, by cc 1.2"
+    assert check_simulators.c_compiler() == "in C, by cc 1.2"
 
 
 def test_isaacgym_without_isaacgym(capsys):
@@ -130,7 +143,7 @@ class TestOnTheStandin:
         probe.try_in_child.cache_clear()
 
     def test_overview(self, capsys):
-        check.overview()
+        check_simulators.overview()
         said = capsys.readouterr().out
         line = next(line for line in said.splitlines() if line.startswith("  isaacgym"))
         assert line.split()[1] == "cpu" and line.endswith(" ms"), said
