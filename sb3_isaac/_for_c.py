@@ -17,11 +17,18 @@ def rows_apart(x: th.Tensor) -> th.Tensor:
     return x if x.stride(1) == 1 and x.dtype is th.float32 else x.to(th.float32).contiguous()
 
 
+def is_dense(x: th.Tensor, n: int, dtype: th.dtype) -> bool:
+    """Whether a tensor is ``n`` numbers of this dtype in a piece."""
+    return x.dtype is dtype and x.numel() == n and x.is_contiguous()
+
+
 def dense(x: th.Tensor, n: int, dtype: th.dtype = th.float32) -> th.Tensor:
     """``x`` in a piece and of this dtype; a copy, if it is not so.
 
     :raises ValueError: it has not ``n`` numbers, and C would read what does not belong to it
     """
+    if is_dense(x, n, dtype):
+        return x
     if x.numel() != n:
         raise ValueError(f"A tensor has shape {tuple(x.shape)}, and {n} numbers are needed.")
-    return x if x.dtype is dtype and x.is_contiguous() else x.to(dtype).contiguous()
+    return x.to(dtype).contiguous()

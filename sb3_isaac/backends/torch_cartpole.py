@@ -298,11 +298,16 @@ class TorchCartpole(CartpoleTensorEnv):
     """Isaac Gym's cartpole on any torch device. :class:`CartpoleTensorEnv` has the arguments."""
 
     capturable = True
+    _in_c = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._advance: Any
         self.uncompile()
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._in_c = self._in_c and why_not_in_c(self.task) is None  # this machine may have no compiler
 
     def compile(self) -> None:
         if self.device.type == "cpu":  # torch.compile gains nothing there, and takes its time

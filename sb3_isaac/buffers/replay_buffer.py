@@ -386,7 +386,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         :param index: (B,) int64, ``row * n_envs + env``, on the storage's device
         :param newest: :attr:`newest`, for CUDA graphs as a tensor () on the storage's device
         """
-        factors = self._factors(env) if self._all_in_c else None
+        factors = self._factors(index, env) if self._all_in_c else None
         if factors is not None:
             return self._at_in_c(index, factors, int(self.newest if newest is None else newest))
         first = last = self._gather(index)
@@ -457,14 +457,20 @@ class DeviceReplayBuffer(ReplayBuffer):
 
     @property
     def _all_in_c(self) -> bool:
-        return self.in_c and self._storage.device.type == "cpu" and self._device.type == "cpu"
+        on_cpu = self._storage.device.type == "cpu" and self._device.type == "cpu"
+        return self.in_c and on_cpu and type(self) is DeviceReplayBuffer  # others may do something else
 
-    @staticmethod
-    def _factors(env: VecNormalize | None) -> tuple[Any, ...] | None:
-        """What normalises observations and rewards, as ``VecNormalize.factors`` says; None: C cannot do it."""
+    def _factors(self, index: Any, env: VecNormalize | None) -> tuple[Any, ...] | None:
+        """What normalises observations and rewards, as ``VecNormalize.factors`` says; None: C cannot do it, or not with such
+        indices."""
+        if not isinstance(index, th.Tensor) or index.dim() != 1 or index.dtype not in (th.int64, th.int32):
+            return None
         if env is None:
             return (None, None, 0.0, None, 0.0)
-        return env.factors() if hasattr(type(env), "factors") else None
+        factors = env.factors() if hasattr(type(env), "factors") else None
+        if factors is None or any(isinstance(x, th.Tensor) and x.device.type != "cpu" for x in factors):
+            return None
+        return factors if factors[0] is None or factors[0].numel() == self._obs_dim else None
 
     def _pack_in_c(
         self,
@@ -499,7 +505,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         scale, offset, clip_obs, reward_scale, clip_reward = factors
         missing = library().replay_samples(
             *(self._storage.data_ptr(), obs_dim, action_dim, self._width, self.buffer_size, self.n_envs),
-            *(index.data_ptr(), n, self.n_steps, self.gamma, newest, self.handle_timeout_termination),
+            *(index.data_ptr(), n, int(self.n_steps), float(self.gamma), newest, bool(self.handle_timeout_termination)),
             *(pointer(scale), pointer(offset), clip_obs, pointer(reward_scale), clip_reward),
             *(x.data_ptr() for x in (obs, actions, next_obs, dones, returns)),
             discounts.data_ptr() if self.n_steps > 1 else None,

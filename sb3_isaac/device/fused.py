@@ -46,7 +46,7 @@ def _why_not_triton(kind: str, index: Optional[int]) -> Optional[str]:
 def why_not_fused(nets: Sequence[Layers], device: th.device, squashed: bool = False) -> Optional[str]:
     """What keeps networks, which ``fast_mlp.parse_layers`` has found to be plain, out of the kernels; None: nothing.
 
-    :param squashed: whether the kernels know of outputs that go through tanh
+    :param squashed: whether the first network's outputs may go through tanh, and all others must be alike, as in DDPG
     """
     why_not = _why_not_triton(device.type, device.index)
     if why_not is not None:
@@ -57,9 +57,12 @@ def why_not_fused(nets: Sequence[Layers], device: th.device, squashed: bool = Fa
         return "the networks have neither one nor two hidden layers"
     if max(max(linear.in_features, linear.out_features) for net in nets for linear, _ in net) > MOST_UNITS:
         return f"a layer has more than {MOST_UNITS} inputs or units"
-    outputs = (nn.Identity, nn.Tanh) if squashed else (nn.Identity,)
-    if len({kind for net in nets for _, kind in net[:-1]}) > 1 or any(net[-1][1] not in outputs for net in nets):
+    outputs = [net[-1][1] for net in nets]
+    outputs = outputs[1:] if squashed and outputs[0] is nn.Tanh else outputs
+    if len({kind for net in nets for _, kind in net[:-1]}) > 1 or any(kind is not nn.Identity for kind in outputs):
         return "the layers have different activations"
+    if squashed and len({tuple((linear.in_features, linear.out_features) for linear, _ in net) for net in nets[1:]}) > 1:
+        return "the critics have different layers"
     return None
 
 

@@ -37,8 +37,8 @@ class RunningMoments:
         self.var = th.ones_like(self.mean)
         self.count = th.full_like(self.mean, INITIAL_COUNT)
         self.epsilon = th.full_like(self.mean, epsilon)
-        self.scale = th.zeros(n_columns, device=device)
-        self.offset = th.zeros(n_columns, device=device)
+        self.scale = th.zeros(n_columns, dtype=th.float32, device=device)
+        self.offset = th.zeros(n_columns, dtype=th.float32, device=device)
         self._zero = th.zeros_like(self.mean)
         self.refresh()
 

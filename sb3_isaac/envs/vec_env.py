@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
-from sb3_isaac._for_c import dense
+from sb3_isaac._for_c import dense, is_dense
 from sb3_isaac._native import library, why_not_library
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
@@ -46,6 +46,8 @@ class IsaacVecEnv(VecEnv):
     """
 
     tensor_path = True
+    _in_c = False
+    """See :meth:`compile_bookkeeping`"""
 
     def __init__(
         self,
@@ -78,19 +80,18 @@ class IsaacVecEnv(VecEnv):
         self.t_start = time.time()
         self.results_writer: Optional[ResultsWriter] = None
         """Where finished episodes are logged, in the format of SB3's Monitor."""
-        self.obs_tensor = th.zeros(self.num_envs, tensor_env.obs_dim, device=self.device)
+        self.obs_tensor = th.zeros(self.num_envs, tensor_env.obs_dim, dtype=th.float32, device=self.device)
         self.dones = th.zeros(self.num_envs, dtype=th.bool, device=self.device)
-        self.episode_returns = th.zeros(self.num_envs, device=self.device)
+        self.episode_returns = th.zeros(self.num_envs, dtype=th.float32, device=self.device)
         self.episode_lengths = th.zeros(self.num_envs, dtype=th.int64, device=self.device)
         self._actions: Optional[th.Tensor] = None
         self._renderer: Optional[CartpoleRenderer] = None
         self._window: Optional[Window] = None
         self._looks_at_steps = self.device.type == "cpu"
-        self._in_c = False
         self.needs_reset: Optional[str] = "has not been reset: call reset() before step()"
         """Why there is no step to be taken; None: there is. Whoever brings back a saved state says so here."""
         self._checked: Set[str] = set()
-        """What has been held against the contract: the first reset and the first step."""
+        """What has been held against the contract: the first reset and the first step. Of later steps shapes are looked at."""
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
@@ -143,12 +144,18 @@ class IsaacVecEnv(VecEnv):
         """Whether what :meth:`step_tensor` keeps of a step is done in C, on a CPU that has a compiler."""
         self._in_c = compiled and self.device.type == "cpu" and why_not_library() is None
 
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.compile_bookkeeping(self._in_c)  # this machine may have no compiler
+
     def _note_in_c(self, result: StepResult) -> bool:
         """The rest of :meth:`step_tensor`, see ``episodes.c``; False: there may be NaN or infinity in it, nothing is done."""
         n, columns = self.num_envs, self.tensor_env.obs_dim
+        kept = self.dones, self.episode_returns, self.episode_lengths
+        if not all(is_dense(x, n, dtype) for x, dtype in zip(kept, (th.bool, th.float32, th.int64))):
+            return False  # somebody's own
         floats = dense(result.obs, n * columns), dense(result.final_obs, n * columns), dense(result.reward, n)
         ends = [dense(column, n, dtype=th.bool) for column in (result.terminated, result.truncated)]
-        kept = self.dones, self.episode_returns, self.episode_lengths
         return bool(library().note_step(n, columns, *(x.data_ptr() for x in (*floats, *ends, *kept))))
 
     def _refuse(self) -> None:
@@ -168,9 +175,16 @@ class IsaacVecEnv(VecEnv):
 
     def _check_once(self, method: str, result: Any) -> None:
         """:raises ValueError: what the simulator returned is not what the contract says"""
-        if method not in self._checked:
+        if method not in self._checked or not (method == "reset" or self._has_its_shapes(result)):
             check_result(self.tensor_env, method, result)
             self._checked.add(method)
+
+    def _has_its_shapes(self, result: StepResult) -> bool:
+        n, obs_dim = self.num_envs, self.tensor_env.obs_dim
+        return result.obs.shape == result.final_obs.shape == (
+            n,
+            obs_dim,
+        ) and result.reward.shape == result.terminated.shape == result.truncated.shape == (n,)
 
     def _check_finite(self, actions: th.Tensor, result: StepResult) -> None:
         """:raises NotFiniteError: an observation or reward is NaN or infinite"""

@@ -155,7 +155,7 @@ class VecNormalize(SB3VecNormalize):
         state = self._tensor_state()
         result = state.venv.step_tensor(actions)
         self._original_reward, self._original_final_obs = result.reward, result.final_obs
-        if state.moments.in_c and type(self) is VecNormalize:
+        if state.moments.in_c and self._is_plain():
             return self._finish_in_c(state, result)
         if self.training:
             th.add(result.reward, state.returns, alpha=self.gamma, out=state.returns)
@@ -187,7 +187,7 @@ class VecNormalize(SB3VecNormalize):
         if self.norm_reward:
             finished = finished._replace(reward=reward.new_empty(n))
         written = (finished.obs, finished.final_obs) if self.norm_obs else (None, None)
-        settings = (self.training, self.gamma, self.clip_obs, self.clip_reward)
+        settings = (bool(self.training), float(self.gamma), float(self.clip_obs), float(self.clip_reward))
         statistics = (moments.mean, moments.var, moments.count, moments.epsilon, moments.scale, moments.offset)
         library().normalize_step(
             *(n, columns, *map(pointer, (obs, final_obs, reward, dones)), *settings),
@@ -196,16 +196,23 @@ class VecNormalize(SB3VecNormalize):
         self.obs_tensor = finished.obs
         return finished
 
+    def _is_plain(self) -> bool:
+        """Whether observations and rewards are normalised as this class does it, by numbers."""
+        own = vars(self)
+        if type(self) is not VecNormalize or "normalize_obs_tensor" in own or "normalize_reward_tensor" in own:
+            return False
+        return all(isinstance(number, (int, float, np.number)) for number in (self.gamma, self.clip_obs, self.clip_reward))
+
     def factors(self) -> Optional[Tuple[Any, ...]]:
         """What C normalises by: observations' scale, offset and largest number, rewards' scale and largest number; None for
-        what stays as it is. None: this is no tensor path, or a class that may do something else."""
-        if self._state is None or type(self) is not VecNormalize:
+        what stays as it is. None: there is no tensor path, or it may do something else."""
+        if self._state is None or not self._is_plain():
             return None
         of_obs, of_reward = self._state.obs_moments, self._state.return_moments
         if self.norm_obs:
             self._check_statistics()
-        obs = (of_obs.scale, of_obs.offset, self.clip_obs) if self.norm_obs else (None, None, 0.0)
-        return (*obs, of_reward.scale, self.clip_reward) if self.norm_reward else (*obs, None, 0.0)
+        obs = (of_obs.scale, of_obs.offset, float(self.clip_obs)) if self.norm_obs else (None, None, 0.0)
+        return (*obs, of_reward.scale, float(self.clip_reward)) if self.norm_reward else (*obs, None, 0.0)
 
     def normalize_obs_tensor(self, obs: th.Tensor) -> th.Tensor:
         """:meth:`normalize_obs` for a tensor (..., obs_dim) on any device, for example a replay sample."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch as th
@@ -77,10 +77,15 @@ class Rollout:
             self._low, self._high = (
                 th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high)
             )
-        self.captures = captures and capturable(env)
+        self._may_capture = captures
+        self._set_layers(layers(env))
+
+    def _set_layers(self, found: List[Any]) -> None:
+        """Step these layers of the env from now on."""
+        self._layers, self.captures = found, self._may_capture and capturable(self.env)
         if self.captures:  # a replay leaves the next observations in _obs
             self._acted_on, self._acted_on_original = self._obs.clone(), self._stored_obs.clone()
-        self.graphed_step = Graphed(self._step, self.captures, layers(env), generators(env))
+        self.graphed_step = Graphed(self._step, self.captures, found, generators(self.env))
 
     def begin(self, buffer: DeviceReplayBuffer, fast: Any, exploration: Any) -> None:
         """Before the steps of a rollout.
@@ -89,6 +94,9 @@ class Rollout:
         :param exploration: what it explores with, likewise
         """
         self._buffer = buffer
+        found = layers(self.env)
+        if len(found) != len(self._layers) or any(one is not other for one, other in zip(found, self._layers)):
+            self._set_layers(found)  # a callback has given a wrapper another env
         self.graphed_step.enabled = self.captures and fast is not None and getattr(exploration, "capturable", True)
         self.graphed_step.begin(buffer, fast, exploration)
 

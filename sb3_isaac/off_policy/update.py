@@ -7,7 +7,7 @@ from typing import Any, Callable, List, Sequence
 import torch as th
 
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
-from sb3_isaac.device.cuda_graph import Graphed
+from sb3_isaac.device.cuda_graph import Graphed, plain_attributes
 from sb3_isaac.device.host import same_device
 
 CHUNK = 32_768
@@ -41,7 +41,7 @@ class Updates:
         self.captures = captures
         self._buffer: Any = None
         self._newest: Any = None
-        self.graphed_update = Graphed(self._update_at, captures, [] if vec_normalize is None else [vec_normalize])
+        self.graphed_update = Graphed(self._update_at, captures)
 
     def run(self, buffer: DeviceReplayBuffer, gradient_steps: int, batch_size: int, constants: Sequence[Any]) -> None:
         """``gradient_steps`` steps on minibatches of ``batch_size`` transitions.
@@ -52,7 +52,7 @@ class Updates:
         graphed.enabled = graphed.enabled and same_device(buffer.storage_device, buffer.device)
         if buffer is not self._buffer:
             self._buffer, self._newest = buffer, th.zeros((), dtype=th.int64, device=buffer.storage_device)
-        graphed.begin(buffer, buffer.n_steps, buffer.gamma, buffer.handle_timeout_termination, *constants)
+        graphed.begin(buffer, buffer.n_steps, buffer.gamma, buffer.handle_timeout_termination, self._normalizing(), *constants)
         for steps in chunks(gradient_steps, max(1, SAMPLE_ROWS // batch_size)):
             n = steps.stop - steps.start
             if graphed.enabled:
@@ -60,6 +60,12 @@ class Updates:
                 graphed(buffer.draw(n * batch_size), n)
             else:
                 self._update(buffer.sample_tensors(n * batch_size, env=self._vec_normalize), n)
+
+    def _normalizing(self) -> Any:
+        """What a graph keeps of VecNormalize: settings, and where its statistics are."""
+        if self._vec_normalize is None or not self.graphed_update.enabled:
+            return None
+        return plain_attributes(self._vec_normalize), vars(self._vec_normalize).get("_state")
 
     def _update_at(self, index: th.Tensor, gradient_steps: int) -> None:
         self._update(self._buffer.at(index, env=self._vec_normalize, newest=self._newest), gradient_steps)

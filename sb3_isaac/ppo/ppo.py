@@ -28,6 +28,7 @@ from sb3_isaac.envs.model_files import save_model, warn_without_statistics
 from sb3_isaac.envs.tensor_path import (
     TensorVecEnv,
     check_tensors,
+    compile_step,
     describe_path,
     log_metrics,
     note_episodes,
@@ -304,6 +305,8 @@ class PPO(SB3_PPO):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
         tensors = self._trains_in_tensors()
+        if tensors:  # another model may have had it otherwise
+            compile_step(cast(TensorVecEnv, self.env), self.compile)
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         check_obs(self._last_obs, "after the reset")
@@ -334,7 +337,7 @@ class PPO(SB3_PPO):
         policy: Any = self.policy
         policy.set_training_mode(False)
         rollout = self._run.rollout
-        if rollout is None or not rollout.belongs_to(env, policy, rollout_buffer):
+        if rollout is None or not rollout.belongs_to(env, policy, rollout_buffer, self.compile):
             rollout = self._run.rollout = Rollout(tensor_env, policy, buffer, self.compile)
         keep_distributions = self.adaptive_lr_kl is not None
         rollout.begin(self._last_obs, self._last_episode_starts, keep_distributions)  # type: ignore[arg-type]

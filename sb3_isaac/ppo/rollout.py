@@ -92,9 +92,9 @@ class Rollout:
         self._layers = layers(env)
         self.graphed_step = Graphed(self._step_for_graphs, False, self._layers, generators(env))
 
-    def belongs_to(self, env: Any, policy: Any, buffer: Any) -> bool:
+    def belongs_to(self, env: Any, policy: Any, buffer: Any, compiled: bool) -> bool:
         """Whether this object was made for these."""
-        same = env is self.env and policy is self.policy and buffer is self.buffer
+        same = env is self.env and policy is self.policy and buffer is self.buffer and compiled == self._compiled
         return same and all(one is other for one, other in zip(layers(env), self._layers))
 
     def begin(self, last_obs: np.ndarray, last_dones: np.ndarray, keep_distributions: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import numpy as np
@@ -14,7 +16,8 @@ from sb3_isaac import DeviceReplayBuffer, VecNormalize
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.device.finite import NotFiniteError
 from sb3_isaac.envs.running_mean_std import RunningMoments
-from tests.conftest import DISCRETE, difference, make_env
+from sb3_isaac.envs.tensor_path import compile_step
+from tests.conftest import DISCRETE, difference, make_env, run_python
 from tests.native.conftest import needs_a_compiler
 from tests.off_policy.conftest import make_model as make_off_policy
 from tests.ppo.conftest import learn, make_model
@@ -58,6 +61,7 @@ NORMALIZE = [
     {"norm_obs": False, "norm_reward": False},
     {"training": False},
     {"clip_obs": 0.3, "clip_reward": 0.2, "gamma": 0.5, "epsilon": 1.0},
+    {"clip_obs": np.float32(2.0), "clip_reward": 3, "gamma": np.float32(0.5), "training": np.bool_(False)},
 ]
 
 
@@ -86,7 +90,7 @@ def test_a_step(options: Dict[str, Any], n_envs: int) -> None:
 
 
 def test_other_tensors_of_a_task() -> None:
-    """Not in a piece, of another type: C gets copies. Too few numbers are an error on both paths."""
+    """Not in a piece, of another type: C gets copies."""
 
     def other(result: StepResult) -> StepResult:
         obs = result.obs.t().contiguous().t()
@@ -96,17 +100,52 @@ def test_other_tensors_of_a_task() -> None:
     for env in (plain, in_c):
         env.step_tensor(th.zeros(5, 1))  # the first one is held against the contract
     step = in_c.tensor_env.step
-    for wrong in (False, True):
-        in_c.tensor_env.step = lambda actions: other(step(actions))
-        if wrong:
-            in_c.tensor_env.step = lambda actions: step(actions)._replace(final_obs=th.zeros(3, 4))
-            with pytest.raises(ValueError, match="20 numbers are needed"):
-                in_c.step_tensor(th.zeros(5, 1))
-            continue
-        for _ in range(3):
-            expected, found = (env.step_tensor(th.zeros(5, 1)) for env in (plain, in_c))
-            for name, want in expected._asdict().items():
-                th.testing.assert_close(getattr(found, name), want, rtol=1e-5, atol=1e-6)
+    in_c.tensor_env.step = lambda actions: other(step(actions))
+    for _ in range(3):
+        expected, found = (env.step_tensor(th.zeros(5, 1)) for env in (plain, in_c))
+        for name, want in expected._asdict().items():
+            th.testing.assert_close(getattr(found, name), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"final_obs": th.zeros(3, 4)}, {"obs": th.zeros(20)}, {"reward": th.zeros(5, 1)}], ids=str)
+def test_shapes_that_change(wrong: Dict[str, th.Tensor]) -> None:
+    """After the first step, too, on both paths."""
+    for env in in_c_too(lambda: VecNormalize(make_env(n_envs=5))):
+        env.step_tensor(th.zeros(5, 1))
+        step = env.tensor_env.step
+        env.tensor_env.step = lambda actions, step=step: step(actions)._replace(**wrong)
+        with pytest.raises(ValueError, match=f"TorchCartpole.step returned .* as {next(iter(wrong))}: it must be "):
+            env.step_tensor(th.zeros(5, 1))
+
+
+def test_statistics_of_another_type_are_left_to_pytorch() -> None:
+    """C would write behind their ends."""
+    plain, in_c = in_c_too(lambda: make_env(n_envs=5, max_episode_length=9))
+    for env in (plain, in_c):
+        env.episode_lengths = env.episode_lengths.int()
+    for _ in range(12):
+        for env in (plain, in_c):
+            env.step_tensor(th.ones(5, 1))
+        assert th.equal(plain.episode_lengths, in_c.episode_lengths) and in_c.episode_lengths.dtype is th.int32
+    before = th.get_default_dtype()
+    try:
+        th.set_default_dtype(th.float64)
+        env = VecNormalize(make_env())
+    finally:
+        th.set_default_dtype(before)
+    assert env.episode_returns.dtype is env.obs_tensor.dtype is env._state.moments.scale.dtype is th.float32
+
+
+def test_a_pickled_environment_where_there_is_no_compiler(tmp_path: Path) -> None:
+    env = make_env(n_envs=8)
+    compile_step(env, True)
+    env.reset()
+    (tmp_path / "env.pkl").write_bytes(pickle.dumps(env))
+    code = (
+        "import pickle, torch; env = pickle.load(open('env.pkl', 'rb')); env.step_tensor(torch.zeros(8, 1)); print(env._in_c)"
+    )
+    for more, in_c in (({}, "True"), ({"CC": "/nowhere/cc", "XDG_CACHE_HOME": str(tmp_path)}, "False")):
+        assert run_python("-c", code, cwd=tmp_path, **more).stdout.split() == [in_c]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -180,6 +219,59 @@ def test_normalised_samples(options: Dict[str, Any], n_steps: int) -> None:
             if want is not None:
                 th.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
                 assert found.shape == want.shape and found.dtype == want.dtype
+
+
+class Negative(DeviceReplayBuffer):
+    """Somebody's own."""
+
+    def _observations(self, obs: th.Tensor, env: Any) -> th.Tensor:
+        return -super()._observations(obs, env)
+
+
+def test_what_c_does_not_know_is_left_to_pytorch() -> None:
+    env = VecNormalize(make_env(n_envs=4))
+    wide = spaces.Box(-1.0, 1.0, (7,))
+    buffers = [
+        Negative(40, env.observation_space, env.action_space, "cpu", 4),
+        DeviceReplayBuffer(40, env.observation_space, env.action_space, "cpu", 4),
+    ]
+    for buffer in buffers:
+        buffer.in_c = True
+        buffer.observations[:] = 1.0
+        buffer.pos = 5
+    index = th.arange(8)
+    assert (buffers[0].at(index).observations == -1.0).all()
+    env.clip_obs = th.tensor([0.5, 1.0, 1.0, 1.0])
+    assert buffers[1].at(index, env).observations.shape == (8, 4)
+    env.clip_obs = 10.0
+    env.normalize_obs_tensor = lambda obs: obs * 3.0
+    assert (buffers[1].at(index, env).observations == 3.0).all()
+    del env.normalize_obs_tensor
+    with pytest.raises(RuntimeError, match="must match"):  # of another task
+        other = DeviceReplayBuffer(40, wide, env.action_space, "cpu", 4)
+        other.in_c, other.pos = True, 5
+        other.at(index, env)
+    for indices in (index.view(2, 4), index.float(), [1, 2]):
+        found = []
+        for buffers[1].in_c in (False, True):
+            with pytest.raises(Exception) as raised:
+                buffers[1].at(indices)
+            found.append(type(raised.value))
+        assert found[0] is found[1]
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+def test_two_models_of_one_environment(algo: str) -> None:
+    """Each steps it as it was made to."""
+    env = VecNormalize(make_env(DISCRETE, 4))
+    make: Any = make_model if algo == "ppo" else lambda **options: make_off_policy("dqn", **options)
+    models = [make(env=env, compile=compiled) for compiled in (True, False)]
+    for n in (0, 1, 0, 0, 1):
+        models[n].learn(64, reset_num_timesteps=False)
+        assert env.unwrapped._in_c == env._state.moments.in_c == env.tensor_env._in_c == models[n].compile
+    models[0].compile = False
+    models[0].learn(64)
+    assert not env.unwrapped._in_c
 
 
 def test_indices_that_there_are_not() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from sb3_isaac.ddpg.fused import FusedActorCritics
 from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
+from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.settings.table import PRECISIONS
 from tests.conftest import CONTINUOUS, difference, make_env, parameters
 from tests.off_policy.conftest import make_model
@@ -99,6 +100,17 @@ def test_training_equals_the_plain_path(options: Dict[str, Any]) -> None:
     assert difference(*models) < (1e-5 if DEVICE == "cpu" else 1e-3)
     losses = [[model.logger.name_to_value[f"train/{name}_loss"] for name in ("critic", "actor")] for model in models]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_networks_that_the_kernels_do_not_know() -> None:
+    """Only the actor's outputs go through tanh, and all critics are alike."""
+    actor, critic, wider = ([(nn.Linear(5, n), nn.ReLU), (nn.Linear(n, 1), nn.Identity)] for n in (8, 8, 9))
+    squashed: Any = [critic[0], (critic[1][0], nn.Tanh)]
+    device = th.device(DEVICE)
+    assert why_not_fused([squashed, critic, critic], device, squashed=True) is None
+    assert why_not_fused([actor, critic, squashed], device, squashed=True) == "the layers have different activations"
+    assert why_not_fused([squashed], device) == "the layers have different activations"
+    assert why_not_fused([actor, critic, wider], device, squashed=True) == "the critics have different layers"
 
 
 def test_what_the_kernels_do_not_know() -> None:
