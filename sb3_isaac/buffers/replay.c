@@ -35,7 +35,7 @@ int64_t replay_samples(const float *table, int64_t obs_dim, int64_t action_dim, 
                        const int64_t *index, int64_t n, int64_t n_steps, double gamma, int64_t newest, int time_limits,
                        const float *scale, const float *offset, float clip_obs, const float *reward_scale, float clip_reward,
                        float *obs, float *actions, float *next_obs, float *dones, float *returns, float *discounts) {
-                       const long total_rows = n_rows * n_envs, reward_at = obs_dim + action_dim;
+    const long total_rows = n_rows * n_envs, reward_at = obs_dim + action_dim;
     const int has_next_obs = width > reward_at + 2;
     long missing = 0;
     for (long i = 0; i < n; i++) missing += index[i] < 0 || index[i] >= total_rows;

@@ -129,15 +129,14 @@ class IsaacVecEnv(VecEnv):
             actions = self.action_values[actions.reshape(-1)]
         result = self.tensor_env.step(actions)
         self._check_once("step", result)
+        if not (self._in_c and self._note_in_c(result)):
+            if self._looks_at_steps:
+                self._check_finite(actions, result)
+            # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
+            self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
+            self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
+            th.logical_or(result.terminated, result.truncated, out=self.dones)
         self.obs_tensor = result.obs
-        if self._in_c and self._note_in_c(result):
-            return result
-        if self._looks_at_steps:
-            self._check_finite(actions, result)
-        # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
-        self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
-        self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
-        th.logical_or(result.terminated, result.truncated, out=self.dones)
         return result
 
     def compile_bookkeeping(self, compiled: bool) -> None:
@@ -180,11 +179,10 @@ class IsaacVecEnv(VecEnv):
             self._checked.add(method)
 
     def _has_its_shapes(self, result: StepResult) -> bool:
-        n, obs_dim = self.num_envs, self.tensor_env.obs_dim
-        return result.obs.shape == result.final_obs.shape == (
-            n,
-            obs_dim,
-        ) and result.reward.shape == result.terminated.shape == result.truncated.shape == (n,)
+        obs = (self.num_envs, self.tensor_env.obs_dim)
+        if result.obs.shape != obs or result.final_obs.shape != obs:
+            return False
+        return result.reward.shape == result.terminated.shape == result.truncated.shape == obs[:1]
 
     def _check_finite(self, actions: th.Tensor, result: StepResult) -> None:
         """:raises NotFiniteError: an observation or reward is NaN or infinite"""

@@ -167,6 +167,7 @@ def test_not_a_number(where: str, value: float) -> None:
         env.tensor_env.step = with_(3e38)
         env.step_tensor(th.zeros(5, 1))
         before = env.state_dict(), env.unwrapped.state_dict()
+        obs = env.unwrapped.obs_tensor
         env.tensor_env.step = with_(value)
         with pytest.raises(NotFiniteError, match=f"of environment 4 was {value} in step 2"):
             env.step_tensor(th.zeros(5, 1))
@@ -174,6 +175,7 @@ def test_not_a_number(where: str, value: float) -> None:
             assert th.equal(env.state_dict()[name], before[0][name])
         for name in ("dones", "episode_returns", "episode_lengths"):
             assert th.equal(env.unwrapped.state_dict()[name], before[1][name])
+        assert env.unwrapped.obs_tensor is obs
 
 
 class Halves(VecNormalize):
