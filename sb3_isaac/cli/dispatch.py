@@ -251,7 +251,8 @@ def _check_extras(command: str, flags: List[str]) -> None:
     missing = [
         package
         for module, package in needed.items()
-        if importlib.util.find_spec(module) is None and (module != "pygame" or _names_our_env(flags))
+        if importlib.util.find_spec(module) is None
+        and (module != "pygame" or _names_our_env(flags, but_simulators=command != "enjoy"))
     ]
     if missing:
         come = "comes" if len(missing) == 1 else "come"
@@ -259,11 +260,16 @@ def _check_extras(command: str, flags: List[str]) -> None:
         raise ImportError(f"This needs {names}, which {come} with the extra 'plots': pip install {' '.join(missing)}")
 
 
-def _names_our_env(flags: List[str]) -> bool:
-    """Whether an id of this package is among them (``--env ID`` or ``--env=ID``)."""
+def _names_our_env(flags: List[str], but_simulators: bool = False) -> bool:
+    """Whether an id of this package is among them (``--env ID`` or ``--env=ID``).
+
+    :param but_simulators: leave out other simulators' tasks, whose pictures they make themselves
+    """
+    from sb3_isaac.envs.ids import split
     from sb3_isaac.envs.make import is_isaac_env_id
 
-    return any(is_isaac_env_id(flag.rpartition("=")[2]) for flag in flags)
+    ids = [flag.rpartition("=")[2] for flag in flags]
+    return any(is_isaac_env_id(name) and not (but_simulators and split(name)) for name in ids)
 
 
 def _is_given(name: str, flags: List[str]) -> bool:

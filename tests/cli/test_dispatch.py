@@ -30,6 +30,8 @@ def test_every_command_lists_its_flags(command: str, monkeypatch: pytest.MonkeyP
         (["video", "--env", CONTINUOUS], ["pygame"], "pygame"),
         (["video", f"--env={CONTINUOUS}"], ["pygame", "imageio_ffmpeg"], "pygame imageio-ffmpeg"),
         (["video", "--env", "CartPole-v1"], ["pygame", "imageio_ffmpeg"], "imageio-ffmpeg"),
+        (["video", "--env", "mjlab:Mjlab-Cartpole-Balance"], ["pygame", "imageio_ffmpeg"], "imageio-ffmpeg"),
+        (["enjoy", "--env", "mjlab:Mjlab-Cartpole-Balance"], ["pygame"], "pygame"),
         (["record_video", "--env", CONTINUOUS], ["moviepy"], "moviepy"),
         (["enjoy", "--env", CONTINUOUS], ["pygame"], "pygame"),
         (["plot", f"ppo:{CONTINUOUS}"], ["matplotlib"], "matplotlib"),
