@@ -47,7 +47,7 @@ def test_updates_equal_the_plain_path(case: str, network: str, space: str) -> No
     discrete=st.booleans(),
     pi=st.lists(st.integers(1, 40), min_size=1, max_size=2),
     vf=st.lists(st.integers(1, 40), min_size=1, max_size=2),
-    batch_size=st.integers(2, 130),
+    batch_size=st.integers(20, 130),  # what is left of a rollout is smaller
     keep=st.booleans(),
 )
 def test_any_shape(n_obs: int, n_outputs: int, discrete: bool, pi: Any, vf: Any, batch_size: int, keep: bool) -> None:
@@ -93,7 +93,10 @@ def test_captured_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference(*models) < (1e-5 if DEVICE == "cpu" else 1e-3)
 
 
-@pytest.mark.parametrize("precision, env_id", [("fp32", CONTINUOUS), ("tf32", CONTINUOUS), ("bf16", DISCRETE)])
+@pytest.mark.parametrize(
+    "precision, env_id",
+    [("tf32", CONTINUOUS), ("bf16", DISCRETE)] + [("fp32", CONTINUOUS)] * (DEVICE == "cuda"),  # elsewhere it is the plain path
+)
 def test_learning(precision: str, env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pole stands, whatever the precision: with the settings of hyperparams/ppo.yml."""
     if DEVICE == "cpu":
