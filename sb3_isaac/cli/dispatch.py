@@ -70,6 +70,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
         return 0 if argv else 2
+    if argv[0] == "--version":
+        from sb3_isaac._version import __version__
+
+        print(f"sb3_isaac {__version__}")
+        return 0
     command, flags = argv[0], [flag for flag in argv[1:] if flag != TRUST]
     if command not in COMMANDS:
         print(f"sb3-isaac: unknown command {command!r}\n{usage}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Dict, Iterable, Optional, Sequence
 import torch as th
 from torch import nn
 
+from sb3_isaac._native import why_not_library
 from sb3_isaac.device import ranks
 from sb3_isaac.device.fast_mlp import Layers
 from sb3_isaac.device.native_mlp import why_not_native
@@ -85,6 +86,14 @@ def describe_kernels(
         why_not = why_not_native(nets, device)
         words = ", in C" + words if why_not is None else f"{words}; networks not in C: {why_not}"
     return words
+
+
+def describe_none(device: th.device, compiled: bool) -> str:
+    """The same for networks that go through autograd.
+
+    :param compiled: whether C is asked for
+    """
+    return "; networks not in C" if compiled and device.type == "cpu" and why_not_library() is None else ""
 
 
 def block(n: int) -> int:

@@ -365,7 +365,9 @@ def resume_model(cls: Any, /, path: Any, env: VecEnv, device: Any = "auto", **kw
             stacklevel=2,
         )
     elif model.verbose >= 1:
-        print(f"Training goes on at {model.num_timesteps:,} of {total:,} timesteps, as if it had not been interrupted")
+        others = ", ".join(sorted(set(kwargs) - {"tensorboard_log", "verbose"}))
+        how = f"with {others} as given now" if others else "as if it had not been interrupted"
+        print(f"Training goes on at {model.num_timesteps:,} of {total:,} timesteps, {how}")
     return model
 
 

@@ -32,7 +32,7 @@ from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
-from sb3_isaac.device.fused import describe_kernels
+from sb3_isaac.device.fused import describe_kernels, describe_none
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.data_parallel import DataParallel, callback_of_rank
@@ -257,7 +257,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         why_not_tensors, why_not_fast = self._why_not_tensors(), self._why_not_fast()
         path = describe_path(why_not_tensors, why_not_fast)
         if why_not_tensors is not None or why_not_fast is not None:
-            return path
+            return path + describe_none(self.device, self.compile and why_not_tensors is None)
         nets: Any = [parse_layers([net]) for net in self._trained_nets()]
         return path + describe_kernels(
             nets, self.device, self.precision, self.compile, isinstance(self.action_space, spaces.Box)

@@ -18,7 +18,7 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device import ranks, threads
 from sb3_isaac.device.cuda_graph import check_compile, on_device
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
-from sb3_isaac.device.fused import describe_kernels
+from sb3_isaac.device.fused import describe_kernels, describe_none
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.callback_locals import StepLocals, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
@@ -264,7 +264,7 @@ class PPO(SB3_PPO):
         why_not_tensors, why_not_fast = self._why_not_tensors(), FastActorCriticPolicy.why_not(self.policy, trains=True)
         path = describe_path(why_not_tensors, why_not_fast)
         if why_not_tensors is not None or why_not_fast is not None:
-            return path
+            return path + describe_none(self.device, self.compile and why_not_tensors is None)
         return path + describe_kernels(parsed_layers(self.policy), self.device, self.precision, self.compile)
 
     def _trains_in_tensors(self) -> bool:

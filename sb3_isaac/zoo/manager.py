@@ -229,7 +229,12 @@ class IsaacExperimentManager(ExperimentManager):  # type: ignore[misc]
     def _saved_hyperparameters(self) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         """Those of the run that goes on, and what -params say otherwise."""
         self.config = os.path.join(self.params_path, "config.yml")
-        saved = {**saved_entry(self.config), **(self.custom_hyperparams or {})}
+        saved = saved_entry(self.config)
+        given: Dict[str, Any] = self.custom_hyperparams or {}
+        # What the run began with is said again; the checkpoint has it, or what another --resume has made of it
+        for name in [name for name, value in given.items() if name in saved and saved[name] == value]:
+            del given[name]
+        saved.update(given)
         return dict(saved), saved
 
     def _suggested_file(self) -> Path:

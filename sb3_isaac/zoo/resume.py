@@ -167,6 +167,8 @@ def flags_of(run: Path, typed_now: Sequence[str] = ()) -> Optional[List[str]]:
         raise FileNotFoundError(f"{run} has no checkpoint to go on from: train with --save-freq N to have them.")
     if found.info.get("finished"):
         return None
+    if not (settings[0] / "config.yml").is_file():
+        raise FileNotFoundError(f"{settings[0]} has lost its config.yml, and with it the run's hyperparameters.")
     path = str(settings[0] / "args.yml")
     saved = saved_args(path)
     unnamed = sorted(set(map(str, saved.get("gym_packages") or ())) - named_packages)
@@ -192,6 +194,10 @@ def flags_of(run: Path, typed_now: Sequence[str] = ()) -> Optional[List[str]]:
                 f"{path} cannot be read: its {name} is {reprlib.repr(value)}, and should be of the kind {kind.__name__}."
             )
         if WATCHED.get(name) == value and flag not in typed:
+            continue
+        if name == "n_timesteps" and any(
+            word.startswith("n_timesteps:") for word in typed_now
+        ):  # -params, which -n goes before
             continue
         if kind is bool:
             flags.append(flag)

@@ -9,6 +9,7 @@ from typing import Any, List
 
 import pytest
 
+import sb3_isaac
 from sb3_isaac.cli import dispatch
 from tests.conftest import CONTINUOUS, run_python
 
@@ -22,6 +23,11 @@ def test_every_command_lists_its_flags(command: str, monkeypatch: pytest.MonkeyP
     out = capsys.readouterr().out
     assert "%%" not in out
     assert f"usage: sb3-isaac {command} " in out and "-h, --help" in out
+
+
+def test_version(capsys: Any) -> None:
+    assert dispatch.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sb3_isaac {sb3_isaac.__version__}\n"
 
 
 @pytest.mark.parametrize(

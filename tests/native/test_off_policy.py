@@ -174,6 +174,15 @@ def test_wide_layers_stay_in_pytorch() -> None:
     model.learn(200)
 
 
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "ddpg"])
+def test_networks_with_autograd_are_said_to_be_elsewhere(algo: str) -> None:
+    options: Dict[str, Any] = {"compile": True, "policy_kwargs": {"activation_fn": th.nn.GELU}}
+    model = ppo.make_model(env=make_env(), **options) if algo == "ppo" else make_model(algo, **options)
+    assert model.path.endswith("GELU; networks not in C"), model.path
+    model.compile = False
+    assert model.path.endswith("GELU"), model.path
+
+
 def test_actions_that_there_are_not() -> None:
     """Of a buffer from another task: nothing is written where they would be."""
     model = make_model("dqn", make_env(ENV_IDS["dqn"], 16), compile=True)

@@ -249,6 +249,12 @@ def test_what_a_run_goes_on_with(run: Run) -> None:
     (run.settings / "args.yml").write_text(yaml.dump({**said, "seed": [1, 2]}))
     with pytest.raises(ValueError, match=r"args.yml cannot be read: its seed is \[1, 2\], and should be of the kind int"):
         resume.flags_of(run.folder)
+    (run.settings / "args.yml").write_text(yaml.dump({**said, "n_timesteps": 500}))
+    assert "--n-timesteps=500" in (resume.flags_of(run.folder) or [])
+    assert "--n-timesteps=500" not in (resume.flags_of(run.folder, ["-params", "n_timesteps:60"]) or [])
+    (run.settings / "config.yml").unlink()
+    with pytest.raises(FileNotFoundError, match="has lost its config.yml, and with it the run's hyperparameters"):
+        resume.flags_of(run.folder)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "dqn"])
