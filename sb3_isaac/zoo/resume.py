@@ -195,10 +195,8 @@ def flags_of(run: Path, typed_now: Sequence[str] = ()) -> Optional[List[str]]:
             )
         if WATCHED.get(name) == value and flag not in typed:
             continue
-        if name == "n_timesteps" and any(
-            word.startswith("n_timesteps:") for word in typed_now
-        ):  # -params, which -n goes before
-            continue
+        if name == "n_timesteps" and any(word.startswith("n_timesteps:") for word in typed_now):
+            continue  # -n would go before -params
         if kind is bool:
             flags.append(flag)
         elif isinstance(value, dict):
