@@ -137,6 +137,10 @@ def test_statistics_of_another_type_are_left_to_pytorch() -> None:
 
 
 def test_a_pickled_environment_where_there_is_no_compiler(tmp_path: Path) -> None:
+    try:
+        pickle.dumps(th.Generator())
+    except TypeError:
+        pytest.skip("this torch cannot pickle a random generator, which the simulator has")
     env = make_env(n_envs=8)
     compile_step(env, True)
     env.reset()
