@@ -195,3 +195,8 @@ def why_not_library() -> Optional[str]:
     except NoNative as error:
         return str(error)
     return None
+
+
+def in_c(compiled: bool, device: Any) -> bool:
+    """Whether C is asked for, and can be had where tensors are on this torch device."""
+    return compiled and device.type == "cpu" and why_not_library() is None

@@ -212,7 +212,6 @@ class _Task(ctypes.Structure):
 
 
 @functools.lru_cache(maxsize=32)
-@functools.lru_cache(maxsize=32)
 def _task_for_c(task: CartpoleTask) -> _Task:
     """The constants of :func:`integrate`."""
     h = task.dt / task.substeps

@@ -257,7 +257,12 @@ class DeviceReplayBuffer(ReplayBuffer):
         """A step of all N envs as one tensor for :meth:`add_row`; changes nothing, so a CUDA graph may capture it."""
         n = self.n_envs
         if self._all_in_c:
-            return self._pack_in_c(obs, next_obs, actions, rewards, terminated, truncated, out)
+            row = self._storage.new_empty(n, self._reward_at + 2 + self._obs_dim) if out is None else out
+            given = dense(obs, n * self._obs_dim), dense(actions, n * self.action_dim), dense(rewards, n)
+            ends = dense(terminated, n, th.bool), dense(truncated, n, th.bool)
+            tensors = (*given, *ends, dense(next_obs, n * self._obs_dim), row)
+            library().replay_pack(n, self._obs_dim, self.action_dim, *(x.data_ptr() for x in tensors))
+            return row
         columns = (
             obs.reshape(n, self._obs_dim).to(th.float32),
             actions.reshape(n, self.action_dim).to(th.float32),
@@ -453,7 +458,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 
-    # -- the same in C -----------------------------------------------------------------------------------------------
+    # -- transitions in C, see replay.c --------------------------------------------------------------------------------
 
     @property
     def _all_in_c(self) -> bool:
@@ -472,25 +477,6 @@ class DeviceReplayBuffer(ReplayBuffer):
             return None
         return factors if factors[0] is None or factors[0].numel() == self._obs_dim else None
 
-    def _pack_in_c(
-        self,
-        obs: th.Tensor,
-        next_obs: th.Tensor,
-        actions: th.Tensor,
-        rewards: th.Tensor,
-        terminated: th.Tensor,
-        truncated: th.Tensor,
-        out: th.Tensor | None,
-    ) -> th.Tensor:
-        """:meth:`pack`"""
-        n, obs_dim, action_dim = self.n_envs, self._obs_dim, self.action_dim
-        columns = dense(obs, n * obs_dim), dense(actions, n * action_dim), dense(rewards, n)
-        ends = dense(terminated, n, th.bool), dense(truncated, n, th.bool)
-        next_obs = dense(next_obs, n * obs_dim)
-        row = self._storage.new_empty(n, self._reward_at + 2 + obs_dim) if out is None else out
-        library().replay_pack(n, obs_dim, action_dim, *(x.data_ptr() for x in (*columns, *ends, next_obs, row)))
-        return row
-
     def _at_in_c(self, index: th.Tensor, factors: tuple[Any, ...], newest: int) -> ReplaySamples:
         """:meth:`at`
 
@@ -501,14 +487,14 @@ class DeviceReplayBuffer(ReplayBuffer):
         new = self._storage.new_empty
         obs, next_obs = new(2, n, *self.obs_shape).unbind(0)
         actions = new(n, action_dim)
-        dones, returns, discounts = new(3, n, 1).unbind(0)
+        dones, returns = new(2, n, 1).unbind(0)
+        discounts = new(n, 1) if self.n_steps > 1 else None
         scale, offset, clip_obs, reward_scale, clip_reward = factors
         missing = library().replay_samples(
             *(self._storage.data_ptr(), obs_dim, action_dim, self._width, self.buffer_size, self.n_envs),
             *(index.data_ptr(), n, int(self.n_steps), float(self.gamma), newest, bool(self.handle_timeout_termination)),
             *(pointer(scale), pointer(offset), clip_obs, pointer(reward_scale), clip_reward),
-            *(x.data_ptr() for x in (obs, actions, next_obs, dones, returns)),
-            discounts.data_ptr() if self.n_steps > 1 else None,
+            *map(pointer, (obs, actions, next_obs, dones, returns, discounts)),
         )
         if missing != 0:
             raise IndexError(f"DeviceReplayBuffer: {missing} of {n} indices are out of range.")
@@ -518,7 +504,7 @@ class DeviceReplayBuffer(ReplayBuffer):
             next_observations=next_obs if self._obs_dtype is None else next_obs.to(self._obs_dtype),
             dones=dones,
             rewards=returns,
-            discounts=discounts if self.n_steps > 1 else None,
+            discounts=discounts,
         )
 
     def state_dict(self) -> dict[str, Any]:

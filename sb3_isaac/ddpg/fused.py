@@ -9,7 +9,7 @@ import torch as th
 from sb3_isaac.device.cuda_graph import on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
 from sb3_isaac.device.flat_adam import FlatAdam
-from sb3_isaac.device.fused import ROWS, block, layer_starts, n_warps, starts_of, widths
+from sb3_isaac.device.fused import ROWS, Parts, block, layer_starts, n_blocks, n_warps, starts_of, widths
 
 
 class FusedActorCritics:
@@ -43,18 +43,7 @@ class FusedActorCritics:
         actor_blocks = {"BA1": block(a1), "BA2": block(max(a2, 1))}
         self._actor_shape: Dict[str, Any] = {"AH1": a1, "AH2": a2, **actor_blocks, "OUT_KIND": ACTIVATIONS[actor[-1][1]]}
         self._n_warps = n_warps(*blocks.values(), *actor_blocks.values())
-        self._parts: Dict[Tuple[int, int], th.Tensor] = {}
-        """By their shape: a graph goes on with what it has seen"""
-
-    def _n_blocks(self, n_rows: int) -> int:
-        return -(-n_rows // int(self._shape["ROWS"]))
-
-    def _parts_for(self, n_rows: int, columns: int) -> th.Tensor:
-        """(blocks, columns)"""
-        shape = self._n_blocks(n_rows), columns
-        if shape not in self._parts:
-            self._parts[shape] = self._targets[0].new_zeros(shape)
-        return self._parts[shape]
+        self._actor_parts, self._critic_parts = Parts(actor_adam), Parts(critic_adam, self._n_critics)
 
     def next_values(self, next_obs: th.Tensor, noise: Optional[th.Tensor]) -> th.Tensor:
         """See :meth:`FastTD3Policy.next_values <sb3_isaac.ddpg.fast_policy.FastTD3Policy.next_values>`."""
@@ -63,7 +52,7 @@ class FusedActorCritics:
         next_obs, n_rows = next_obs.contiguous(), len(next_obs)
         values = next_obs.new_empty(n_rows, 1)
         with on_device(next_obs.device):  # Triton takes the current one
-            kernels.next_values[(self._n_blocks(n_rows),)](
+            kernels.next_values[(n_blocks(n_rows, self._shape["ROWS"]),)](
                 next_obs,
                 next_obs.stride(0),
                 values if noise is None else noise.contiguous(),
@@ -90,26 +79,26 @@ class FusedActorCritics:
         """
         from sb3_isaac.ddpg import kernels
 
-        obs, n_rows, n_params = obs.contiguous(), len(obs), self._critic_adam.flat.numel()
-        parts = self._parts_for(n_rows, n_params + self._n_critics)
+        obs, n_rows, flat = obs.contiguous(), len(obs), self._critic_adam.flat
+        blocks = n_blocks(n_rows, self._shape["ROWS"])
+        parts = self._critic_parts.of(blocks)
         with on_device(obs.device):
-            kernels.critic_gradients[(len(parts), self._n_critics)](
+            kernels.critic_gradients[(blocks, self._n_critics)](
                 obs,
                 obs.stride(0),
                 actions.contiguous(),
                 targets.contiguous(),
                 n_rows,
-                self._critic_adam.flat,
+                flat,
                 parts,
                 parts.stride(0),
-                n_params,
+                flat.numel(),
                 **self._critic_starts,
                 critic_size=self._critic_size,
                 **self._shape,
                 num_warps=self._n_warps,
             )
-        th.sum(parts[:, :n_params], 0, out=self._critic_adam.grad)
-        loss_sum.add_(parts[:, n_params:].sum())
+        self._critic_parts.add_up(blocks, loss_sum)
 
     def actor_gradients(self, obs: th.Tensor, loss_sum: th.Tensor) -> None:
         """Write the actor's gradients, up the first critic's slope, and add minus its mean value to ``loss_sum``.
@@ -118,23 +107,23 @@ class FusedActorCritics:
         """
         from sb3_isaac.ddpg import kernels
 
-        obs, n_rows, n_params = obs.contiguous(), len(obs), self._actor_adam.flat.numel()
-        parts = self._parts_for(n_rows, n_params + 1)
+        obs, n_rows, flat = obs.contiguous(), len(obs), self._actor_adam.flat
+        blocks = n_blocks(n_rows, self._shape["ROWS"])
+        parts = self._actor_parts.of(blocks)
         with on_device(obs.device):
-            kernels.actor_gradients[(len(parts),)](
+            kernels.actor_gradients[(blocks,)](
                 obs,
                 obs.stride(0),
                 n_rows,
-                self._actor_adam.flat,
+                flat,
                 self._critic_adam.flat,
                 parts,
                 parts.stride(0),
-                n_params,
+                flat.numel(),
                 **self._actor_starts,
                 **self._critic_starts,
                 **self._shape,
                 **self._actor_shape,
                 num_warps=self._n_warps,
             )
-        th.sum(parts[:, :n_params], 0, out=self._actor_adam.grad)
-        loss_sum.add_(parts[:, n_params].sum())
+        self._actor_parts.add_up(blocks, loss_sum)

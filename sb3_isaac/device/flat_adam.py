@@ -8,7 +8,7 @@ from typing import Any, Iterable, List, Optional, Tuple, Union
 import torch as th
 from torch import nn
 
-from sb3_isaac._native import library, why_not_library
+from sb3_isaac._native import in_c, library
 from sb3_isaac._torchscript import as_script
 from sb3_isaac.device.cuda_graph import has_graphs
 
@@ -140,7 +140,7 @@ class FlatAdam:
         on_gpu = compiled and self.flat.is_cuda
         self._clip_and_step: Any = th.compile(clip_and_step_, dynamic=False) if on_gpu else clip_and_step_
         self._native: Any = None
-        if compiled and self.flat.device.type == "cpu" and why_not_library() is None:
+        if in_c(compiled, self.flat.device):
             self._native = library().adam_step
         scripted = scripted and not self.flat.is_cuda and self._native is None
         self._clip_and_step_counted: Any = as_script(clip_and_step_counted_) if scripted else clip_and_step_counted_

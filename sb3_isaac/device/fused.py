@@ -11,9 +11,10 @@ from typing import Dict, Iterable, Optional, Sequence
 import torch as th
 from torch import nn
 
-from sb3_isaac._native import why_not_library
+from sb3_isaac._native import in_c
 from sb3_isaac.device import ranks
 from sb3_isaac.device.fast_mlp import Layers
+from sb3_isaac.device.flat_adam import FlatAdam
 from sb3_isaac.device.native_mlp import why_not_native
 
 MOST_UNITS = 128
@@ -93,12 +94,43 @@ def describe_none(device: th.device, compiled: bool) -> str:
 
     :param compiled: whether C is asked for
     """
-    return "; networks not in C" if compiled and device.type == "cpu" and why_not_library() is None else ""
+    return "; networks not in C" if in_c(compiled, device) else ""
 
 
 def block(n: int) -> int:
     """The power of 2 that holds n: Triton's matrix products have at least 16 rows and columns."""
     return max(16, 1 << (n - 1).bit_length())
+
+
+def n_blocks(n_rows: int, rows: int) -> int:
+    """Into how many blocks of so many rows a minibatch is divided."""
+    return -(-n_rows // rows)
+
+
+class Parts:
+    """Where each block of a minibatch writes its gradients, and behind them what it adds to the losses.
+
+    :param adam: of the parameters, into whose ``grad`` the gradients of all blocks are summed
+    :param n_losses: numbers behind them
+    """
+
+    def __init__(self, adam: FlatAdam, n_losses: int = 1) -> None:
+        self._adam, self._n_losses = adam, n_losses
+        self._parts: Dict[int, th.Tensor] = {}
+        """By number of blocks: a graph goes on with what it has seen"""
+
+    def of(self, n_blocks: int) -> th.Tensor:
+        """(n_blocks, parameters + n_losses) to write to."""
+        if n_blocks not in self._parts:
+            flat = self._adam.flat
+            self._parts[n_blocks] = flat.new_zeros(n_blocks, flat.numel() + self._n_losses)
+        return self._parts[n_blocks]
+
+    def add_up(self, n_blocks: int, loss_sum: th.Tensor) -> None:
+        """Sum the gradients, and add the losses to ``loss_sum``."""
+        parts, n_params = self._parts[n_blocks], self._adam.flat.numel()
+        th.sum(parts[:, :n_params], 0, out=self._adam.grad)
+        loss_sum.add_(parts[:, n_params:].sum())
 
 
 def starts_of(parameters: Iterable[nn.Parameter]) -> Dict[int, int]:

@@ -9,7 +9,7 @@ import torch as th
 from sb3_isaac.device.cuda_graph import on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
 from sb3_isaac.device.flat_adam import FlatAdam
-from sb3_isaac.device.fused import ROWS, block, layer_starts, n_warps, starts_of, widths
+from sb3_isaac.device.fused import ROWS, Parts, block, layer_starts, n_blocks, n_warps, starts_of, widths
 
 
 class FusedQNetworks:
@@ -30,11 +30,7 @@ class FusedQNetworks:
         self._shape: Dict[str, Any] = {"IN": n_inputs, "OUT": n_actions, "H1": h1, "H2": h2, **blocks}
         self._shape.update(KIND=ACTIVATIONS[online[0][1]], PRECISION=precision, ROWS=ROWS[precision])
         self._n_warps = n_warps(*blocks.values())
-        self._parts: Dict[int, th.Tensor] = {}
-        """By number of blocks, (blocks, parameters + 1): a graph goes on with what it has seen"""
-
-    def _n_blocks(self, n_rows: int) -> int:
-        return -(-n_rows // int(self._shape["ROWS"]))
+        self._parts = Parts(adam)
 
     def next_values(self, next_obs: th.Tensor, double_q: bool) -> th.Tensor:
         """See :meth:`FastDQNPolicy.next_values <sb3_isaac.dqn.fast_policy.FastDQNPolicy.next_values>`."""
@@ -44,7 +40,7 @@ class FusedQNetworks:
         values = next_obs.new_empty(n_rows, 1)
         nets = self._adam.flat, self._target_flat
         with on_device(next_obs.device):  # Triton takes the current one
-            kernels.next_values[(self._n_blocks(n_rows),)](
+            kernels.next_values[(n_blocks(n_rows, self._shape["ROWS"]),)](
                 next_obs,
                 next_obs.stride(0),
                 n_rows,
@@ -66,13 +62,11 @@ class FusedQNetworks:
         """
         from sb3_isaac.dqn import kernels
 
-        obs, n_rows, n_params = obs.contiguous(), len(obs), self._target_flat.numel()
-        n_blocks = self._n_blocks(n_rows)
-        if n_blocks not in self._parts:
-            self._parts[n_blocks] = self._target_flat.new_zeros(n_blocks, n_params + 1)
-        parts = self._parts[n_blocks]
+        obs, n_rows = obs.contiguous(), len(obs)
+        blocks = n_blocks(n_rows, self._shape["ROWS"])
+        parts = self._parts.of(blocks)
         with on_device(obs.device):
-            kernels.huber_gradients[(n_blocks,)](
+            kernels.huber_gradients[(blocks,)](
                 obs,
                 obs.stride(0),
                 n_rows,
@@ -81,10 +75,9 @@ class FusedQNetworks:
                 self._adam.flat,
                 parts,
                 parts.stride(0),
-                n_params,
+                self._adam.flat.numel(),
                 **self._starts,
                 **self._shape,
                 num_warps=self._n_warps,
             )
-        th.sum(parts[:, :n_params], 0, out=self._adam.grad)
-        loss_sum.add_(parts[:, n_params].sum())
+        self._parts.add_up(blocks, loss_sum)

@@ -180,6 +180,12 @@ def layers(env: TensorVecEnv) -> List[Any]:
     return [*found, env.tensor_env]
 
 
+def has_layers(env: TensorVecEnv, found: List[Any]) -> bool:
+    """Whether :func:`layers` of ``env`` are still these objects."""
+    now = layers(env)
+    return len(now) == len(found) and all(one is other for one, other in zip(now, found))
+
+
 def compile_step(env: TensorVecEnv, compiled: bool) -> None:
     """Let a compiler make a step faster, where it can: the simulator's, and what the layers around it keep of it.
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn, tile_images
 
 from sb3_isaac._for_c import dense, is_dense
-from sb3_isaac._native import library, why_not_library
+from sb3_isaac._native import in_c, library
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
@@ -141,7 +141,7 @@ class IsaacVecEnv(VecEnv):
 
     def compile_bookkeeping(self, compiled: bool) -> None:
         """Whether what :meth:`step_tensor` keeps of a step is done in C, on a CPU that has a compiler."""
-        self._in_c = compiled and self.device.type == "cpu" and why_not_library() is None
+        self._in_c = in_c(compiled, self.device)
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize as SB3VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_isaac._for_c import dense, pointer
-from sb3_isaac._native import library, why_not_library
+from sb3_isaac._native import in_c, library
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.device import ranks
 from sb3_isaac.envs.last_finite import check_statistics
@@ -123,7 +123,7 @@ class VecNormalize(SB3VecNormalize):
     def compile_bookkeeping(self, compiled: bool) -> None:
         """Whether a step is taken in C from now on, on a CPU that has a compiler. Results are the same to rounding."""
         if self._state is not None:
-            self._state.moments.in_c = compiled and self.device.type == "cpu" and why_not_library() is None
+            self._state.moments.in_c = in_c(compiled, self.device)
 
     def _end_tensor_path(self) -> None:
         """Back to SB3's objects, with the same numbers."""

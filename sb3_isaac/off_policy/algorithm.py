@@ -15,7 +15,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 
-from sb3_isaac._native import why_not_library
+from sb3_isaac._native import in_c
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, ReplaySamples
 from sb3_isaac.buffers.sb3_buffer import (
     NOT_FOR_STOCK,
@@ -355,7 +355,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             return result
         self._use_device_buffer()
         env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
-        buffer.in_c = self.compile and buffer.storage_device.type == "cpu" and why_not_library() is None
+        buffer.in_c = in_c(self.compile, buffer.storage_device)
         compile_step(env, self.compile)
         envs_are_reset = reset_num_timesteps or self._last_obs is None
         # SB3 would make an object of the noise for each environment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch as th
@@ -14,7 +14,7 @@ from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.finite import Origin, first_not_finite
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, generators, layers
+from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, generators, has_layers, layers
 
 
 class Step(NamedTuple):
@@ -78,14 +78,14 @@ class Rollout:
                 th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high)
             )
         self._may_capture = captures
-        self._set_layers(layers(env))
+        self._set_layers()
 
-    def _set_layers(self, found: List[Any]) -> None:
-        """Step these layers of the env from now on."""
-        self._layers, self.captures = found, self._may_capture and capturable(self.env)
+    def _set_layers(self) -> None:
+        """Step the env's layers as they are now."""
+        self._layers, self.captures = layers(self.env), self._may_capture and capturable(self.env)
         if self.captures:  # a replay leaves the next observations in _obs
             self._acted_on, self._acted_on_original = self._obs.clone(), self._stored_obs.clone()
-        self.graphed_step = Graphed(self._step, self.captures, found, generators(self.env))
+        self.graphed_step = Graphed(self._step, self.captures, self._layers, generators(self.env))
 
     def begin(self, buffer: DeviceReplayBuffer, fast: Any, exploration: Any) -> None:
         """Before the steps of a rollout.
@@ -94,9 +94,8 @@ class Rollout:
         :param exploration: what it explores with, likewise
         """
         self._buffer = buffer
-        found = layers(self.env)
-        if len(found) != len(self._layers) or any(one is not other for one, other in zip(found, self._layers)):
-            self._set_layers(found)  # a callback has given a wrapper another env
+        if not has_layers(self.env, self._layers):
+            self._set_layers()  # a callback has given a wrapper another env
         self.graphed_step.enabled = self.captures and fast is not None and getattr(exploration, "capturable", True)
         self.graphed_step.begin(buffer, fast, exploration)
 

@@ -18,7 +18,7 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import Graphed, on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
-from sb3_isaac.device.fused import ROWS, block, layer_starts, n_warps, starts_of, widths
+from sb3_isaac.device.fused import ROWS, block, layer_starts, n_blocks, n_warps, starts_of, widths
 from sb3_isaac.ppo.fast_policy import parsed_layers
 from sb3_isaac.ppo.loss import N_SUMS
 
@@ -80,9 +80,9 @@ class FusedUpdate:
         n_rows = int(buffer.buffer_size * buffer.n_envs)
         batch_size = int(settings.batch_size)
         sizes = [min(batch_size, n_rows - start) for start in range(0, n_rows, batch_size)]
-        n_blocks = -(-max(sizes) // self._shape["ROWS"])
-        if n_blocks > len(self._parts):
-            self._parts = self._parts.new_zeros(n_blocks, self._parts.shape[1])
+        most = n_blocks(max(sizes), self._shape["ROWS"])
+        if most > len(self._parts):
+            self._parts = self._parts.new_zeros(most, self._parts.shape[1])
         self._steps = adam.steps if isinstance(adam.steps, th.Tensor) else self._steps.fill_(adam.steps)
         orders = th.stack([buffer.shuffled()[0] for _ in range(settings.n_epochs)])
         self._now = settings._replace(clip_range=0.0), tuple(sizes), lr, clips, old_log_std
@@ -123,8 +123,8 @@ class FusedUpdate:
         for i in range(len(log)):
             epoch, n = divmod(i, len(sizes))
             start, n_rows = sum(sizes[:n]), sizes[n]
-            n_blocks = -(-n_rows // self._shape["ROWS"])
-            kernels.minibatch_gradients[(n_blocks,)](
+            blocks = n_blocks(n_rows, self._shape["ROWS"])
+            kernels.minibatch_gradients[(blocks,)](
                 table,
                 table.stride(0),
                 orders[epoch, start:],
@@ -144,7 +144,7 @@ class FusedUpdate:
                 CLIP_VF=settings.clip_range_vf is not None,
                 num_warps=self._n_warps,
             )
-            th.sum(self._parts[:n_blocks], 0, out=grad)
+            th.sum(self._parts[:blocks], 0, out=grad)
             kernels.clip_and_step[(1,)](
                 flat,
                 grad,

@@ -16,7 +16,7 @@ from sb3_isaac.device.cuda_graph import Graphed, has_graphs
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, Origin, first_not_finite, is_finite
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, compile_step, generators, layers
+from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, compile_step, generators, has_layers, layers
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.update import unchecked_distributions
 
@@ -95,7 +95,7 @@ class Rollout:
     def belongs_to(self, env: Any, policy: Any, buffer: Any, compiled: bool) -> bool:
         """Whether this object was made for these."""
         same = env is self.env and policy is self.policy and buffer is self.buffer and compiled == self._compiled
-        return same and all(one is other for one, other in zip(layers(env), self._layers))
+        return same and has_layers(env, self._layers)
 
     def begin(self, last_obs: np.ndarray, last_dones: np.ndarray, keep_distributions: bool) -> None:
         """Start a rollout where the last one ended, or elsewhere.

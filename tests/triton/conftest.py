@@ -6,8 +6,12 @@ Elsewhere there is nothing here to collect.
 import importlib.util
 import os
 
+import pytest
 import torch as th
 from torch import nn
+
+from tests.conftest import ENV_IDS, difference, make_env, parameters
+from tests.off_policy.conftest import make_model
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -40,3 +44,25 @@ def mlp(n_inputs, hidden, n_outputs, activation):
         layers += [nn.Linear(width, units), activation()]
         width = units
     return nn.Sequential(*layers, nn.Linear(width, n_outputs)).to(DEVICE)
+
+
+def check_training(algo, options, losses):
+    """Training in the kernels comes to what the plain path comes to.
+
+    :param losses: names of those that it logs
+    """
+    models = []
+    for precision in (None, "fp32"):
+        env = make_env(ENV_IDS[algo], 16, device=DEVICE, max_episode_length=12)
+        given = {"policy_kwargs": {"net_arch": [32, 24]}, **options, "compile": DEVICE == "cuda"}
+        models.append(make_model(algo, env, device=DEVICE, precision=precision, **given))
+    before = parameters(models[0])
+    for model in models:
+        th.manual_seed(5)
+        model.learn(16 * 20)
+    assert models[0]._run.fast.fused is None and models[1]._run.fast.fused is not None
+    assert models[1].path.endswith("in Triton's kernels (fp32)")
+    assert float((parameters(models[0]) - before).abs().max()) > 1e-3
+    assert difference(*models) < (1e-5 if DEVICE == "cpu" else 1e-3)
+    found = [[model.logger.name_to_value[f"train/{name}"] for name in losses] for model in models]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)

@@ -15,9 +15,9 @@ from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.settings.table import PRECISIONS
-from tests.conftest import CONTINUOUS, difference, make_env, parameters
+from tests.conftest import CONTINUOUS, make_env
 from tests.off_policy.conftest import make_model
-from tests.triton.conftest import ACTIVATIONS, DEVICE, mlp
+from tests.triton.conftest import ACTIVATIONS, DEVICE, check_training, mlp
 
 TOLERANCE = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}
 HIDDEN = st.lists(st.integers(1, 70), min_size=1, max_size=2)
@@ -85,21 +85,7 @@ def test_values_and_gradients_are_autograds(
     [{"n_steps": 3, "reward_scale": 0.2}, {"batch_size": 50, "policy_kwargs": {"net_arch": {"pi": [20], "qf": [32, 24]}}}],
 )
 def test_training_equals_the_plain_path(options: Dict[str, Any]) -> None:
-    models = []
-    for precision in (None, "fp32"):
-        env = make_env(CONTINUOUS, 16, device=DEVICE, max_episode_length=12)
-        options = {"policy_kwargs": {"net_arch": [32, 24]}, **options, "compile": DEVICE == "cuda"}
-        models.append(make_model("ddpg", env, device=DEVICE, precision=precision, **options))
-    before = parameters(models[0])
-    for model in models:
-        th.manual_seed(5)
-        model.learn(16 * 20)
-    assert models[0]._run.fast.fused is None and models[1]._run.fast.fused is not None
-    assert models[1].path.endswith("in Triton's kernels (fp32)")
-    assert float((parameters(models[0]) - before).abs().max()) > 1e-3
-    assert difference(*models) < (1e-5 if DEVICE == "cpu" else 1e-3)
-    losses = [[model.logger.name_to_value[f"train/{name}_loss"] for name in ("critic", "actor")] for model in models]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    check_training("ddpg", options, ["critic_loss", "actor_loss"])
 
 
 def test_networks_that_the_kernels_do_not_know() -> None:

@@ -14,9 +14,7 @@ from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.dqn.fused import FusedQNetworks
 from sb3_isaac.settings.table import PRECISIONS
-from tests.conftest import DISCRETE, difference, make_env, parameters
-from tests.off_policy.conftest import make_model
-from tests.triton.conftest import ACTIVATIONS, DEVICE, mlp
+from tests.triton.conftest import ACTIVATIONS, DEVICE, check_training, mlp
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -59,18 +57,4 @@ def test_values_and_gradients_are_autograds(
 
 @pytest.mark.parametrize("options", [{"double_q": True, "n_steps": 3, "reward_scale": 0.2}, {"batch_size": 50}])
 def test_training_equals_the_plain_path(options: Dict[str, Any]) -> None:
-    models = []
-    for precision in (None, "fp32"):
-        env = make_env(DISCRETE, 16, device=DEVICE, max_episode_length=12)
-        options = {**options, "policy_kwargs": {"net_arch": [32, 24]}, "compile": DEVICE == "cuda"}
-        models.append(make_model("dqn", env, device=DEVICE, precision=precision, **options))
-    before = parameters(models[0])
-    for model in models:
-        th.manual_seed(5)
-        model.learn(16 * 20)
-    assert models[0]._run.fast.fused is None and models[1]._run.fast.fused is not None
-    assert models[1].path.endswith("in Triton's kernels (fp32)")
-    assert float((parameters(models[0]) - before).abs().max()) > 1e-3
-    assert difference(*models) < (1e-5 if DEVICE == "cpu" else 1e-3)
-    losses = [model.logger.name_to_value["train/loss"] for model in models]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    check_training("dqn", options, ["loss"])
