@@ -1,4 +1,4 @@
-"""Tensors on a CPU as the C functions take them, see ``_native.py``: where they begin, and what they must be like."""
+"""Tensors as the C functions of ``_native.py`` and Triton's kernels take them: where they begin, what they must be like."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_dense(x: th.Tensor, n: int, dtype: th.dtype) -> bool:
 def dense(x: th.Tensor, n: int, dtype: th.dtype = th.float32) -> th.Tensor:
     """``x`` in a piece and of this dtype; a copy, if it is not so.
 
-    :raises ValueError: it has not ``n`` numbers, and C would read what does not belong to it
+    :raises ValueError: it has not ``n`` numbers, and more would be read than belongs to it
     """
     if is_dense(x, n, dtype):
         return x

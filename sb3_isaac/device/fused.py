@@ -24,6 +24,11 @@ ROWS = {"fp32": 32, "tf32": 64, "bf16": 64}
 says for compute capability 9.0). Of 8,192 that makes 128 blocks or more, about as many as a large GPU has multiprocessors."""
 
 
+def in_triton(precision: Optional[str], device: th.device) -> bool:
+    """Whether Triton's kernels are asked for, and can be had on a device."""
+    return precision is not None and _why_not_triton(device.type, device.index) is None
+
+
 @functools.lru_cache(maxsize=None)
 def _why_not_triton(kind: str, index: Optional[int]) -> Optional[str]:
     """Why a device cannot have the kernels."""

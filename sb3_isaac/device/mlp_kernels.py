@@ -13,6 +13,13 @@ import triton.language as tl
 
 
 @triton.jit
+def clamped(x, low, high):
+    """Between two numbers; not a number stays one, as in torch."""
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def rounded(x):
     """To the nearest TensorFloat-32: the matrix units would cut the other bits off."""
     return ((x.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 
 from sb3_isaac.device.eligibility import is_patched
 from sb3_isaac.device.host import HostView, LazyLocals, Views
@@ -79,6 +79,15 @@ def is_known(callback: BaseCallback) -> bool:
         return callback.callback is None
     below = [value for name, value in vars(callback).items() if isinstance(value, BaseCallback) and name != "parent"]
     return all(map(is_known, [*below, *getattr(callback, "callbacks", [])]))
+
+
+def looks_at_no_step(callback: BaseCallback) -> bool:
+    """Whether all that a callback, with all below it, does at a step is to count it: there is none, or a progress bar."""
+    if is_patched(callback):
+        return False
+    if type(callback) in (CallbackList, RootCallback):
+        return all(map(looks_at_no_step, callback.callbacks))  # type: ignore[attr-defined]
+    return type(callback) is ProgressBarCallback or type(callback) is ConvertCallback and callback.callback is None
 
 
 def root_callback(callback: BaseCallback) -> BaseCallback:

@@ -186,10 +186,11 @@ def has_layers(env: TensorVecEnv, found: List[Any]) -> bool:
     return len(now) == len(found) and all(one is other for one, other in zip(now, found))
 
 
-def compile_step(env: TensorVecEnv, compiled: bool) -> None:
+def compile_step(env: TensorVecEnv, compiled: bool, precision: Optional[str] = None) -> None:
     """Let a compiler make a step faster, where it can: the simulator's, and what the layers around it keep of it.
 
     :param compiled: False: back to the plain step, where another model has had it compiled
+    :param precision: of an algorithm, which asks for Triton's kernels in the layers around the simulator
     """
     if compiled:
         env.tensor_env.compile()
@@ -197,7 +198,7 @@ def compile_step(env: TensorVecEnv, compiled: bool) -> None:
         env.tensor_env.uncompile()
     for layer in layers(env):
         if hasattr(type(layer), "compile_bookkeeping"):
-            layer.compile_bookkeeping(compiled)
+            layer.compile_bookkeeping(compiled, precision)
 
 
 def capturable(env: TensorVecEnv) -> bool:

@@ -17,6 +17,8 @@ from sb3_isaac._for_c import dense, is_dense
 from sb3_isaac._native import in_c, library
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
+from sb3_isaac.device.fused import in_triton
+from sb3_isaac.envs import fused
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
 from sb3_isaac.envs.infos import Infos
 from sb3_isaac.envs.last_finite import check_obs
@@ -46,7 +48,7 @@ class IsaacVecEnv(VecEnv):
     """
 
     tensor_path = True
-    _in_c = False
+    _in_c = _in_triton = False
     """See :meth:`compile_bookkeeping`"""
 
     def __init__(
@@ -132,27 +134,44 @@ class IsaacVecEnv(VecEnv):
         if not (self._in_c and self._note_in_c(result)):
             if self._looks_at_steps:
                 self._check_finite(actions, result)
-            # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
-            self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
-            self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
-            th.logical_or(result.terminated, result.truncated, out=self.dones)
+            self._note(result)
         self.obs_tensor = result.obs
         return result
 
-    def compile_bookkeeping(self, compiled: bool) -> None:
-        """Whether what :meth:`step_tensor` keeps of a step is done in C, on a CPU that has a compiler."""
-        self._in_c = in_c(compiled, self.device)
+    def compile_bookkeeping(self, compiled: bool, precision: Optional[str] = None) -> None:
+        """How what :meth:`step_tensor` keeps of a step is done.
+
+        :param compiled: in C, on a CPU that has a compiler
+        :param precision: an algorithm's; None: not in Triton
+        """
+        self._in_triton = in_triton(precision, self.device)
+        self._in_c = in_c(compiled, self.device) and not self._in_triton
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.compile_bookkeeping(self._in_c)  # this machine may have no compiler
 
+    def _note(self, result: StepResult) -> None:
+        """Keep of a step what somebody may read until the next one."""
+        kept = self.dones, self.episode_returns, self.episode_lengths
+        if self._in_triton and self._are_ours(kept):
+            fused.note_step(result, *kept)
+            return
+        # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
+        self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)
+        self.episode_lengths.masked_fill_(self.dones, 0).add_(1)
+        th.logical_or(result.terminated, result.truncated, out=self.dones)
+
+    def _are_ours(self, kept: Iterable[th.Tensor]) -> bool:
+        """Whether ``dones`` and the episodes' statistics are like those that were made here, and not somebody's own."""
+        return all(is_dense(x, self.num_envs, dtype) for x, dtype in zip(kept, (th.bool, th.float32, th.int64)))
+
     def _note_in_c(self, result: StepResult) -> bool:
         """The rest of :meth:`step_tensor`, see ``episodes.c``; False: there may be NaN or infinity in it, nothing is done."""
         n, columns = self.num_envs, self.tensor_env.obs_dim
         kept = self.dones, self.episode_returns, self.episode_lengths
-        if not all(is_dense(x, n, dtype) for x, dtype in zip(kept, (th.bool, th.float32, th.int64))):
-            return False  # somebody's own
+        if not self._are_ours(kept):
+            return False
         floats = dense(result.obs, n * columns), dense(result.final_obs, n * columns), dense(result.reward, n)
         ends = [dense(column, n, dtype=th.bool) for column in (result.terminated, result.truncated)]
         return bool(library().note_step(n, columns, *(x.data_ptr() for x in (*floats, *ends, *kept))))

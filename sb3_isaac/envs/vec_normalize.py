@@ -19,6 +19,8 @@ from sb3_isaac._for_c import dense, pointer
 from sb3_isaac._native import in_c, library
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.device import ranks
+from sb3_isaac.device.fused import in_triton
+from sb3_isaac.envs import fused
 from sb3_isaac.envs.last_finite import check_statistics
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
@@ -45,6 +47,9 @@ class _TensorState:
         self.return_moments = self.moments.columns(slice(-1, None))
         self.batch = th.zeros(n_obs + 1, venv.num_envs, dtype=th.float64, device=venv.device)
         self.obs_rows, self.returns = self.batch[:-1], self.batch[-1]
+        self.in_triton = False
+        self.gamma = th.zeros((), dtype=th.float64, device=venv.device)
+        """What Triton discounts by: a number among a kernel's arguments would be float32"""
         self.rebase()
 
     def rebase(self) -> None:
@@ -120,10 +125,15 @@ class VecNormalize(SB3VecNormalize):
         self._state = state
         self.obs_tensor = self.normalize_obs_tensor(venv.obs_tensor)
 
-    def compile_bookkeeping(self, compiled: bool) -> None:
-        """Whether a step is taken in C from now on, on a CPU that has a compiler. Results are the same to rounding."""
+    def compile_bookkeeping(self, compiled: bool, precision: Optional[str] = None) -> None:
+        """How a step is taken from now on. Results are the same to rounding.
+
+        :param compiled: in C, on a CPU that has a compiler
+        :param precision: an algorithm's; None: not in Triton
+        """
         if self._state is not None:
-            self._state.moments.in_c = in_c(compiled, self.device)
+            self._state.in_triton = in_triton(precision, self.device)
+            self._state.moments.in_c = in_c(compiled, self.device) and not self._state.in_triton
 
     def _end_tensor_path(self) -> None:
         """Back to SB3's objects, with the same numbers."""
@@ -155,8 +165,8 @@ class VecNormalize(SB3VecNormalize):
         state = self._tensor_state()
         result = state.venv.step_tensor(actions)
         self._original_reward, self._original_final_obs = result.reward, result.final_obs
-        if state.moments.in_c and self._is_plain():
-            return self._finish_in_c(state, result)
+        if (state.moments.in_c or state.in_triton) and self._is_plain():
+            return self._finish_in_c(state, result) if state.moments.in_c else self._finish_in_triton(state, result)
         if self.training:
             th.add(result.reward, state.returns, alpha=self.gamma, out=state.returns)
             if self.norm_obs:
@@ -193,6 +203,18 @@ class VecNormalize(SB3VecNormalize):
             *(n, columns, *map(pointer, (obs, final_obs, reward, dones)), *settings),
             *map(pointer, (state.batch, *statistics, *written, finished.reward if self.norm_reward else None)),
         )
+        self.obs_tensor = finished.obs
+        return finished
+
+    def _finish_in_triton(self, state: _TensorState, result: StepResult) -> StepResult:
+        """The rest of :meth:`step_tensor` in two kernels."""
+        if self.norm_obs:
+            self._check_statistics()
+        state.gamma.fill_(float(self.gamma))
+        switches = bool(self.training), bool(self.norm_obs), bool(self.norm_reward)
+        clips = float(self.clip_obs), float(self.clip_reward)
+        dones = dense(self.dones, self.num_envs, dtype=th.bool)
+        finished = fused.normalize_step(result, dones, state.returns, state.moments, state.gamma, *switches, *clips)
         self.obs_tensor = finished.obs
         return finished
 

@@ -356,7 +356,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._use_device_buffer()
         env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
         buffer.in_c = in_c(self.compile, buffer.storage_device)
-        compile_step(env, self.compile)
+        compile_step(env, self.compile, self.precision)
         envs_are_reset = reset_num_timesteps or self._last_obs is None
         # SB3 would make an object of the noise for each environment
         noise, self.action_noise = self.action_noise, None

@@ -9,7 +9,7 @@ Müller's: "Real-time neural radiance caching for path tracing" (https://arxiv.o
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch as th
 from torch import nn
@@ -21,6 +21,33 @@ from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
 from sb3_isaac.device.fused import ROWS, block, layer_starts, n_blocks, n_warps, starts_of, widths
 from sb3_isaac.ppo.fast_policy import parsed_layers
 from sb3_isaac.ppo.loss import N_SUMS
+
+
+def shape_of(policy: Any, rows: int) -> Tuple[Dict[str, Any], int]:
+    """What kernels are told of a policy's networks, and how many warps they take.
+
+    :param rows: of a block
+    """
+    actor, critic = parsed_layers(policy)
+    (a1, a2), (c1, c2) = widths(actor), widths(critic)
+    obs_dim, n_outputs = critic[0][0].in_features, actor[-1][0].out_features
+    blocks = {"BA1": block(a1), "BA2": block(max(a2, 1)), "BC1": block(c1), "BC2": block(max(c2, 1))}
+    blocks.update(BI=block(obs_dim), BO=block(n_outputs))
+    shape: Dict[str, Any] = {"ACTOR_H1": a1, "ACTOR_H2": a2, "CRITIC_H1": c1, "CRITIC_H2": c2}
+    shape.update(OBS=obs_dim, OUT=n_outputs, ROWS=rows, **blocks)
+    shape.update(KIND=ACTIVATIONS[actor[0][1]], DISCRETE=getattr(policy, "log_std", None) is None)
+    return shape, n_warps(*blocks.values())
+
+
+def starts_in(policy: Any, starts: Dict[int, int]) -> Dict[str, int]:
+    """Where each of a policy's parameters begins, by the kernels' names.
+
+    :param starts: the same by ``id``
+    """
+    actor, critic = parsed_layers(policy)
+    log_std: Optional[nn.Parameter] = getattr(policy, "log_std", None)
+    named = {"log_std": 0 if log_std is None else starts[id(log_std)]}
+    return {**named, **layer_starts(actor, starts, "actor_"), **layer_starts(critic, starts, "critic_")}
 
 
 class FusedUpdate:
@@ -43,25 +70,18 @@ class FusedUpdate:
     ) -> None:
         self._buffer, self._adam = buffer, adam
         device, n_params = adam.flat.device, adam.flat.numel()
-        actor, critic = parsed_layers(policy)
-        log_std: Optional[nn.Parameter] = getattr(policy, "log_std", None)
-        starts = starts_of(adam.parameters)
-        self._starts = {"log_std": 0 if log_std is None else starts[id(log_std)]}
-        self._starts.update({**layer_starts(actor, starts, "actor_"), **layer_starts(critic, starts, "critic_")})
-        (a1, a2), (c1, c2) = widths(actor), widths(critic)
-        blocks = {"BA1": block(a1), "BA2": block(max(a2, 1)), "BC1": block(c1), "BC2": block(max(c2, 1))}
-        self._shape: Dict[str, Any] = {"ACTOR_H1": a1, "ACTOR_H2": a2, "CRITIC_H1": c1, "CRITIC_H2": c2}
-        obs_dim, n_outputs = critic[0][0].in_features, actor[-1][0].out_features
-        self._first_of_four = obs_dim + (1 if log_std is None else n_outputs)
-        blocks.update(BI=block(obs_dim), BO=block(n_outputs))
-        self._shape.update(OBS=obs_dim, OUT=n_outputs, ROWS=ROWS[precision], **blocks)
-        self._shape.update(KIND=ACTIVATIONS[actor[0][1]], DISCRETE=log_std is None, PRECISION=precision)
-        self._n_warps = n_warps(*blocks.values())
+        self._starts, n_outputs = starts_in(policy, starts_of(adam.parameters)), int(policy.action_net.out_features)
+        self._shape, self._n_warps = shape_of(policy, ROWS[precision])
+        self._shape["PRECISION"] = precision
+        self._first_of_four = self._shape["OBS"] + (1 if self._shape["DISCRETE"] else n_outputs)
         self._no_old_log_std = th.zeros(n_outputs, device=device)
         self._parts = th.zeros(0, n_params + N_SUMS, device=device)
         self._grad = th.zeros(n_params + N_SUMS, device=device)
         self._steps, self._going = th.zeros((), device=device), th.ones((), device=device)
+        self._captures = captures
         self._work = Graphed(self._all_minibatches, captures)
+        self._generator: Optional[th.Generator] = None
+        """What the work draws from; None: torch's default"""
         self._now: Any = None
 
     def run(
@@ -84,23 +104,26 @@ class FusedUpdate:
         if most > len(self._parts):
             self._parts = self._parts.new_zeros(most, self._parts.shape[1])
         self._steps = adam.steps if isinstance(adam.steps, th.Tensor) else self._steps.fill_(adam.steps)
-        orders = th.stack([buffer.shuffled()[0] for _ in range(settings.n_epochs)])
+        if buffer.generator is not self._generator:
+            self._generator = buffer.generator
+            own = [] if buffer.generator is None else [buffer.generator]
+            self._work = Graphed(self._all_minibatches, self._captures, generators=own)
         self._now = settings._replace(clip_range=0.0), tuple(sizes), lr, clips, old_log_std
         constants = (settings._replace(clip_range=0.0, clip_range_vf=None), settings.clip_range_vf is None, tuple(sizes))
         tensors = (buffer.rows.data_ptr(), lr.data_ptr(), clips.data_ptr(), old_log_std is None, self._parts.data_ptr())
         self._work.begin(constants, tensors, optimizer_settings(adam.optimizer))
         with on_device(adam.flat.device):  # Triton takes the current one
-            log = self._work(orders, self._moments(settings, orders, sizes)).clone()
+            log = self._work().clone()
         if not isinstance(adam.steps, th.Tensor):
             adam.steps = float(self._steps)
         return log[:, :N_SUMS], log[:, N_SUMS], sizes * settings.n_epochs
 
-    def _moments(self, settings: Any, orders: th.Tensor, sizes: List[int]) -> th.Tensor:
+    def _moments(self, settings: Any, orders: th.Tensor, sizes: Sequence[int]) -> th.Tensor:
         """(n_epochs, minibatches, 4), two of them used: what is taken from the advantages of a minibatch, and what they are
         multiplied by then. See :func:`~sb3_isaac.ppo.loss.scaled_advantages`."""
         advantages = self._buffer.rows[:, self._first_of_four + 2][orders]
         moments = advantages.new_zeros(len(orders), len(sizes), 4)  # aligned, too
-        for i, part in enumerate(th.split(advantages, sizes, 1)):
+        for i, part in enumerate(th.split(advantages, list(sizes), 1)):
             scale = -1.0 / part.shape[1]
             if settings.normalize_advantage and part.shape[1] > 1:
                 std, mean = th.std_mean(part, 1)
@@ -109,11 +132,13 @@ class FusedUpdate:
                 moments[:, i, 1] = scale
         return moments
 
-    def _all_minibatches(self, orders: th.Tensor, moments: th.Tensor) -> th.Tensor:
-        """Gradients, their sum over the blocks, and a step, for each."""
+    def _all_minibatches(self) -> th.Tensor:
+        """Draw them, and for each gradients, their sum over the blocks, and a step."""
         from sb3_isaac.ppo import kernels
 
         settings, sizes, lr, clips, old_log_std = self._now
+        orders = th.stack([self._buffer.shuffled()[0] for _ in range(settings.n_epochs)])
+        moments = self._moments(settings, orders, sizes)
         table, flat, grad = self._buffer.rows, self._adam.flat, self._grad
         group = self._adam.optimizer.param_groups[0]
         beta1, beta2 = (float(beta) for beta in group["betas"])

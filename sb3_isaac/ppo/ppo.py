@@ -20,7 +20,7 @@ from sb3_isaac.device.cuda_graph import check_compile, on_device
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.device.fused import describe_kernels, describe_none
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.callback_locals import StepLocals, root_callback
+from sb3_isaac.envs.callback_locals import StepLocals, looks_at_no_step, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.data_parallel import DataParallel, callback_of_rank
 from sb3_isaac.envs.last_finite import LastFinite, check_given, check_obs, finite_training, look_first, said
@@ -306,7 +306,7 @@ class PPO(SB3_PPO):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Tuple[int, BaseCallback]:
         tensors = self._trains_in_tensors()
         if tensors:  # another model may have had it otherwise
-            compile_step(cast(TensorVecEnv, self.env), self.compile)
+            compile_step(cast(TensorVecEnv, self.env), self.compile, self.precision)
         before = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         check_obs(self._last_obs, "after the reset")
@@ -337,8 +337,9 @@ class PPO(SB3_PPO):
         policy: Any = self.policy
         policy.set_training_mode(False)
         rollout = self._run.rollout
-        if rollout is None or not rollout.belongs_to(env, policy, rollout_buffer, self.compile):
-            rollout = self._run.rollout = Rollout(tensor_env, policy, buffer, self.compile)
+        made_for = (env, policy, rollout_buffer, self.compile, self.precision)
+        if rollout is None or not rollout.belongs_to(*made_for):
+            rollout = self._run.rollout = Rollout(tensor_env, policy, buffer, self.compile, self.precision)
         keep_distributions = self.adaptive_lr_kl is not None
         rollout.begin(self._last_obs, self._last_episode_starts, keep_distributions)  # type: ignore[arg-type]
         if self.use_sde:
@@ -347,6 +348,11 @@ class PPO(SB3_PPO):
         rollout.begin_steps()
         n_steps, n_envs = 0, env.num_envs * ranks.world_size()
         step_locals = self._run.locals
+        if n_rollout_steps == buffer.buffer_size and looks_at_no_step(callback) and rollout.all_steps():
+            n_steps = n_rollout_steps
+            for _ in range(n_steps):
+                self.num_timesteps += n_envs
+                self._parallel.on_step(callback)
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 policy.reset_noise(env.num_envs)

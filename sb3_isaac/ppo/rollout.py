@@ -15,9 +15,11 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer, StepColumn
 from sb3_isaac.device.cuda_graph import Graphed, has_graphs
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, Origin, first_not_finite, is_finite
+from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, compile_step, generators, has_layers, layers
-from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, parsed_layers
+from sb3_isaac.ppo.fused_steps import FusedSteps
 from sb3_isaac.ppo.update import unchecked_distributions
 
 
@@ -54,15 +56,21 @@ class Rollout:
     :param env: a VecEnv with a tensor path
     :param policy: an ActorCriticPolicy on the env's device
     :param buffer: where the transitions go
-    :param compiled: compile the simulator's step, if it can be; on a CPU act in C, on a GPU capture the whole step in a CUDA
-        graph
+    :param compiled: compile the simulator's step, if it can be; on a CPU act in C, on a GPU capture a whole step in a CUDA
+        graph, and all steps in one where nobody looks at them
+    :param precision: not None: act in Triton's kernels where ``device/fused.py`` has no reason against it
     """
 
     def __init__(
-        self, env: TensorVecEnv, policy: ActorCriticPolicy, buffer: DeviceRolloutBuffer, compiled: bool = False
+        self,
+        env: TensorVecEnv,
+        policy: ActorCriticPolicy,
+        buffer: DeviceRolloutBuffer,
+        compiled: bool = False,
+        precision: Optional[str] = None,
     ) -> None:
-        self.env, self.policy, self.buffer, self._compiled = env, policy, buffer, compiled
-        compile_step(env, compiled)
+        self.env, self.policy, self.buffer, self._compiled, self._precision = env, policy, buffer, compiled, precision
+        compile_step(env, compiled, precision)
         self.env_seconds = 0.0
         """Time spent in the env since :meth:`begin` (on a GPU: until all kernels were queued)"""
         n_steps, n, device = buffer.buffer_size, buffer.n_envs, buffer.device
@@ -70,7 +78,8 @@ class Rollout:
         """(N, *obs_shape), what the agent acts on next"""
         # All that the host is to read in one tensor: three numbers for each step and env, the last observations, the health
         self._log = th.zeros(3 * n_steps * n + self.obs.numel() + 1, device=device)
-        truncated, returns, lengths = self._log[: 3 * n_steps * n].view(3, n_steps, n).unbind(0)
+        self._logs = self._log[: 3 * n_steps * n].view(3, n_steps, n)
+        truncated, returns, lengths = self._logs.unbind(0)
         self._log_obs = self._log[3 * n_steps * n : -1].view(self.obs.shape)
         self._log_health = self._log[-1]
         """() finite if all of the rollout is, or a false alarm (huge numbers)"""
@@ -83,18 +92,24 @@ class Rollout:
             self._low, self._high = (th.as_tensor(bound, device=device) for bound in (space.low, space.high))
         self._watch = Watch(policy)
         self._fast: Optional[FastActorCriticPolicy] = None
+        self.fused: Optional[FusedSteps] = None
+        """What acts and stores in Triton, on the fast path"""
         self._host_obs: Optional[np.ndarray] = None
         self._host_dones: Optional[np.ndarray] = None
         self.n_steps = 0
         """Steps taken since :meth:`begin`"""
         self._step_on_device = th.zeros(1, dtype=th.int64, device=device)
+        self._numbers = th.split(th.arange(n_steps, device=device), 1)
+        """(1,) each"""
         self._may_capture = compiled and has_graphs(device) and capturable(env)
         self._layers = layers(env)
         self.graphed_step = Graphed(self._step_for_graphs, False, self._layers, generators(env))
+        self.graphed_steps = Graphed(self._all_steps, False, self._layers, generators(env))
 
-    def belongs_to(self, env: Any, policy: Any, buffer: Any, compiled: bool) -> bool:
+    def belongs_to(self, env: Any, policy: Any, buffer: Any, compiled: bool, precision: Optional[str]) -> bool:
         """Whether this object was made for these."""
-        same = env is self.env and policy is self.policy and buffer is self.buffer and compiled == self._compiled
+        same = env is self.env and policy is self.policy and buffer is self.buffer
+        same = same and compiled == self._compiled and precision == self._precision
         return same and has_layers(env, self._layers)
 
     def begin(self, last_obs: np.ndarray, last_dones: np.ndarray, keep_distributions: bool) -> None:
@@ -109,6 +124,11 @@ class Rollout:
         self._step_on_device.zero_()
         if self._watch.changed(more=[self.policy.action_dist]):
             plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
+            fused = plain and self._precision is not None
+            if fused and why_not_fused(parsed_layers(self.policy), self.buffer.device) is None:
+                self.fused = FusedSteps(self.policy, self.buffer, self._low, self._high)
+            else:
+                self.fused = None
             self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs, None, self._compiled) if plain else None
         keep = keep_distributions and self._fast is not None
         self.buffer.keep_distributions(self._fast.distribution_columns if self._fast is not None and keep else 0)
@@ -122,16 +142,28 @@ class Rollout:
 
     def begin_steps(self) -> None:
         """After :meth:`begin`, and after callbacks that may have changed what a captured step keeps as it was."""
-        self.graphed_step.enabled = self._may_capture and self._fast is not None
+        if self.fused is not None:
+            self.fused.find()
+        captures = self._may_capture and self._fast is not None
         # The update moves the parameters when it makes them flat: a graph from before would go on with those of then
-        addresses = [parameter.data_ptr() for parameter in self.policy.parameters()] if self.graphed_step.enabled else []
-        self.graphed_step.begin(self._fast, self.buffer.rows.data_ptr(), addresses)
+        addresses = [parameter.data_ptr() for parameter in self.policy.parameters()] if captures else []
+        for graphed in (self.graphed_step, self.graphed_steps):
+            graphed.enabled = captures
+            graphed.begin(self._fast, self.buffer.rows.data_ptr(), addresses)
 
     def step(self) -> PolicyStep:
         """One step of all environments."""
         step: PolicyStep = self.graphed_step() if self.graphed_step.enabled else self._step(self.n_steps)
         self.n_steps += 1
         return step
+
+    def all_steps(self) -> bool:
+        """All steps of the rollout in one graph, if that can be. Returns whether they were taken."""
+        if not self.graphed_steps.enabled:
+            return False
+        self.graphed_steps()
+        self.n_steps = self.buffer.buffer_size
+        return True
 
     def obs_of_step(self, step: int) -> th.Tensor:
         """(N, *obs_shape), what the agent acted on in a step of this rollout."""
@@ -142,10 +174,16 @@ class Rollout:
         self._step_on_device.add_(1)
         return step
 
+    def _all_steps(self) -> None:
+        for step in range(self.buffer.buffer_size):
+            self._step(step)
+
     def _step(self, step: Union[int, th.Tensor]) -> PolicyStep:
         """:param step: index of the step, see :meth:`StepColumn.put`"""
         distributions = None
         with th.no_grad():
+            if self.fused is not None:
+                return self._step_in_kernels(self.fused, self._numbers[step] if isinstance(step, int) else step)
             if self._fast is not None:
                 actions, values, log_probs, distributions = self._fast.act(self.obs)
             else:
@@ -153,9 +191,7 @@ class Rollout:
                     actions, values, log_probs = self.policy(self.obs)
                     values = values.squeeze(1)
             env_actions = self._for_env(actions)
-            before = time.perf_counter()
-            result = self.env.step_tensor(env_actions)
-            self.env_seconds += time.perf_counter() - before
+            result = self._step_env(env_actions)
             self.buffer.put(step, self.obs, actions, result.reward, values, log_probs, distributions)
             self._final_obs.put(step, result.final_obs)
             self._truncated.put(step, result.truncated)
@@ -163,6 +199,24 @@ class Rollout:
             self._lengths.put(step, self.env.episode_lengths * self.env.dones)
             self.obs.copy_(result.obs)
         return PolicyStep(actions, env_actions, values.unsqueeze(1), log_probs, result, self.env.dones)
+
+    def _step_in_kernels(self, fused: FusedSteps, step: th.Tensor) -> PolicyStep:
+        """The same in Triton.
+
+        :param step: (1,) int64
+        """
+        env = self.env
+        actions, env_actions, values, log_probs = fused.act(self.obs, step)
+        result = self._step_env(env_actions)
+        episodes = env.dones, env.episode_returns, env.episode_lengths
+        fused.store(step, result, *episodes, self.obs, self._final_obs.storage, self._logs)
+        return PolicyStep(actions, env_actions, values.unsqueeze(1), log_probs, result, env.dones)
+
+    def _step_env(self, env_actions: th.Tensor) -> StepResult:
+        before = time.perf_counter()
+        result = self.env.step_tensor(env_actions)
+        self.env_seconds += time.perf_counter() - before
+        return result
 
     def _for_env(self, actions: th.Tensor) -> th.Tensor:
         if self._low is None or self._high is None:
@@ -220,7 +274,10 @@ class Rollout:
             # --8<-- [end:time_limits]
             values = self._predict_values(self.obs)
             tensors.episode_starts[1:].copy_(dones[:-1])
-            self.buffer.compute_returns_and_advantage(values, dones[-1])
+            if self.fused is not None:
+                self.fused.advantages(values, self._lengths.storage)
+            else:
+                self.buffer.compute_returns_and_advantage(values, dones[-1])
         self.buffer.pos, self.buffer.full = self.buffer.buffer_size, True
         return values.unsqueeze(1)
 

@@ -13,35 +13,39 @@ from triton.compiler import ASTSource, compile
 
 from sb3_isaac.ddpg import kernels as ddpg
 from sb3_isaac.dqn import kernels as dqn
+from sb3_isaac.envs import kernels as envs
 from sb3_isaac.ppo import kernels as ppo
 
-POINTERS = (
-    "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log "
-    "next_obs online target values obs targets noise actor critics".split()
-)  # fmt: skip
-WHOLE = (
-    "columns n_rows stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 actor_b3 "
-    "critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3".split()
-)  # fmt: skip
+KINDS = {
+    "*fp32": "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log next_obs online "
+    "target values obs targets noise actor critics actions low high env_actions log_probs reward final_obs new_obs "
+    "new_final_obs new_reward scale offset final_obs_log rewards truncated_log returns_log lengths_log returns last_values",
+    "*fp64": "gamma mean var count epsilon",
+    "*i64": "order step lengths",
+    "*i1": "dones terminated truncated",
+    "i32": "columns n n_rows n_steps first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 actor_b3 critic_w1 "
+    "critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3",
+}
+"""Types by the names of arguments; what is not here is a number."""
+OTHERS = {
+    ("advantages", "gamma"): "fp32",
+    ("huber_gradients", "actions"): "*i64",
+    ("update_moments", "returns"): "*fp64",
+    ("normalize_step", "returns"): "*fp64",
+}
 
 
-def kind(name: str, constants: Dict[str, Any]) -> str:
+def kind(kernel: str, name: str, constants: Dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
-    return (
-        "*i64"
-        if name in ("order", "actions") and not constants.get("ACT")
-        else "*fp32"
-        if name in (*POINTERS, "actions")
-        else "i32"
-        if name in WHOLE
-        else "fp32"
-    )
+    if kernel == "act" and name == "actions" and constants["DISCRETE"]:
+        return "*i64"
+    return OTHERS.get((kernel, name)) or next((one for one, names in KINDS.items() if name in names.split()), "fp32")
 
 
 def check(kernel: Any, capability: int, constants: Dict[str, Any]) -> None:
     names = kernel.arg_names
-    signature = {name: kind(name, constants) for name in names}
+    signature = {name: kind(kernel.__name__, name, constants) for name in names}
     source = ASTSource(kernel, signature, constexprs={(names.index(name),): value for name, value in constants.items()})
     compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
     assert compiled.asm["cubin"]
@@ -54,6 +58,14 @@ if __name__ == "__main__":
     for n, precision in enumerate(("fp32", "tf32", "bf16")):
         branches = {"KIND": n + 1, "DISCRETE": n == 1, "OLD": n < 2, "CLIP_VF": n != 1, "PRECISION": precision}
         check(ppo.minibatch_gradients, int(sys.argv[1]), {**shape, **branches})
+        acting = {key: value for key, value in {**shape, **branches}.items() if key not in ("CLIP_VF", "PRECISION")}
+        check(ppo.act, int(sys.argv[1]), {**acting, "ROWS": 32})
+    check(ppo.advantages, int(sys.argv[1]), {"VALUE": 5, "BLOCK": 128})
+    check(ppo.store_step, int(sys.argv[1]), {"OBS": 4, "BI": 16, "BLOCK": 128})
+    check(envs.note_step, int(sys.argv[1]), {"BLOCK": 128})
+    check(envs.update_moments, int(sys.argv[1]), {"COLUMNS": 4, "BLOCK": 1024})
+    switches = {"NORM_OBS": True, "NORM_REWARD": True}
+    check(envs.normalize_step, int(sys.argv[1]), {**switches, "COLUMNS": 4, "BI": 16, "BLOCK": 128})
     check(ppo.clip_and_step, int(sys.argv[1]), {"CLIPS": True, "STOPS": True, "ADAPTS": True, "BLOCK": 1024})
     net: Dict[str, Any] = {
         "IN": 4,
