@@ -23,6 +23,10 @@ from sb3_isaac.ppo.fused_steps import FusedSteps
 from sb3_isaac.ppo.update import unchecked_distributions
 
 
+MOST_STEPS = 64
+"""Of a rollout that is one graph: capturing takes time and memory for each"""
+
+
 class PolicyStep(NamedTuple):
     """What happened in one step of all environments: tensors that the next step overwrites."""
 
@@ -148,7 +152,7 @@ class Rollout:
         # The update moves the parameters when it makes them flat: a graph from before would go on with those of then
         addresses = [parameter.data_ptr() for parameter in self.policy.parameters()] if captures else []
         for graphed in (self.graphed_step, self.graphed_steps):
-            graphed.enabled = captures
+            graphed.enabled = captures and (graphed is self.graphed_step or self.buffer.buffer_size <= MOST_STEPS)
             graphed.begin(self._fast, self.buffer.rows.data_ptr(), addresses)
 
     def step(self) -> PolicyStep:

@@ -6,6 +6,7 @@ Whatever somebody does in between must reach the graphs, or make new ones.
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
@@ -177,6 +178,22 @@ def betas(callback: Any, n: int) -> None:
 def test_changes_between_rollouts(algo: str, what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = both(algo, with_callback(what), monkeypatch)
     assert what is parameters_moved or difference(model, undisturbed(algo)) > 1e-6
+
+
+@pytest.mark.parametrize(
+    "what", [settings, limits, statistics, parameters_set, parameters_moved, narrower, betas], ids=lambda what: what.__name__
+)
+def test_changes_between_trainings(what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nobody looks at PPO's steps, all of a rollout are one graph."""
+
+    def act(model: Any) -> None:
+        for n in range(1, 9):
+            what(SimpleNamespace(model=model, training_env=model.env), n)
+            model.learn(N_ENVS * N_STEPS, reset_num_timesteps=False)
+
+    _, model = both("ppo", act, monkeypatch)
+    assert bool(model._run.rollout.graphed_steps.graphs) == (what is not limits)  # which change each time
+    assert not model._run.rollout.graphed_step.graphs
 
 
 def reset(callback: Any, n: int) -> None:

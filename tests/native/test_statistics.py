@@ -18,6 +18,7 @@ from sb3_isaac.device.finite import NotFiniteError
 from sb3_isaac.envs.running_mean_std import RunningMoments
 from sb3_isaac.envs.tensor_path import compile_step
 from tests.conftest import DISCRETE, difference, make_env, run_python
+from tests.envs.same_step import NORMALIZE, both, check_steps
 from tests.native.conftest import needs_a_compiler
 from tests.off_policy.conftest import make_model as make_off_policy
 from tests.ppo.conftest import learn, make_model
@@ -45,48 +46,13 @@ def test_updates(n_rows: int) -> None:
 
 
 def in_c_too(make: Any) -> Tuple[Any, Any]:
-    """What ``make`` makes, stepped in tensors and, but for the simulator itself, in C."""
-    envs = make(), make()
-    for env, compiled in zip(envs, (False, True)):
-        for layer in (env, env.unwrapped):
-            layer.compile_bookkeeping(compiled)
-        env.reset_tensor()
-    return envs
-
-
-NORMALIZE = [
-    {},
-    {"norm_obs": False},
-    {"norm_reward": False},
-    {"norm_obs": False, "norm_reward": False},
-    {"training": False},
-    {"clip_obs": 0.3, "clip_reward": 0.2, "gamma": 0.5, "epsilon": 1.0},
-    {"clip_obs": np.float32(2.0), "clip_reward": 3, "gamma": np.float32(0.5), "training": np.bool_(False)},
-]
+    return both(make, compiled=True)
 
 
 @pytest.mark.parametrize("options", NORMALIZE, ids=str)
 @pytest.mark.parametrize("n_envs", [1, 13])
 def test_a_step(options: Dict[str, Any], n_envs: int) -> None:
-    """With its ends of episodes: observations, rewards, statistics and what is known of the episodes."""
-    plain, in_c = in_c_too(lambda: VecNormalize(make_env(n_envs=n_envs, max_episode_length=9), **options))
-    generator = th.Generator().manual_seed(0)
-    n_done = 0
-    for _ in range(40):
-        actions = th.rand(n_envs, 1, generator=generator) * 2.0 - 1.0
-        expected, found = plain.step_tensor(actions), in_c.step_tensor(actions)
-        for name, want in expected._asdict().items():
-            th.testing.assert_close(getattr(found, name), want, rtol=1e-5, atol=1e-6)
-        for name in ("dones", "episode_returns", "episode_lengths", "obs_tensor"):
-            th.testing.assert_close(getattr(in_c, name), getattr(plain, name), rtol=1e-5, atol=1e-6)
-        for get in ("get_original_obs_tensor", "get_original_final_obs_tensor", "get_original_reward_tensor"):
-            assert th.equal(getattr(in_c, get)(), getattr(plain, get)())
-        assert in_c.returns == pytest.approx(plain.returns, rel=1e-12)
-        assert in_c.obs_tensor is found.obs
-        n_done += int(plain.dones.sum())
-    assert n_done > 0
-    for name in ("mean", "var", "count"):
-        th.testing.assert_close(getattr(in_c._state.moments, name), getattr(plain._state.moments, name), rtol=1e-9, atol=1e-12)
+    check_steps(*in_c_too(lambda: VecNormalize(make_env(n_envs=n_envs, max_episode_length=9), **options)))
 
 
 def test_other_tensors_of_a_task() -> None:

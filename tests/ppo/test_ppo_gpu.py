@@ -16,7 +16,7 @@ from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
 from sb3_isaac.device.host import to_host
 from sb3_isaac.ppo import rollout, update
 from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env, parameters
-from tests.ppo.conftest import learn, make_model
+from tests.ppo.conftest import Looks, learn, make_model
 
 pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -41,11 +41,14 @@ def test_training_equals_sb3(env_id: str, options: Any) -> None:
             assert ours.logger.name_to_value[key] == pytest.approx(value, rel=1e-2, abs=1e-4), key
 
 
+@pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("env_id", [CONTINUOUS, DISCRETE])
 @pytest.mark.parametrize("options", [{}, {"normalize": True, "adaptive_lr_kl": 0.01, "clip_range": lambda p: 0.1 + 0.1 * p}])
-def test_graphs_change_nothing(env_id: str, options: Any) -> None:
-    eager, graphs = learn(make(env_id=env_id, **options), 5), learn(make(env_id=env_id, compile=True, **options), 5)
-    assert graphs._run.rollout.graphed_step.graphs and len(graphs._run.update.gradients.graphs) == 2
+def test_graphs_change_nothing(env_id: str, options: Any, looks: bool) -> None:
+    callback = Looks() if looks else None
+    eager, graphs = (learn(make(env_id=env_id, compile=one, **options), 5, callback) for one in (False, True))
+    rollout = graphs._run.rollout
+    assert (rollout.graphed_step if looks else rollout.graphed_steps).graphs and len(graphs._run.update.gradients.graphs) == 2
     # Rounding differences of compiled kernels grow: a pole falls, and minibatches feed on each other
     buffers = [model.rollout_buffer.tensors for model in (eager, graphs)]
     assert th.allclose(buffers[0].observations, buffers[1].observations, atol=1e-2)

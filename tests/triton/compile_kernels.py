@@ -23,8 +23,8 @@ KINDS = {
     "*fp64": "gamma mean var count epsilon",
     "*i64": "order step lengths",
     "*i1": "dones terminated truncated",
-    "i32": "columns n n_rows n_steps first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 actor_b3 critic_w1 "
-    "critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3",
+    "i32": "columns n n_rows n_steps first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 actor_b3 "
+    "critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3",
 }
 """Types by the names of arguments; what is not here is a number."""
 OTHERS = {

@@ -1,0 +1,180 @@
+"""Steps of a rollout in Triton's kernels against the plain path, which other tests hold against SB3's."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
+from sb3_isaac.backends.base import StepResult
+from sb3_isaac.buffers.rollout_buffer import StepColumn
+from sb3_isaac.envs import fused
+from sb3_isaac.envs.running_mean_std import RunningMoments
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.ppo.fused_steps import FusedSteps
+from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env
+from tests.envs.same_step import NORMALIZE, both, check_steps
+from tests.ppo.conftest import Looks, learn, make_model
+from tests.triton.conftest import ACTIVATIONS, DEVICE
+
+ANY = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("n_envs, options", [*((13, options) for options in NORMALIZE), (1, {}), (300, {})], ids=str)
+def test_a_step(n_envs: int, options: Dict[str, Any]) -> None:
+    def make() -> Any:
+        return VecNormalize(make_env(n_envs=n_envs, device=DEVICE, max_episode_length=9), **options)
+
+    plain, in_triton = both(make, compiled=False, precision="fp32")
+    assert in_triton._state.in_triton and in_triton.unwrapped._in_triton
+    check_steps(plain, in_triton, 12)
+
+
+def test_columns_that_are_not_finite_change_nothing_but_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many environments, which a program takes in several turns."""
+    monkeypatch.setattr(fused, "COLUMN_BLOCK", 16)
+    n, columns = 37, 3
+    plain, found = (RunningMoments(columns + 1, th.device(DEVICE), 1e-8) for _ in range(2))
+    returns = th.zeros(2, n, dtype=th.float64, device=DEVICE)
+    gamma = th.tensor(0.99, dtype=th.float64, device=DEVICE)
+    factors = th.tensor([1.0, 1e-3, 1e6], device=DEVICE)
+    none = th.zeros(n, dtype=th.bool, device=DEVICE)
+    th.manual_seed(0)
+    for step in range(9):
+        obs, reward = th.randn(n, columns, device=DEVICE) * factors + factors, th.randn(n, device=DEVICE)
+        if step % 3 == 1:
+            obs[20, 1] = th.nan if step % 2 else th.inf
+        returns[0].mul_(gamma).add_(reward)
+        plain.update(th.cat((obs.t().double(), returns[:1])))
+        result = StepResult(obs, reward, none, none, obs)
+        step_of = fused.normalize_step(result, none, returns[1], found, gamma, True, True, True, 10.0, 10.0)
+        for name in ("mean", "var", "count", "scale", "offset"):
+            th.testing.assert_close(getattr(found, name), getattr(plain, name), rtol=1e-6, atol=1e-9)
+        assert th.equal(step_of.obs.isnan(), obs.isnan())
+        th.testing.assert_close(step_of.obs, step_of.final_obs, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+@ANY
+@given(
+    n_obs=st.integers(1, 40),
+    n_outputs=st.integers(1, 20),
+    discrete=st.booleans(),
+    pi=st.lists(st.integers(1, 70), min_size=1, max_size=2),
+    vf=st.lists(st.integers(1, 70), min_size=1, max_size=2),
+    activation=st.sampled_from(ACTIVATIONS),
+    n_envs=st.integers(1, 150),
+    keep=st.booleans(),
+    step=st.integers(0, 2),
+)
+def test_acting(
+    n_obs: int, n_outputs: int, discrete: bool, pi: Any, vf: Any, activation: Any, n_envs: int, keep: bool, step: int
+) -> None:
+    """With the same random numbers, and what it leaves in the buffer's rows."""
+    th.manual_seed(0)
+    action_space: Any = spaces.Discrete(n_outputs) if discrete else spaces.Box(-0.5, 0.7, (n_outputs,))
+    kwargs: Dict[str, Any] = {"net_arch": {"pi": pi, "vf": vf}, "activation_fn": activation}
+    policy = ActorCriticPolicy(spaces.Box(-10, 10, (n_obs,)), action_space, lambda _: 3e-3, **kwargs).to(DEVICE)
+    with th.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * th.randn_like(parameter))
+    plain = FastActorCriticPolicy(policy, n_envs)
+    buffers = [DeviceRolloutBuffer(3, policy.observation_space, action_space, DEVICE, n_envs=n_envs) for _ in range(2)]
+    for buffer in buffers:
+        buffer.keep_distributions(plain.distribution_columns if keep else 0)
+    low, high = (None, None) if discrete else (th.tensor(x, device=DEVICE) for x in (action_space.low, action_space.high))
+    fused_steps = FusedSteps(policy, buffers[1], low, high)
+    obs = th.randn(n_envs, n_obs, device=DEVICE)
+    results = []
+    for acts in (lambda: plain.act(obs), lambda: fused_steps.act(obs, th.full((1,), step, device=DEVICE))):
+        th.manual_seed(1)
+        with th.no_grad():
+            results.append(acts())
+    actions, values, log_probs, distribution = results[0]
+    buffers[0].put(step, obs, actions, th.zeros(n_envs, device=DEVICE), values, log_probs, distribution)
+    env_actions = actions if low is None else actions.clamp(low, high)
+    for found, want in zip(results[1], (actions, env_actions, values, log_probs)):
+        assert found.dtype is want.dtype
+        th.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    th.testing.assert_close(buffers[1].rows, buffers[0].rows, rtol=1e-5, atol=1e-5)
+
+
+@ANY
+@given(n_envs=st.integers(1, 300), n_obs=st.integers(1, 20), n_steps=st.integers(1, 7), lies_otherwise=st.booleans())
+def test_storing_and_advantages(n_envs: int, n_obs: int, n_steps: int, lies_otherwise: bool) -> None:
+    """What environments made of actions, also in tensors that are not in a piece, and advantages of all of it."""
+    th.manual_seed(0)
+    spaces_ = spaces.Box(-10, 10, (n_obs,)), spaces.Box(-1, 1, (1,))
+    policy = ActorCriticPolicy(*spaces_, lambda _: 3e-3).to(DEVICE)
+    plain, found = (DeviceRolloutBuffer(n_steps, *spaces_, DEVICE, gamma=0.9, gae_lambda=0.8, n_envs=n_envs) for _ in range(2))
+    fused_steps = FusedSteps(policy, found, None, None)
+    logs, final_obs = (th.zeros(2, *shape, device=DEVICE) for shape in ((3, n_steps, n_envs), (n_steps, n_envs, n_obs)))
+    next_obs = th.zeros(n_envs, n_obs, device=DEVICE)
+    values = th.randn(n_steps, n_envs, device=DEVICE)
+    plain.tensors.values.copy_(values)
+    found.tensors.values.copy_(values)
+    for step in range(n_steps):
+        obs, last, reward = (th.randn(n_envs, *size, device=DEVICE) for size in ((n_obs,), (n_obs,), ()))
+        if lies_otherwise:
+            obs, reward = obs.t().contiguous().t(), reward.repeat_interleave(2)[::2]
+        terminated, truncated = (th.rand(n_envs, device=DEVICE) < 0.3 for _ in range(2))
+        dones, returns = terminated | truncated, th.randn(n_envs, device=DEVICE)
+        lengths = th.randint(1, 500, (n_envs,), device=DEVICE)
+        result = StepResult(obs, reward, terminated, truncated, last)
+        number = th.full((1,), step, device=DEVICE)
+        fused_steps.store(number, result, dones, returns, lengths, next_obs, final_obs[1], logs[1])
+        for column, value in zip(logs[0], (truncated, returns, lengths * dones)):
+            StepColumn(column).put(step, value)
+        StepColumn(final_obs[0]).put(step, last)
+        StepColumn(plain.tensors.rewards).put(step, reward)
+        assert th.equal(next_obs, obs)
+    assert th.equal(logs[0], logs[1]) and th.equal(final_obs[0], final_obs[1])
+    assert th.equal(plain.tensors.rewards, found.tensors.rewards)
+    ended, last_values = logs[0, 2] > 0.0, th.randn(n_envs, device=DEVICE)
+    plain.tensors.episode_starts[1:].copy_(ended[:-1])
+    plain.compute_returns_and_advantage(last_values, ended[-1])
+    fused_steps.advantages(last_values, logs[1, 2])
+    for name in ("advantages", "returns"):
+        th.testing.assert_close(getattr(found.tensors, name), getattr(plain.tensors, name), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("env_id, normalize, looks", [(CONTINUOUS, True, False), (DISCRETE, False, True)])
+def test_rollouts_equal_the_plain_path(env_id: str, normalize: bool, looks: bool) -> None:
+    """And all that comes of them."""
+    models = []
+    for precision in (None, "fp32"):
+        env: Any = make_env(env_id, 16, device=DEVICE, max_episode_length=12)
+        env = VecNormalize(env) if normalize else env
+        options = {"device": DEVICE, "compile": DEVICE == "cuda", "adaptive_lr_kl": 0.01, "n_steps": 8}
+        model = make_model(PPO, env, precision=precision, **options)
+        models.append(learn(model, 4, Looks() if looks else None))
+    assert models[0]._run.rollout.fused is None and models[1]._run.rollout.fused is not None
+    tolerance = 1e-4 if DEVICE == "cpu" else 1e-2
+    for name, want in models[0].rollout_buffer.tensors._asdict().items():
+        found = getattr(models[1].rollout_buffer.tensors, name)
+        assert float((found - want).abs().max()) <= tolerance * float(want.abs().max()), name
+    assert difference(*models) < tolerance
+    episodes = [[(one["r"], one["l"]) for one in model.ep_info_buffer] for model in models]
+    assert len(episodes[0]) > 10
+    for (r, length), (want_r, want_length) in zip(*episodes):
+        assert r == pytest.approx(want_r, abs=1e-2) and length == want_length
+
+
+def test_parameters_that_are_moved_are_found() -> None:
+    """By an update, which makes them flat, and by anybody else."""
+    model = make_model(PPO, make_env(n_envs=8, device=DEVICE), precision="fp32", device=DEVICE, n_steps=4, batch_size=32)
+    learn(model, 1)
+    obs = th.randn(8, 4, device=DEVICE)
+    for move in (lambda p: p.data, lambda p: p.data.clone()):
+        with th.no_grad():
+            for parameter in model.policy.parameters():
+                parameter.data = move(parameter).mul(0.9)
+        fused_steps = model._run.rollout.fused
+        fused_steps.find()
+        _, _, values, _ = fused_steps.act(obs, th.zeros(1, dtype=th.int64, device=DEVICE))
+        th.testing.assert_close(values, model.policy.predict_values(obs).flatten().detach(), rtol=1e-5, atol=1e-5)
