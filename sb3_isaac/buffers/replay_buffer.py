@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac._for_c import dense, pointer
 from sb3_isaac._native import library
-from sb3_isaac.buffers import storage
+from sb3_isaac.buffers import fused, storage
 from sb3_isaac.settings.check import check
 
 # The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,
@@ -101,6 +101,8 @@ class DeviceReplayBuffer(ReplayBuffer):
 
     in_c = False
     """Whether rows are packed and drawn in C, where all is on a CPU, see ``replay.c``"""
+    in_triton = False
+    """Whether rows are drawn in Triton, where all is on a device that has it, see ``fused.py``"""
 
     def __init__(
         self,
@@ -391,9 +393,9 @@ class DeviceReplayBuffer(ReplayBuffer):
         :param index: (B,) int64, ``row * n_envs + env``, on the storage's device
         :param newest: :attr:`newest`, for CUDA graphs as a tensor () on the storage's device
         """
-        factors = self._factors(index, env) if self._all_in_c else None
+        factors = self._factors(index, env) if self._all_in_c or self._all_in_triton else None
         if factors is not None:
-            return self._at_in_c(index, factors, int(self.newest if newest is None else newest))
+            return self._at_in_kernels(index, factors, self.newest if newest is None else newest)
         first = last = self._gather(index)
         if self.n_steps == 1:
             rewards, discounts = storage.normalize(env, "reward", first[:, self._reward_at, None]), None
@@ -458,54 +460,71 @@ class DeviceReplayBuffer(ReplayBuffer):
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 
-    # -- transitions in C, see replay.c --------------------------------------------------------------------------------
+    # -- transitions in C, see replay.c, and in Triton, see fused.py ---------------------------------------------------
 
     @property
     def _all_in_c(self) -> bool:
         on_cpu = self._storage.device.type == "cpu" and self._device.type == "cpu"
         return self.in_c and on_cpu and type(self) is DeviceReplayBuffer  # others may do something else
 
+    @property
+    def _all_in_triton(self) -> bool:
+        on_one = self._storage.device.type == self._device.type
+        return self.in_triton and on_one and type(self) is DeviceReplayBuffer
+
     def _factors(self, index: Any, env: VecNormalize | None) -> tuple[Any, ...] | None:
-        """What normalises observations and rewards, as ``VecNormalize.factors`` says; None: C cannot do it, or not with such
-        indices."""
+        """What normalises observations and rewards, as ``VecNormalize.factors`` says; None: C and Triton cannot do it, or not
+        with such indices."""
         if not isinstance(index, th.Tensor) or index.dim() != 1 or index.dtype not in (th.int64, th.int32):
             return None
         if env is None:
             return (None, None, 0.0, None, 0.0)
         factors = env.factors() if hasattr(type(env), "factors") else None
-        if factors is None or any(isinstance(x, th.Tensor) and x.device.type != "cpu" for x in factors):
+        if factors is None or any(isinstance(x, th.Tensor) and x.device != index.device for x in factors):
             return None
         return factors if factors[0] is None or factors[0].numel() == self._obs_dim else None
 
-    def _at_in_c(self, index: th.Tensor, factors: tuple[Any, ...], newest: int) -> ReplaySamples:
+    def _at_in_kernels(self, index: th.Tensor, factors: tuple[Any, ...], newest: int | th.Tensor) -> ReplaySamples:
         """:meth:`at`
 
         :param factors: from :meth:`_factors`
         """
         index = index.to(th.int64).contiguous()
-        n, obs_dim, action_dim = len(index), self._obs_dim, self.action_dim
+        n, action_dim = len(index), self.action_dim
         new = self._storage.new_empty
         obs, next_obs = new(2, n, *self.obs_shape).unbind(0)
         actions = new(n, action_dim)
         dones, returns = new(2, n, 1).unbind(0)
-        discounts = new(n, 1) if self.n_steps > 1 else None
-        scale, offset, clip_obs, reward_scale, clip_reward = factors
-        missing = library().replay_samples(
-            *(self._storage.data_ptr(), obs_dim, action_dim, self._width, self.buffer_size, self.n_envs),
-            *(index.data_ptr(), n, int(self.n_steps), float(self.gamma), newest, bool(self.handle_timeout_termination)),
-            *(pointer(scale), pointer(offset), clip_obs, pointer(reward_scale), clip_reward),
-            *map(pointer, (obs, actions, next_obs, dones, returns, discounts)),
-        )
-        if missing != 0:
-            raise IndexError(f"DeviceReplayBuffer: {missing} of {n} indices are out of range.")
+        discounts = new(n, 1)
+        written = (obs, actions, next_obs, dones, returns, discounts)
+        if self._all_in_triton:
+            if not isinstance(newest, th.Tensor):
+                newest = th.full((), newest, device=index.device)
+            powers = steps_and_powers(self.n_steps, self.gamma, index.device)[1]
+            settings = float(self.gamma), bool(self.handle_timeout_termination)
+            fused.replay_samples(self._storage, index, newest, powers, *settings, factors, written)
+        else:
+            self._draw_in_c(index, factors, int(newest), written)
         return ReplaySamples(
             observations=obs if self._obs_dtype is None else obs.to(self._obs_dtype),
             actions=actions.to(self._action_dtype),
             next_observations=next_obs if self._obs_dtype is None else next_obs.to(self._obs_dtype),
             dones=dones,
             rewards=returns,
-            discounts=discounts,
+            discounts=discounts if self.n_steps > 1 else None,
         )
+
+    def _draw_in_c(self, index: th.Tensor, factors: tuple[Any, ...], newest: int, written: tuple[th.Tensor, ...]) -> None:
+        """:raises IndexError: an index is out of range"""
+        scale, offset, clip_obs, reward_scale, clip_reward = factors
+        missing = library().replay_samples(
+            *(self._storage.data_ptr(), self._obs_dim, self.action_dim, self._width, self.buffer_size, self.n_envs),
+            *(index.data_ptr(), len(index), int(self.n_steps), float(self.gamma), newest),
+            *(bool(self.handle_timeout_termination), pointer(scale), pointer(offset), clip_obs),
+            *(pointer(reward_scale), clip_reward, *map(pointer, written)),
+        )
+        if missing != 0:
+            raise IndexError(f"DeviceReplayBuffer: {missing} of {len(index)} indices are out of range.")
 
     def state_dict(self) -> dict[str, Any]:
         """What is in it, as tensors and numbers: the rows in use are a copy if the buffer is not full."""
@@ -533,7 +552,8 @@ class DeviceReplayBuffer(ReplayBuffer):
     def __getstate__(self) -> dict[str, Any]:
         """Numpy arrays and names of devices, so that it loads without a GPU, and only the rows in use."""
         state = self.__dict__.copy()
-        state.pop("in_c", None)  # another machine may have no compiler
+        for name in ("in_c", "in_triton"):  # another machine may have no compiler
+            state.pop(name, None)
         rows = self.pos + self.optimize_memory_usage  # the newest transition's next_obs is in the row after it
         state["_storage"] = self._storage[: self.buffer_size if self.full else rows].cpu().numpy()
         state["_storage_device"] = str(self._storage.device)

@@ -32,7 +32,7 @@ from sb3_isaac.device.eligibility import Watch, is_patched
 from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
-from sb3_isaac.device.fused import describe_kernels, describe_none
+from sb3_isaac.device.fused import describe_kernels, describe_none, in_triton
 from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.data_parallel import DataParallel, callback_of_rank
@@ -356,6 +356,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._use_device_buffer()
         env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
         buffer.in_c = in_c(self.compile, buffer.storage_device)
+        buffer.in_triton = in_triton(self.precision, buffer.storage_device)
         compile_step(env, self.compile, self.precision)
         envs_are_reset = reset_num_timesteps or self._last_obs is None
         # SB3 would make an object of the noise for each environment

@@ -22,7 +22,6 @@ from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, parsed_layers
 from sb3_isaac.ppo.fused_steps import FusedSteps
 from sb3_isaac.ppo.update import unchecked_distributions
 
-
 MOST_STEPS = 64
 """Of a rollout that is one graph: capturing takes time and memory for each"""
 

@@ -11,6 +11,7 @@ from typing import Any, Dict
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from sb3_isaac.buffers import kernels as buffers
 from sb3_isaac.ddpg import kernels as ddpg
 from sb3_isaac.dqn import kernels as dqn
 from sb3_isaac.envs import kernels as envs
@@ -19,12 +20,13 @@ from sb3_isaac.ppo import kernels as ppo
 KINDS = {
     "*fp32": "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log next_obs online "
     "target values obs targets noise actor critics actions low high env_actions log_probs reward final_obs new_obs "
-    "new_final_obs new_reward scale offset final_obs_log rewards truncated_log returns_log lengths_log returns last_values",
+    "new_final_obs new_reward scale offset final_obs_log rewards truncated_log returns_log lengths_log returns last_values "
+    "powers reward_scale discounts",
     "*fp64": "gamma mean var count epsilon",
-    "*i64": "order step lengths",
+    "*i64": "order step lengths index newest",
     "*i1": "dones terminated truncated",
-    "i32": "columns n n_rows n_steps first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 actor_b3 "
-    "critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3",
+    "i32": "columns n n_rows n_steps n_envs width first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 "
+    "actor_b3 critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3",
 }
 """Types by the names of arguments; what is not here is a number."""
 OTHERS = {
@@ -32,6 +34,8 @@ OTHERS = {
     ("huber_gradients", "actions"): "*i64",
     ("update_moments", "returns"): "*fp64",
     ("normalize_step", "returns"): "*fp64",
+    ("replay_samples", "gamma"): "fp32",
+    ("replay_samples", "dones"): "*fp32",
 }
 
 
@@ -67,6 +71,8 @@ if __name__ == "__main__":
     switches = {"NORM_OBS": True, "NORM_REWARD": True}
     check(envs.normalize_step, int(sys.argv[1]), {**switches, "COLUMNS": 4, "BI": 16, "BLOCK": 128})
     check(ppo.clip_and_step, int(sys.argv[1]), {"CLIPS": True, "STOPS": True, "ADAPTS": True, "BLOCK": 1024})
+    drawing = {"OBS": 4, "ACT": 1, "BI": 4, "BA": 1, "BLOCK": 64, **switches, "TIME_LIMITS": True, "HAS_NEXT_OBS": True}
+    check(buffers.replay_samples, int(sys.argv[1]), drawing)
     net: Dict[str, Any] = {
         "IN": 4,
         "OUT": 3,

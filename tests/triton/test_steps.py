@@ -11,15 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
+from sb3_isaac import PPO, DeviceReplayBuffer, DeviceRolloutBuffer, VecNormalize
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers.rollout_buffer import StepColumn
 from sb3_isaac.envs import fused
 from sb3_isaac.envs.running_mean_std import RunningMoments
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.fused_steps import FusedSteps
-from tests.conftest import CONTINUOUS, DISCRETE, difference, make_env
+from tests.conftest import CONTINUOUS, DISCRETE, ENV_IDS, difference, make_env
 from tests.envs.same_step import NORMALIZE, both, check_steps
+from tests.off_policy.conftest import make_model as make_off_policy
 from tests.ppo.conftest import Looks, learn, make_model
 from tests.triton.conftest import ACTIVATIONS, DEVICE
 
@@ -178,3 +179,79 @@ def test_parameters_that_are_moved_are_found() -> None:
         fused_steps.find()
         _, _, values, _ = fused_steps.act(obs, th.zeros(1, dtype=th.int64, device=DEVICE))
         th.testing.assert_close(values, model.policy.predict_values(obs).flatten().detach(), rtol=1e-5, atol=1e-5)
+
+
+@ANY
+@given(
+    n_envs=st.integers(1, 9),
+    n_rows=st.integers(2, 12),
+    n_added=st.integers(1, 30),
+    n_obs=st.integers(1, 20),
+    n_actions=st.integers(1, 3),
+    n_steps=st.integers(1, 5),
+    batch_size=st.integers(1, 150),
+    economical=st.booleans(),
+    time_limits=st.booleans(),
+    cut=st.booleans(),
+    normalize=st.sampled_from([None, *NORMALIZE]),
+)
+def test_drawn_transitions(
+    n_envs: int,
+    n_rows: int,
+    n_added: int,
+    n_obs: int,
+    n_actions: int,
+    n_steps: int,
+    batch_size: int,
+    economical: bool,
+    time_limits: bool,
+    cut: bool,
+    normalize: Any,
+) -> None:
+    """With their n-step returns, around the newest ones, the ends of episodes and of the buffer."""
+    th.manual_seed(0)
+    spaces_ = spaces.Box(-10, 10, (n_obs,)), spaces.Box(-1, 1, (n_actions,))
+    options = {"optimize_memory_usage": economical, "handle_timeout_termination": time_limits and not economical}
+    buffer = DeviceReplayBuffer(n_rows * n_envs, *spaces_, DEVICE, n_envs, n_steps=n_steps, gamma=0.9, **options)
+    for _ in range(n_added):
+        ends = (th.rand(2, n_envs, device=DEVICE) < 0.2).unbind(0)
+        obs, next_obs = th.randn(2, n_envs, n_obs, device=DEVICE).unbind(0)
+        actions, reward = th.randn(n_envs, n_actions, device=DEVICE), th.randn(n_envs, device=DEVICE)
+        buffer.add_tensors(obs, next_obs, actions, reward, *ends)
+    if cut:
+        buffer.end_trajectories()
+    env = None
+    if normalize is not None:
+        env = VecNormalize(make_env(n_envs=n_envs, device=DEVICE), **normalize)
+        env._state.moments.scale.copy_(th.tensor([0.5, 2.0, 1.0, -1.0, 0.3], device=DEVICE))
+        env._state.moments.offset.copy_(th.tensor([0.1, 0.0, -1.0, 1.0, 0.0], device=DEVICE))
+        if n_obs != 4:
+            env.norm_obs = False
+    index = buffer.draw(batch_size)
+    samples = []
+    for buffer.in_triton in (False, True):
+        samples.append(buffer.at(index, env))
+    for name, want in samples[0]._asdict().items():
+        found = getattr(samples[1], name)
+        assert (found is None) == (want is None)
+        if want is not None:
+            th.testing.assert_close(found, want, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_indices_that_there_are_not() -> None:
+    """Nobody reads beyond the buffer, and training sees that something is wrong."""
+    buffer = DeviceReplayBuffer(40, spaces.Box(-1, 1, (3,)), spaces.Discrete(2), DEVICE, 4)
+    buffer.in_triton, buffer.full = True, True
+    rewards = buffer.at(th.tensor([3, 40, -1], device=DEVICE)).rewards.flatten()
+    assert rewards.isnan().tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("algo", ["dqn", "ddpg"])
+def test_training_asks_for_it(algo: str) -> None:
+    env = VecNormalize(make_env(ENV_IDS[algo], 8, device=DEVICE))
+    model = make_off_policy(algo, env, precision="fp32", device=DEVICE, n_steps=2)
+    model.learn(8 * 10)
+    assert model.replay_buffer.in_triton and env.unwrapped._in_triton and env._state.in_triton
+    model.precision = None
+    model.learn(8 * 4)
+    assert not model.replay_buffer.in_triton and not env.unwrapped._in_triton and not env._state.in_triton
