@@ -109,10 +109,13 @@ def ranks_rate(args: argparse.Namespace, n_ranks: int) -> float:
     return statistics.median(values) * n_ranks
 
 
-def solve(args: argparse.Namespace, algo: str, what: str, stock: bool = False, compiled: bool = False) -> float:
-    """Median over five seeds of the seconds or environment steps until solved, with the shipped entries."""
+def solve(args: argparse.Namespace, algo: str, what: str, stock: bool = False, **params: Any) -> float:
+    """Median over five seeds of the seconds or environment steps until solved, with the shipped entries.
+
+    :param params: that differ from those
+    """
     command = [sys.executable, str(Path(__file__).with_name("solve.py")), "--algo", algo, "--device", args.device]
-    command += ["--seeds", "2" if args.quick else "5"] + ["--stock"] * stock + ["-params", '{"compile": true}'] * compiled
+    command += ["--seeds", "2" if args.quick else "5"] + ["--stock"] * stock + ["-params", json.dumps(params)]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     results = [json.loads(line) for line in lines if line.startswith("{")]
     solved = [r[what] for r in results if r["seconds"] is not None]
@@ -137,10 +140,13 @@ def update_rate(args: argparse.Namespace, algo: str, kind: str) -> float:
     return rate(lambda: model.train(n_steps, batch_size=BATCH), units=n_steps, seconds=seconds, device=args.device)
 
 
-def replay_pair(args: argparse.Namespace, kind: str) -> float:
-    """Milliseconds of one add of 4096 transitions and one sample of 16,384."""
+def replay_pair(args: argparse.Namespace, kind: str, n_rows: int = 100) -> float:
+    """Milliseconds of one add of 4096 transitions and one sample of 16,384.
+
+    :param n_rows: of the buffer, each of 4096 transitions
+    """
     n = 4096
-    spec = (n * 100, spaces.Box(-np.inf, np.inf, (4,)), spaces.Box(-1.0, 1.0, (1,)))
+    spec = (n * n_rows, spaces.Box(-np.inf, np.inf, (4,)), spaces.Box(-1.0, 1.0, (1,)))
     if kind == "stock":
         stock = ReplayBuffer(*spec, device=args.device, n_envs=n)
         obs, action = np.zeros((n, 4), np.float32), np.zeros((n, 1), np.float32)
@@ -152,6 +158,7 @@ def replay_pair(args: argparse.Namespace, kind: str) -> float:
             stock.sample(BATCH)
     else:
         ours = sb3_isaac.DeviceReplayBuffer(*spec, device=args.device, n_envs=n)
+        ours.in_triton = kind == "triton"
         t_obs, t_action = th.zeros(n, 4, device=args.device), th.zeros(n, 1, device=args.device)
         t_reward, t_done = th.zeros(n, device=args.device), th.zeros(n, dtype=th.bool, device=args.device)
 
@@ -159,7 +166,7 @@ def replay_pair(args: argparse.Namespace, kind: str) -> float:
             ours.add_tensors(t_obs, t_obs, t_action, t_reward, t_done, t_done)
             ours.sample(BATCH)
 
-    for _ in range(100):  # a full buffer
+    for _ in range(n_rows):  # a full buffer
         pair()
     return 1e3 / rate(pair, units=1, seconds=1.0 if args.quick else 3.0, device=args.device)
 
@@ -180,27 +187,30 @@ def step_rate(args: argparse.Namespace, n_envs: int, kind: str) -> float:
     return rate(many, units=20 * n_envs, seconds=0.5 if args.quick else 2.0, device=args.device)
 
 
-def memory(args: argparse.Namespace, what: str) -> float:
+def memory(args: argparse.Namespace, what: str, n_envs: int) -> float:
     """Peak megabytes beyond what importing torch takes (on CUDA: of device memory)."""
     th.rand(1000, 1000) @ th.rand(1000, 1000)  # the libraries' own buffers
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    env = make_env(args, 65_536 if what == "env" else 4096)
+    env = make_env(args, n_envs)
     if what == "env":
         env.reset_tensor()
-        actions = th.zeros(65_536, 1, device=args.device)
+        actions = th.zeros(n_envs, 1, device=args.device)
         for _ in range(50):
             env.step_tensor(actions)
+    elif what == "replay":
+        sb3_isaac.DeviceReplayBuffer(10_000_000, env.observation_space, env.action_space, args.device, n_envs)
     else:
         model = sb3_isaac.PPO("MlpPolicy", env, n_steps=HORIZON, batch_size=MINIBATCH, n_epochs=EPOCHS, device=args.device)
-        model.learn(3 * 4096 * HORIZON)
+        model.learn(3 * n_envs * HORIZON)
     if args.device.startswith("cuda"):
         return th.cuda.max_memory_allocated() / 2**20
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def make_rows(device: str) -> List[Row]:
-    rows = []
-    for n in (512, 4096, *((16_384,) if device.startswith("cuda") else ())):
+    rows: List[Row] = []
+    on_gpu = device.startswith("cuda")
+    for n in (512, 4096, *((16_384, 65_536) if on_gpu else ())):
         stock = f"ppo-{n} stock SB3, fast numpy adapter"
         row = partial(Row, unit="env steps/s", baseline=stock)
         rows += [
@@ -208,9 +218,10 @@ def make_rows(device: str) -> List[Row]:
             row(f"ppo-{n} sb3_isaac, eager", run=partial(ppo_rate, n_envs=n, kind="eager")),
             row(f"ppo-{n} sb3_isaac, compiled", run=partial(ppo_rate, n_envs=n, kind="compiled")),
             row(f"ppo-{n} SBX (SB3 in JAX), fast numpy adapter", run=partial(ppo_rate, n_envs=n, kind="sbx"), needs="sbx"),
-            row(f"ppo-{n} stock SB3, DummyVecEnv", run=partial(ppo_rate, n_envs=n, kind="dummy"), rounds=1),
         ]
-        if device.startswith("cuda"):
+        if n <= 4096:
+            rows.append(row(f"ppo-{n} stock SB3, DummyVecEnv", run=partial(ppo_rate, n_envs=n, kind="dummy"), rounds=1))
+        if on_gpu:
             name = f"ppo-{n} sb3_isaac, compiled, in Triton: "
             rows += [row(name + one, run=partial(ppo_rate, n_envs=n, kind=one), needs="triton") for one in PRECISIONS]
         # Other libraries on the same simulator, where they are installed
@@ -229,9 +240,12 @@ def make_rows(device: str) -> List[Row]:
         rows += [
             row(stock, unit="s", run=partial(seconds, stock=True), baseline=stock),
             row(f"solve-{algo} sb3_isaac", unit="s", run=seconds, baseline=stock),
-            row(f"solve-{algo} sb3_isaac, compiled", unit="s", run=partial(seconds, compiled=True), baseline=stock),
+            row(f"solve-{algo} sb3_isaac, compiled", unit="s", run=partial(seconds, compile=True), baseline=stock),
             row(f"solve-{algo} sb3_isaac, env steps", unit="steps", run=partial(solve, algo=algo, what="steps")),
         ]
+        for one in PRECISIONS if on_gpu else ():
+            run = partial(seconds, compile=True, precision=one)
+            rows.append(row(f"solve-{algo} sb3_isaac, compiled, in Triton: {one}", "s", run, stock, needs="triton"))
     for algo in ("DQN", "DDPG"):
         stock = f"update-{algo} stock SB3"
         row = partial(Row, unit="gradient steps/s", baseline=stock)
@@ -240,13 +254,20 @@ def make_rows(device: str) -> List[Row]:
             row(f"update-{algo} sb3_isaac, eager", run=partial(update_rate, algo=algo, kind="eager")),
             row(f"update-{algo} sb3_isaac, compiled", run=partial(update_rate, algo=algo, kind="compiled")),
         ]
-        if device.startswith("cuda"):
+        if on_gpu:
             name = f"update-{algo} sb3_isaac, compiled, in Triton: "
             rows += [row(name + one, run=partial(update_rate, algo=algo, kind=one), needs="triton") for one in PRECISIONS]
     stock = "replay add + sample, stock SB3"
     row = partial(Row, unit="ms", baseline=stock, higher_is_better=False, threads=1)
     rows.append(row(stock, run=partial(replay_pair, kind="stock")))
     rows.append(row("replay add + sample, sb3_isaac", run=partial(replay_pair, kind="ours")))
+    if on_gpu:
+        large, in_triton = partial(replay_pair, n_rows=2441), partial(row, needs="triton")
+        rows += [
+            in_triton("replay add + sample, sb3_isaac, in Triton", run=partial(replay_pair, kind="triton")),
+            row("replay add + sample of 10 million, sb3_isaac", run=partial(large, kind="ours")),
+            in_triton("replay add + sample of 10 million, sb3_isaac, in Triton", run=partial(large, kind="triton")),
+        ]
     for n in (4096, 65_536):
         bare = f"step-{n} bare simulator"
         row = partial(Row, unit="env steps/s", baseline=bare, threads=1)
@@ -256,8 +277,11 @@ def make_rows(device: str) -> List[Row]:
             row(f"step-{n} IsaacVecEnv.step (numpy)", run=partial(step_rate, n_envs=n, kind="numpy")),
         ]
     row = partial(Row, unit="MB", higher_is_better=False, rounds=1)
-    rows.append(row("memory of 65,536 environments", run=partial(memory, what="env")))
-    rows.append(row("memory of PPO training, 4096 environments", run=partial(memory, what="ppo")))
+    rows.append(row("memory of 65,536 environments", run=partial(memory, what="env", n_envs=65_536)))
+    for n in (4096, *((16_384, 65_536) if on_gpu else ())):
+        rows.append(row(f"memory of PPO training, {n} environments", run=partial(memory, what="ppo", n_envs=n)))
+    if on_gpu:
+        rows.append(row("memory of 10 million transitions", run=partial(memory, what="replay", n_envs=4096)))
     return rows
 
 

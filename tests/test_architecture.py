@@ -140,7 +140,8 @@ def test_what_one_reads_for_an_algorithm() -> None:
                "device.finite", "device.host", "device.cuda_graph", "device.eligibility", "device.ranks", "device.one_host",
                "device.threads",
                # which do the same as other files, in Triton or in C
-               "device.fused", "device.mlp_kernels", "ppo.fused", "ppo.kernels", "dqn.fused", "dqn.kernels",
+               "device.fused", "device.mlp_kernels", "buffers.fused", "buffers.kernels", "envs.fused", "envs.kernels",
+               "ppo.fused", "ppo.fused_steps", "ppo.kernels", "dqn.fused", "dqn.kernels",
                    "ddpg.fused", "ddpg.kernels",
                "device.native_mlp", "ppo.native", "dqn.native", "ddpg.native"}  # fmt: skip
     for module, most in (("ppo.ppo", 9), ("dqn.dqn", 10), ("ddpg.ddpg", 10)):

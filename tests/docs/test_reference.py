@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -17,7 +18,7 @@ from sb3_isaac import DDPG, DQN, PPO
 from sb3_isaac.buffers import DeviceReplayBuffer, DeviceRolloutBuffer
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 from sb3_isaac.settings.memory import replay_bytes, rollout_bytes
-from tests.conftest import ENV_IDS, make_env
+from tests.conftest import ENV_IDS, REPOSITORY, make_env, run_python
 from tests.docs.test_docs import DOCS, program
 
 REFERENCE = DOCS / "reference"
@@ -94,3 +95,14 @@ def test_physics_prints_what_the_page_shows(capsys: pytest.CaptureFixture[str]) 
     assert list(rows) == list(physics.WRONG)
     name = "no damping"
     assert physics.log_error(**physics.WRONG[name]) == pytest.approx(float(rows[name]), rel=0.1)
+
+
+@pytest.mark.parametrize("options", ["--algo ppo --normalize", "--algo dqn --eager"])
+def test_the_timeline_lists_what_ran(options: str, tmp_path: Path) -> None:
+    command = f"scripts/timeline.py --device cpu --n-envs 64 --iterations 3 {options} --trace {tmp_path}/trace.json"
+    done = run_python(*command.split(), cwd=REPOSITORY)
+    assert done.returncode == 0, done.stdout
+    assert "64 environments" in done.stdout and re.search(r"\| \*\*all\*\* \| [1-9]", done.stdout)
+    share = re.search(r"One iteration: [\d,]+ us, in [\d,]+ of them \((\d+)%\) something ran", done.stdout)
+    assert share is not None and 0 < int(share.group(1)) <= 100
+    assert "traceEvents" in json.loads((tmp_path / "trace.json").read_text())
