@@ -86,8 +86,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         with one_sentence(command), trusting(TRUST in argv):
             _check_extras(command, flags)
-            return _run(command, flags)
+            status = _run(command, flags)
+            sys.stdout.flush()
+            return status
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 1
         import gymnasium as gym  # not for the help above
 
         if several_ranks() and not _says_why(error):  # another one has said it
@@ -102,6 +106,16 @@ def main(argv: Optional[List[str]] = None) -> int:
             sentence += " If a module of yours registers it, name the module: --gym-packages my_task"
         print(f"sb3-isaac {command}: {sentence}", file=sys.stderr)
         return 1
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read what is printed has left (``| head``). If so, the rest is printed nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _says_why(error: Exception) -> bool:
@@ -185,6 +199,7 @@ def _train_flags(flags: List[str]) -> List[str]:
     args, rest = parser.parse_known_args(flags)
     started_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and args.resume is None
     if (args.resume is None and not started_again) or {"-h", "--help"} & set(rest):
+        _note_default_env(rest)
         return _with_own_flags(parser, flags)
     which = argparse.ArgumentParser(prog="sb3-isaac train", add_help=False)
     which.add_argument("--algo")
@@ -315,7 +330,15 @@ def _search_flags(flags: List[str]) -> List[str]:
     parser = argparse.ArgumentParser(prog="sb3-isaac optimize", add_help=False, allow_abbrev=False)
     parser.add_argument("--trial-timeout", type=float, metavar="SECONDS", help="prune a trial that takes longer")
     parser.add_argument("--write-yaml", metavar="FILE", help="add the best hyperparameters to this hyperparameter file")
+    _note_default_env(flags)
     return ["-optimize", *_with_own_flags(parser, flags)]
+
+
+def _note_default_env(flags: List[str]) -> None:
+    """Without ``--env`` rl_zoo3 has an environment of its own, which who calls this command may not have meant."""
+    if not _is_given("--env", flags) and not {"-h", "--help"} & set(flags):
+        ours = "--env IsaacGymCartpole-v0"
+        print(f"No --env is given: this is CartPole-v1, rl_zoo3's default. This package's: {ours}", flush=True)
 
 
 def _with_own_flags(parser: argparse.ArgumentParser, flags: List[str]) -> List[str]:

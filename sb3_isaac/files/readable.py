@@ -79,7 +79,8 @@ def read_settings(path: str) -> Dict[str, Any]:
         except TightlyPackedError:
             raise
         except (KeyError, ValueError, RuntimeError) as error:  # no part of this name, no JSON, an encrypted part
-            raise unreadable(path, what, error) from error
+            said = path in str(error)  # as open_zip has, of what went wrong before
+            raise unreadable(path, what, error.__cause__ if said else error) from error
         if broken is not None or not isinstance(settings, dict):
             raise unreadable(path, what, f"its part {broken or 'data'} is damaged")
     return settings

@@ -100,8 +100,7 @@ def load_agent(args: argparse.Namespace, n_envs: int, render_mode: Optional[str]
         raise FileNotFoundError(str(error) + TRAIN_FIRST) from error
     set_random_seed(args.seed)
     settings = os.path.join(folder, args.env)
-    hyperparams, settings_or_none = run_settings.saved_hyperparams(settings, norm_reward=False, test_mode=True)
-    statistics = run_settings.statistics_folder(path, settings_or_none)
+    hyperparams, statistics = run_settings.settings_of(path, settings, norm_reward=False, test_mode=True)
     # As in the training run, from its hyperparameter entry and then its command line, unless told otherwise
     env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
     saved_args = os.path.join(settings, "args.yml")

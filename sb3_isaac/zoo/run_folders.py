@@ -162,7 +162,7 @@ def model_path(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, 
     except (AssertionError, ValueError) as error:
         if not is_isaac_env_id(getattr(env_name, "gym_id", env_name)):  # of these rl_zoo3 has models to download
             raise
-        raise FileNotFoundError(str(error) + TRAIN_FIRST) from error
+        raise FileNotFoundError(str(error) + TRAIN_FIRST) from None  # which says it with the same words
     if is_isaac_env_id(getattr(env_name, "gym_id", env_name)):
         check_agent(path, algo)
         settings = os.path.join(run, env_name)

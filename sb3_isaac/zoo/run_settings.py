@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_isaac.envs.make import is_isaac_env_id
+from sb3_isaac.envs.model_files import statistics_path
 from sb3_isaac.files import safe_yaml
 from sb3_isaac.files.safe_model import NOT_FOR_ACTING, reading_safely
 from sb3_isaac.files.safe_names import listed
@@ -193,6 +194,25 @@ def statistics_folder(model_file: str, settings: Optional[str]) -> Optional[str]
     return folder.name
 
 
+def settings_of(
+    model_file: str, stats_path: str, norm_reward: bool = False, test_mode: bool = False
+) -> Tuple[Dict[str, Any], Optional[str]]:
+    """:func:`saved_hyperparams`, and the :func:`statistics_folder` of an agent. What a run has lost is said; statistics beside
+    the model tell that it wants them.
+
+    :param model_file: of the agent
+    """
+    entry, settings = saved_hyperparams(stats_path, norm_reward, test_mode)
+    if not os.path.isfile(os.path.join(stats_path, "config.yml")):
+        normalize = statistics_path(model_file).is_file()
+        if normalize:
+            kwargs = {"norm_obs": True, "norm_reward": norm_reward}
+            entry, settings = {**entry, "normalize": True, "normalize_kwargs": kwargs}, stats_path
+        and_what = ", with the statistics beside the model" if normalize else ""
+        print(f"There is no {stats_path}/config.yml: the environment is made as by default{and_what}.")
+    return entry, statistics_folder(model_file, settings)
+
+
 # -- rl_zoo3's own scripts --------------------------------------------------------------------------------------------
 
 
@@ -233,12 +253,7 @@ def opening_safely(get_model_path: Callable[..., Any]) -> Callable[..., Any]:
                 script["ALGOS"] = {name: _ToAct(algorithm) for name, algorithm in rl_zoo3.utils.ALGOS.items()}
         found = get_model_path(exp_id, folder, algo, env_name, *args, **kwargs)
         if is_ours and "get_saved_hyperparams" in script:
-            script["get_saved_hyperparams"] = functools.partial(_with_statistics, found[1])
+            script["get_saved_hyperparams"] = functools.partial(settings_of, found[1])
         return found
 
     return call
-
-
-def _with_statistics(model_file: str, stats_path: str, *args: Any, **kwargs: Any) -> Tuple[Dict[str, Any], Optional[str]]:
-    entry, settings = saved_hyperparams(stats_path, *args, **kwargs)
-    return entry, statistics_folder(model_file, settings)

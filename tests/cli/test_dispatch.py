@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, List
@@ -11,7 +12,7 @@ import pytest
 
 import sb3_isaac
 from sb3_isaac.cli import dispatch
-from tests.conftest import CONTINUOUS, run_python
+from tests.conftest import CONTINUOUS, child_environment, run_python
 
 
 @pytest.mark.parametrize("command", list(dispatch.COMMANDS))
@@ -102,3 +103,35 @@ def test_training_does_not_wait_for_plots_and_databases(tmp_path: Path) -> None:
     )
     done = run_python("-W", "ignore", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "optimize"])
+def test_without_an_environment_it_is_said_which_one_it_is(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(dispatch.runpy, "run_module", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    for flags, said in (([], True), (["--env", CONTINUOUS], False), ([f"--env={CONTINUOUS}"], False)):
+        assert dispatch.main([command, "--algo", "ppo", *flags]) == 0
+        assert ("this is CartPole-v1, rl_zoo3's default" in capsys.readouterr().out) == said
+
+
+CODE = """
+import sys
+from sb3_isaac.cli import dispatch
+
+def run(command, flags):
+    print("x" * 10_000_000)
+    return 0
+
+dispatch._run = run
+sys.exit(dispatch.main(["check"]))
+"""
+
+
+def test_who_reads_no_further_sees_no_error(tmp_path: Path) -> None:
+    """``| head``"""
+    for code, lines in ((CODE, []), (CODE.replace('print("x" * 10_000_000)', "raise BrokenPipeError('worker')"), ["worker"])):
+        reads = f'set -o pipefail; {sys.executable} -c "$CODE" | head -c 10 > head.txt'
+        env = {**child_environment(), "CODE": code}
+        done = subprocess.run(["bash", "-c", reads], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        assert done.stderr.splitlines() == [f"sb3-isaac check: {line}" for line in lines]

@@ -652,6 +652,7 @@ def test_a_command_says_what_is_wrong(command: str, words: str, capsys: pytest.C
     assert first.startswith("sb3-isaac") and "Traceback" not in first
     for word in words.split("|"):
         assert word in first, first
+    assert first.count("cannot be read") <= 1, "one sentence in another"
 
 
 @pytest.mark.parametrize("name, call, error, words", CALLS, ids=[row[0] for row in CALLS])

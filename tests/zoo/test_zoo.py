@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from sb3_isaac import PPO, evaluate
 from sb3_isaac.envs import ENV_KWARGS, SIMULATORS
 from sb3_isaac.zoo import entry_files, manager
 from tests.conftest import CONTINUOUS, DISCRETE, make_env, run_python
+from tests.reliability.broken_files import trained_run
 from tests.zoo.conftest import call, start
 
 
@@ -234,3 +236,15 @@ def test_a_manager_without_our_algorithms_trains_with_stock_sb3(tmp_path: Path, 
         models.append(experiment.setup_experiment()[0])
     assert type(models[0]) is PPO
     assert isinstance(models[1], stable_baselines3.PPO) and not isinstance(models[1], PPO)  # of a class that saves whole files
+
+
+@pytest.mark.filterwarnings("error:The model was trained on observations normalised")
+@pytest.mark.parametrize("command", ["evaluate -n 4", "enjoy --no-render -n 20"])
+def test_a_run_that_has_lost_its_settings(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The statistics beside the model are enough."""
+    folder = trained_run(tmp_path) / CONTINUOUS
+    shutil.rmtree(folder)
+    assert call([*command.split(), "--algo", "ppo", "--env", CONTINUOUS, "-f", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"There is no {folder}/config.yml: the environment is made as by default" in out
+    assert "Loading running average" in out
