@@ -40,7 +40,7 @@ def replay_samples(
     n, action_dim, obs_dim = len(index), actions.shape[1], obs[0].numel()
     scale, offset, clip_obs, reward_scale, clip_reward = factors
     kernels.replay_samples[(triton.cdiv(n, BLOCK),)](
-        *(table, width, n_rows, n_envs, index, newest, powers),
+        *(table, width, n_rows, n_envs, n_rows * n_envs, index, newest, powers),
         *(powers if factor is None else factor for factor in (scale, offset, reward_scale)),
         *written,
         *(n, len(powers) - 1, gamma, clip_obs, clip_reward),

@@ -39,6 +39,7 @@ def replay_samples(
     width,
     n_rows,
     n_envs,
+    total,  # n_rows * n_envs
     index,  # (n,) int64
     newest,  # () int64, row of the newest transitions
     powers,  # (n_steps + 1,) of gamma
@@ -69,7 +70,6 @@ def replay_samples(
     """Transitions with their n-step returns."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     used = i < n
-    total = n_rows.to(tl.int64) * n_envs
     first = tl.load(index + i, mask=used, other=0)
     there = used & (first >= 0) & (first < total)
     REWARD: tl.constexpr = OBS + ACT

@@ -25,8 +25,8 @@ KINDS = {
     "*fp64": "gamma mean var count epsilon",
     "*i64": "order step lengths index newest",
     "*i1": "dones terminated truncated",
-    "i32": "columns n n_rows n_steps n_envs width first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 actor_w3 "
-    "actor_b3 critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3",
+    "i32": "columns n n_rows n_steps n_envs total width first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 "
+    "actor_w3 actor_b3 critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3",
 }
 """Types by the names of arguments; what is not here is a number."""
 OTHERS = {
@@ -40,19 +40,23 @@ OTHERS = {
 
 
 def kind(kernel: str, name: str, constants: Dict[str, Any]) -> str:
-    if name in constants:
-        return "constexpr"
     if kernel == "act" and name == "actions" and constants["DISCRETE"]:
         return "*i64"
     return OTHERS.get((kernel, name)) or next((one for one, names in KINDS.items() if name in names.split()), "fp32")
 
 
+SIZES = ("n", "n_rows", "n_envs", "n_steps", "total", "first")
+"""Of these numbers Triton takes 1 for a constant, which is no tensor in the kernel."""
+
+
 def check(kernel: Any, capability: int, constants: Dict[str, Any]) -> None:
     names = kernel.arg_names
-    signature = {name: kind(kernel.__name__, name, constants) for name in names}
-    source = ASTSource(kernel, signature, constexprs={(names.index(name),): value for name, value in constants.items()})
-    compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
-    assert compiled.asm["cubin"]
+    for ones in ({}, {name: 1 for name in SIZES if name in names and "ROWS" not in constants}):
+        given = {**constants, **ones}
+        signature = {name: "constexpr" if name in given else kind(kernel.__name__, name, constants) for name in names}
+        source = ASTSource(kernel, signature, constexprs={(names.index(name),): value for name, value in given.items()})
+        compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+        assert compiled.asm["cubin"]
     print(kernel.__name__, constants.get("PRECISION", ""), "compiled for", capability)
 
 
