@@ -18,7 +18,6 @@ import sb3_isaac  # isort: skip  # before torch, which Isaac Gym wants
 import torch as th
 from benchmark_timing import EPOCHS, HORIZON, MINIBATCH
 from stable_baselines3.common.logger import Logger
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from sb3_isaac.settings.table import PRECISIONS
@@ -31,7 +30,7 @@ MOST_ROWS = 25
 def make_model(args: argparse.Namespace) -> Tuple[Any, int]:
     """What scripts/benchmark.py trains, and the steps of all environments in an iteration."""
     kind = "Discrete" if args.algo == "dqn" else ""
-    env = sb3_isaac.make_vec_env(f"IsaacGymCartpole{kind}-v0", args.n_envs, device=args.device, seed=0)
+    env: Any = sb3_isaac.make_vec_env(f"IsaacGymCartpole{kind}-v0", args.n_envs, device=args.device, seed=0)
     if args.normalize:
         env = sb3_isaac.VecNormalize(env)
     options: Dict[str, Any] = dict(device=args.device, seed=0, compile=not args.eager, precision=args.precision)
@@ -116,8 +115,9 @@ def main() -> None:
         seconds = time.perf_counter() - start
     if args.trace is not None:
         profiler.export_chrome_trace(args.trace)
-    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    events = [event for event in profiler.events() if event.device_type == kind and event.cpu_parent is None]
+    kind = "CUDA" if on_gpu else "CPU"
+    events: List[Any] = list(profiler.events() or [])
+    events = [event for event in events if event.device_type.name == kind and event.cpu_parent is None]
     found = [(event.name, event.time_range.start, event.time_range.end) for event in events]
     print(f"{model.path}; {args.n_envs} environments, {n_steps} steps in an iteration\n")
     print(table(found, seconds, args.iterations))

@@ -31,15 +31,13 @@ def replay_samples(
     :param written: observations (B, *obs_shape), actions (B, action_dim), next observations, dones (B, 1), returns (B, 1) and
         discounts (B, 1)
     """
-    import triton
-
     from sb3_isaac.buffers import kernels
 
     n_rows, n_envs, width = table.shape
     obs, actions = written[:2]
     n, action_dim, obs_dim = len(index), actions.shape[1], obs[0].numel()
     scale, offset, clip_obs, reward_scale, clip_reward = factors
-    kernels.replay_samples[(triton.cdiv(n, BLOCK),)](
+    kernels.replay_samples[(-(-n // BLOCK),)](
         *(table, width, n_rows, n_envs, n_rows * n_envs, index, newest, powers),
         *(powers if factor is None else factor for factor in (scale, offset, reward_scale)),
         *written,
@@ -50,7 +48,7 @@ def replay_samples(
         TIME_LIMITS=time_limits,
         NORM_OBS=scale is not None,
         NORM_REWARD=reward_scale is not None,
-        BI=triton.next_power_of_2(obs_dim),
-        BA=triton.next_power_of_2(action_dim),
+        BI=1 << (obs_dim - 1).bit_length(),
+        BA=1 << (action_dim - 1).bit_length(),
         BLOCK=BLOCK,
     )

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_isaac._for_c import dense, pointer
 from sb3_isaac._native import library
-from sb3_isaac.buffers import fused, storage
+from sb3_isaac.buffers import storage
+from sb3_isaac.buffers.fused import replay_samples
 from sb3_isaac.settings.check import check
 
 # The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,
@@ -502,7 +503,7 @@ class DeviceReplayBuffer(ReplayBuffer):
                 newest = th.full((), newest, device=index.device)
             powers = steps_and_powers(self.n_steps, self.gamma, index.device)[1]
             settings = float(self.gamma), bool(self.handle_timeout_termination)
-            fused.replay_samples(self._storage, index, newest, powers, *settings, factors, written)
+            replay_samples(self._storage, index, newest, powers, *settings, factors, written)
         else:
             self._draw_in_c(index, factors, int(newest), written)
         return ReplaySamples(

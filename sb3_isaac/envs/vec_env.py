@@ -18,8 +18,8 @@ from sb3_isaac._native import in_c, library
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
 from sb3_isaac.device.fused import in_triton
-from sb3_isaac.envs import fused
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
+from sb3_isaac.envs.fused import note_step
 from sb3_isaac.envs.infos import Infos
 from sb3_isaac.envs.last_finite import check_obs
 from sb3_isaac.envs.window import Window
@@ -155,7 +155,7 @@ class IsaacVecEnv(VecEnv):
         """Keep of a step what somebody may read until the next one."""
         kept = self.dones, self.episode_returns, self.episode_lengths
         if self._in_triton and self._are_ours(kept):
-            fused.note_step(result, *kept)
+            note_step(result, *kept)
             return
         # What the previous step left for the reader is cleared first: so the finished values need no second buffer.
         self.episode_returns.masked_fill_(self.dones, 0.0).add_(result.reward)

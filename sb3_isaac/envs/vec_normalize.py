@@ -20,7 +20,7 @@ from sb3_isaac._native import in_c, library
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.device import ranks
 from sb3_isaac.device.fused import in_triton
-from sb3_isaac.envs import fused
+from sb3_isaac.envs.fused import normalize_step
 from sb3_isaac.envs.last_finite import check_statistics
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
 from sb3_isaac.envs.running_mean_std import LiveRunningMeanStd, RunningMoments
@@ -214,7 +214,7 @@ class VecNormalize(SB3VecNormalize):
         switches = bool(self.training), bool(self.norm_obs), bool(self.norm_reward)
         clips = float(self.clip_obs), float(self.clip_reward)
         dones = dense(self.dones, self.num_envs, dtype=th.bool)
-        finished = fused.normalize_step(result, dones, state.returns, state.moments, state.gamma, *switches, *clips)
+        finished = normalize_step(result, dones, state.returns, state.moments, state.gamma, *switches, *clips)
         self.obs_tensor = finished.obs
         return finished
 
