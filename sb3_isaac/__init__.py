@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         wrap_mjlab,
         wrap_vec_task,
     )
-    from sb3_isaac.evaluation import evaluate, export, load
+    from sb3_isaac.evaluation import evaluate, export
+    from sb3_isaac.evaluation.load import load  # from the package mypy may take the module of that name
     from sb3_isaac.ppo import PPO
 
 __all__ = [
