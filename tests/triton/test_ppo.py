@@ -15,6 +15,8 @@ from torch import nn
 
 from sb3_isaac import PPO, VecNormalize, evaluate
 from sb3_isaac.device.fused import ROWS
+from sb3_isaac.envs import vec_normalize
+from sb3_isaac.ppo import rollout
 from sb3_isaac.ppo.fused import FusedUpdate
 from sb3_isaac.ppo.update import AdaptiveLR
 from sb3_isaac.settings.table import PRECISIONS
@@ -101,6 +103,9 @@ def test_learning(precision: str, env_id: str, monkeypatch: pytest.MonkeyPatch) 
     """The pole stands, whatever the precision: with the settings of hyperparams/ppo.yml."""
     if DEVICE == "cpu":
         monkeypatch.setitem(ROWS, precision, 1024)  # the interpreter takes as long for few rows
+        # and as long again for rollouts, whose precision is another matter: test_steps.py
+        monkeypatch.setattr(rollout, "why_not_fused", lambda *args: "they take long")
+        monkeypatch.setattr(vec_normalize, "in_triton", lambda *args: False)
     rates = {"learning_rate": 0.0036, "adaptive_lr_kl": 0.01, "vf_coef": 1.0, "max_grad_norm": 1.0}
     options = {"n_minibatches": 1, "n_epochs": 8, "policy_kwargs": NETWORKS["tanh"], "seed": 0, **rates}
     model = make_model(PPO, VecNormalize(make_env(env_id, 128, device=DEVICE)), device=DEVICE, precision=precision, **options)
