@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch as th
 
 BLOCK = 64
-"""Transitions in a block"""
+"""Transitions in a block; fewer of wide observations"""
+MOST_COLUMNS = 128
+"""Of observations and actions: wider ones would not fit into registers"""
 
 
 def replay_samples(
@@ -37,18 +40,21 @@ def replay_samples(
     obs, actions = written[:2]
     n, action_dim, obs_dim = len(index), actions.shape[1], obs[0].numel()
     scale, offset, clip_obs, reward_scale, clip_reward = factors
-    kernels.replay_samples[(-(-n // BLOCK),)](
-        *(table, width, n_rows, n_envs, n_rows * n_envs, index, newest, powers),
-        *(powers if factor is None else factor for factor in (scale, offset, reward_scale)),
-        *written,
-        *(n, len(powers) - 1, gamma, clip_obs, clip_reward),
-        OBS=obs_dim,
-        ACT=action_dim,
-        HAS_NEXT_OBS=width > obs_dim + action_dim + 2,
-        TIME_LIMITS=time_limits,
-        NORM_OBS=scale is not None,
-        NORM_REWARD=reward_scale is not None,
-        BI=1 << (obs_dim - 1).bit_length(),
-        BA=1 << (action_dim - 1).bit_length(),
-        BLOCK=BLOCK,
-    )
+    columns = 1 << (obs_dim - 1).bit_length()
+    rows = max(16, min(BLOCK, 2048 // columns))
+    with th.cuda.device(table.device) if table.is_cuda else nullcontext():  # Triton takes the current one
+        kernels.replay_samples[(-(-n // rows),)](
+            *(table, width, n_rows, n_envs, n_rows * n_envs, index, newest, powers),
+            *(powers if factor is None else factor for factor in (scale, offset, reward_scale)),
+            *written,
+            *(n, len(powers) - 1, gamma, clip_obs, clip_reward),
+            OBS=obs_dim,
+            ACT=action_dim,
+            HAS_NEXT_OBS=width > obs_dim + action_dim + 2,
+            TIME_LIMITS=time_limits,
+            NORM_OBS=scale is not None,
+            NORM_REWARD=reward_scale is not None,
+            BI=columns,
+            BA=1 << (action_dim - 1).bit_length(),
+            BLOCK=rows,
+        )

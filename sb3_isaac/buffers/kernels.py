@@ -20,12 +20,12 @@ def _clipped(x, clip):
 
 @triton.jit
 def _copy_obs(
-    table, at, scale, offset, clip, out, i, used, n_columns, NORM: tl.constexpr, COLUMNS: tl.constexpr, BC: tl.constexpr
+    table, at, there, scale, offset, clip, out, i, used, n_columns, NORM: tl.constexpr, COLUMNS: tl.constexpr, BC: tl.constexpr
 ):
     """Observations that begin at these places of the table, to rows ``i`` of ``out``, normalised or not."""
     c = tl.arange(0, BC)
     inside = used[:, None] & (c[None, :] < COLUMNS)
-    x = tl.load(table + at[:, None] + c[None, :], mask=inside, other=0.0)
+    x = tl.load(table + at[:, None] + c[None, :], mask=inside & there[:, None], other=0.0)
     if NORM:
         factor = tl.load(scale + c, mask=c < COLUMNS, other=0.0)
         shift = tl.load(offset + c, mask=c < COLUMNS, other=0.0)
@@ -100,11 +100,11 @@ def replay_samples(
     else:
         ended = flag > 0.0
     tl.store(dones + i, tl.where(ended, 1.0, 0.0), mask=used)
-    _copy_obs(table, first * width, scale, offset, clip_obs, obs, i, there, OBS, NORM_OBS, OBS, BI)
-    _copy_obs(table, first * width + OBS, scale, offset, clip_obs, actions, i, there, ACT, False, ACT, BA)
+    _copy_obs(table, first * width, there, scale, offset, clip_obs, obs, i, used, OBS, NORM_OBS, OBS, BI)
+    _copy_obs(table, first * width + OBS, there, scale, offset, clip_obs, actions, i, used, ACT, False, ACT, BA)
     if HAS_NEXT_OBS:
         behind = last * width + REWARD + 2
     else:
         behind = last + n_envs
         behind = tl.where(behind < total, behind, behind - total) * width
-    _copy_obs(table, behind, scale, offset, clip_obs, next_obs, i, there, OBS, NORM_OBS, OBS, BI)
+    _copy_obs(table, behind, there, scale, offset, clip_obs, next_obs, i, used, OBS, NORM_OBS, OBS, BI)

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_isaac._for_c import dense, pointer
 from sb3_isaac._native import library
 from sb3_isaac.buffers import storage
-from sb3_isaac.buffers.fused import replay_samples
+from sb3_isaac.buffers.fused import MOST_COLUMNS, replay_samples
 from sb3_isaac.settings.check import check
 
 # The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,
@@ -470,13 +470,17 @@ class DeviceReplayBuffer(ReplayBuffer):
 
     @property
     def _all_in_triton(self) -> bool:
-        on_one = self._storage.device.type == self._device.type
-        return self.in_triton and on_one and type(self) is DeviceReplayBuffer
+        there, here = self._storage.device, self._device
+        on_one = there.type == here.type and here.index in (None, there.index)
+        narrow = max(self._obs_dim, self.action_dim) <= MOST_COLUMNS
+        return self.in_triton and on_one and narrow and type(self) is DeviceReplayBuffer
 
     def _factors(self, index: Any, env: VecNormalize | None) -> tuple[Any, ...] | None:
         """What normalises observations and rewards, as ``VecNormalize.factors`` says; None: C and Triton cannot do it, or not
         with such indices."""
         if not isinstance(index, th.Tensor) or index.dim() != 1 or index.dtype not in (th.int64, th.int32):
+            return None
+        if index.device != self._storage.device:
             return None
         if env is None:
             return (None, None, 0.0, None, 0.0)

@@ -63,6 +63,18 @@ def main(argv: Optional[List[str]] = None) -> int:
 
     Errors that the user can mend are one sentence on stderr; ``--verbose 2`` shows the traceback.
     """
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 1
+
+
+def _main(argv: Optional[List[str]]) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     lines = [f"  {name:13s}{text}" for name, text in COMMANDS.items()]
     more = f"sb3-isaac COMMAND --help lists the flags.\n{TRUST} lets the files of runs run code: for makers you trust."
@@ -86,9 +98,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         with one_sentence(command), trusting(TRUST in argv):
             _check_extras(command, flags)
-            status = _run(command, flags)
-            sys.stdout.flush()
-            return status
+            return _run(command, flags)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
+import types
 from contextlib import ExitStack, nullcontext
 from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Tuple
 
@@ -12,12 +14,19 @@ import torch as th
 
 
 def plain_attributes(owner: object) -> Dict[str, Any]:
-    """The numbers and switches that an object holds, which a graph of its methods keeps as they were."""
+    """What an object holds that a graph of its methods keeps as it was: numbers, switches, groups of them, and functions."""
 
     def plain(value: Any) -> bool:
-        return isinstance(value, (bool, int, float, str, np.generic)) or isinstance(value, tuple) and all(map(plain, value))
+        if isinstance(value, tuple):
+            return all(map(plain, value))
+        settings = dataclasses.is_dataclass(value) and type(value).__hash__ is not None  # frozen, so comparing is safe
+        return settings or isinstance(value, (bool, int, float, str, np.generic, *FUNCTIONS))
 
     return {name: value for name, value in vars(owner).items() if plain(value)}
+
+
+FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+"""Which somebody may put in the place of a method"""
 
 
 @functools.lru_cache(maxsize=None)
@@ -148,7 +157,7 @@ class Graphed:
     :param enabled: False: always run the function as it is
     :param owners: see :class:`CudaGraph`; also, a change of their numbers and switches voids the graphs, and so do other
         tensors in the place of those that they had
-    :param generators: see :class:`CudaGraph`
+    :param generators: gives those of :class:`CudaGraph`; others in their place void the graphs
     """
 
     def __init__(
@@ -156,7 +165,7 @@ class Graphed:
         function: Callable[..., Any],
         enabled: bool,
         owners: Sequence[object] = (),
-        generators: Sequence[th.Generator] = (),
+        generators: Callable[[], Sequence[th.Generator]] = tuple,
     ) -> None:
         self.function = function
         self.enabled = enabled
@@ -174,7 +183,7 @@ class Graphed:
         if not self.enabled:
             self.disable()
             return
-        now = (constants, [(owner, plain_attributes(owner)) for owner in self._owners])
+        now = (constants, [*map(id, self._generators())], [(owner, plain_attributes(owner)) for owner in self._owners])
         if now != self._constants or not all(graph.is_current() for graph in self.graphs.values()):
             self.graphs.clear()
             self._warm.clear()
@@ -194,7 +203,7 @@ class Graphed:
             if key not in self._warm:
                 self._warm.append(key)
                 return self.function(*inputs)
-            graph = self.graphs[key] = CudaGraph(self.function, inputs, self._owners, self._generators)
+            graph = self.graphs[key] = CudaGraph(self.function, inputs, self._owners, self._generators())
         return graph(*inputs)
 
 

@@ -53,6 +53,7 @@ def next_values(
         chooses = dot(h2, transposed_weight(online, w3, LAST, OUT, BLAST, BO), PRECISION)
         chooses += bias_of(online, b3, OUT, BO)[None, :]
     best = tl.argmax(tl.where(o[None, :] < OUT, chooses, -float("inf")), 1)
+    best = tl.minimum(best, OUT - 1)  # of a row with NaN none is the largest
     tl.store(values + r, tl.sum(tl.where(o[None, :] == best[:, None], q, 0.0), 1), mask=valid)
 
 

@@ -71,13 +71,14 @@ def normalize_step(
             kernels.update_moments[(columns + 1 - first,)](
                 obs, reward, returns, gamma, *statistics, n, first, COLUMNS=columns, BLOCK=COLUMN_BLOCK, num_warps=8
             )
-        kernels.normalize_step[(n_blocks(n, BLOCK),)](
+        rows = max(16, 16 * BLOCK // block(columns))  # of wide observations fewer at once
+        kernels.normalize_step[(n_blocks(n, rows),)](
             *(obs, final_obs, reward, dones, returns, moments.scale, moments.offset, clip_obs, clip_reward),
             *(finished.obs, finished.final_obs, finished.reward, n),
             NORM_OBS=norm_obs,
             NORM_REWARD=norm_reward,
             COLUMNS=columns,
             BI=block(columns),
-            BLOCK=BLOCK,
+            BLOCK=rows,
         )
     return finished

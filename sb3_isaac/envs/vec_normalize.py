@@ -19,7 +19,7 @@ from sb3_isaac._for_c import dense, pointer
 from sb3_isaac._native import in_c, library
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.device import ranks
-from sb3_isaac.device.fused import in_triton
+from sb3_isaac.device.fused import MOST_UNITS, in_triton
 from sb3_isaac.envs.fused import normalize_step
 from sb3_isaac.envs.last_finite import check_statistics
 from sb3_isaac.envs.portable_pickle import PortablePickler, load_pickle
@@ -132,7 +132,8 @@ class VecNormalize(SB3VecNormalize):
         :param precision: an algorithm's; None: not in Triton
         """
         if self._state is not None:
-            self._state.in_triton = in_triton(precision, self.device)
+            narrow = len(self._state.obs_rows) <= MOST_UNITS
+            self._state.in_triton = narrow and in_triton(precision, self.device)
             self._state.moments.in_c = in_c(compiled, self.device) and not self._state.in_triton
 
     def _end_tensor_path(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -85,7 +86,7 @@ class Rollout:
         self._layers, self.captures = layers(self.env), self._may_capture and capturable(self.env)
         if self.captures:  # a replay leaves the next observations in _obs
             self._acted_on, self._acted_on_original = self._obs.clone(), self._stored_obs.clone()
-        self.graphed_step = Graphed(self._step, self.captures, self._layers, generators(self.env))
+        self.graphed_step = Graphed(self._step, self.captures, self._layers, partial(generators, self.env))
 
     def begin(self, buffer: DeviceReplayBuffer, fast: Any, exploration: Any) -> None:
         """Before the steps of a rollout.

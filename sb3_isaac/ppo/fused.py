@@ -78,10 +78,7 @@ class FusedUpdate:
         self._parts = th.zeros(0, n_params + N_SUMS, device=device)
         self._grad = th.zeros(n_params + N_SUMS, device=device)
         self._steps, self._going = th.zeros((), device=device), th.ones((), device=device)
-        self._captures = captures
-        self._work = Graphed(self._all_minibatches, captures)
-        self._generator: Optional[th.Generator] = None
-        """What the work draws from; None: torch's default"""
+        self._work = Graphed(self._all_minibatches, captures, generators=self._generators)
         self._now: Any = None
 
     def run(
@@ -104,10 +101,6 @@ class FusedUpdate:
         if most > len(self._parts):
             self._parts = self._parts.new_zeros(most, self._parts.shape[1])
         self._steps = adam.steps if isinstance(adam.steps, th.Tensor) else self._steps.fill_(adam.steps)
-        if buffer.generator is not self._generator:
-            self._generator = buffer.generator
-            own = [] if buffer.generator is None else [buffer.generator]
-            self._work = Graphed(self._all_minibatches, self._captures, generators=own)
         self._now = settings._replace(clip_range=0.0), tuple(sizes), lr, clips, old_log_std
         constants = (settings._replace(clip_range=0.0, clip_range_vf=None), settings.clip_range_vf is None, tuple(sizes))
         tensors = (buffer.rows.data_ptr(), lr.data_ptr(), clips.data_ptr(), old_log_std is None, self._parts.data_ptr())
@@ -117,6 +110,10 @@ class FusedUpdate:
         if not isinstance(adam.steps, th.Tensor):
             adam.steps = float(self._steps)
         return log[:, :N_SUMS], log[:, N_SUMS], sizes * settings.n_epochs
+
+    def _generators(self) -> List[th.Generator]:
+        """What minibatches are drawn from, besides torch's default."""
+        return [] if self._buffer.generator is None else [self._buffer.generator]
 
     def _moments(self, settings: Any, orders: th.Tensor, sizes: Sequence[int]) -> th.Tensor:
         """(n_epochs, minibatches, 4), two of them used: what is taken from the advantages of a minibatch, and what they are

@@ -149,6 +149,7 @@ def act(
         out, p = _log_softmax(out, o, OUT)
         drawn = tl.load(noise + at, mask=used, other=1.0)
         action = tl.argmax(tl.where(o[None, :] < OUT, p / drawn, -1.0), 1)
+        action = tl.minimum(action, OUT - 1)  # of a row with NaN none is the largest
         log_prob = tl.sum(tl.where(o[None, :] == action[:, None], out, 0.0), 1)
         tl.store(actions + e, action.to(tl.int64), mask=inside)
         tl.store(row + OBS, action.to(tl.float32), mask=inside)

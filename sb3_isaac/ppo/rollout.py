@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -106,8 +107,9 @@ class Rollout:
         """(1,) each"""
         self._may_capture = compiled and has_graphs(device) and capturable(env)
         self._layers = layers(env)
-        self.graphed_step = Graphed(self._step_for_graphs, False, self._layers, generators(env))
-        self.graphed_steps = Graphed(self._all_steps, False, self._layers, generators(env))
+        draw_from = partial(generators, env)
+        self.graphed_step = Graphed(self._step_for_graphs, False, self._layers, draw_from)
+        self.graphed_steps = Graphed(self._all_steps, False, self._layers, draw_from)
 
     def belongs_to(self, env: Any, policy: Any, buffer: Any, compiled: bool, precision: Optional[str]) -> bool:
         """Whether this object was made for these."""
@@ -156,6 +158,8 @@ class Rollout:
 
     def step(self) -> PolicyStep:
         """One step of all environments."""
+        if self.fused is not None and not self.graphed_step.enabled:
+            self.fused.find()  # a callback may have moved the parameters
         step: PolicyStep = self.graphed_step() if self.graphed_step.enabled else self._step(self.n_steps)
         self.n_steps += 1
         return step
@@ -277,7 +281,7 @@ class Rollout:
             # --8<-- [end:time_limits]
             values = self._predict_values(self.obs)
             tensors.episode_starts[1:].copy_(dones[:-1])
-            if self.fused is not None:
+            if self.fused is not None and "compute_returns_and_advantage" not in vars(self.buffer):
                 self.fused.advantages(values, self._lengths.storage)
             else:
                 self.buffer.compute_returns_and_advantage(values, dones[-1])

@@ -5,6 +5,7 @@ Whatever somebody does in between must reach the graphs, or make new ones.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Tuple
@@ -163,6 +164,23 @@ def narrower(callback: Any, n: int) -> None:
         callback.training_env.set_attr("reset_width", th.tensor([0.02, 0.05, 0.02, 0.05]))
 
 
+def task(callback: Any, n: int) -> None:
+    """A curriculum"""
+    if n == 4:
+        simulator = callback.training_env.unwrapped.tensor_env
+        simulator.task = dataclasses.replace(simulator.task, max_episode_length=4, max_effort=10.0)
+
+
+def generator(callback: Any, n: int) -> None:
+    if n == 4:
+        callback.training_env.unwrapped.tensor_env.generator = th.Generator().manual_seed(99)
+
+
+def function(callback: Any, n: int) -> None:
+    if n == 4:
+        callback.training_env.normalize_reward_tensor = lambda reward: 0.1 * reward
+
+
 def betas(callback: Any, n: int) -> None:
     if n == 4:
         policy = callback.model.policy
@@ -172,7 +190,9 @@ def betas(callback: Any, n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", [settings, limits, statistics, parameters_set, parameters_moved, narrower, betas], ids=lambda what: what.__name__
+    "what",
+    [settings, limits, statistics, parameters_set, parameters_moved, narrower, task, generator, function, betas],
+    ids=lambda what: what.__name__,
 )
 @pytest.mark.parametrize("algo", ALGOS)
 def test_changes_between_rollouts(algo: str, what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +201,9 @@ def test_changes_between_rollouts(algo: str, what: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "what", [settings, limits, statistics, parameters_set, parameters_moved, narrower, betas], ids=lambda what: what.__name__
+    "what",
+    [settings, limits, statistics, parameters_set, parameters_moved, narrower, task, generator, function, betas],
+    ids=lambda what: what.__name__,
 )
 def test_changes_between_trainings(what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As nobody looks at PPO's steps, all of a rollout are one graph."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pytest
 import torch as th
@@ -103,6 +103,49 @@ def test_acting(
         assert found.dtype is want.dtype
         th.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
     th.testing.assert_close(buffers[1].rows, buffers[0].rows, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_what_is_not_a_number_stays_one(discrete: bool) -> None:
+    """No action is drawn that there is not, with which an environment would read beyond its table."""
+    action_space: Any = spaces.Discrete(2) if discrete else spaces.Box(-1, 1, (1,))
+    policy = ActorCriticPolicy(spaces.Box(-10, 10, (4,)), action_space, lambda _: 3e-3).to(DEVICE)
+    buffer = DeviceRolloutBuffer(1, policy.observation_space, action_space, DEVICE, n_envs=3)
+    obs = th.zeros(3, 4, device=DEVICE)
+    obs[1] = th.nan
+    step = th.zeros(1, dtype=th.int64, device=DEVICE)
+    actions, _, values, log_probs = FusedSteps(policy, buffer, None, None).act(obs, step)
+    assert values.isnan().tolist() == [False, True, False]
+    if discrete:
+        assert log_probs.isnan().tolist() == [False, True, False] and int(actions.max()) < 2
+    else:
+        assert actions.flatten().isnan().tolist() == [False, True, False]
+
+
+def test_wide_observations() -> None:
+    """What does not fit into registers is left to PyTorch; what is somewhat wide is taken a few rows at once."""
+    for n_obs, narrow in ((100, True), (300, False)):
+        buffer = DeviceReplayBuffer(40, spaces.Box(-1, 1, (n_obs,)), spaces.Discrete(2), DEVICE, 4)
+        buffer.in_triton, buffer.full = True, True
+        stored = buffer.observations.copy_(th.randn(10, 4, n_obs))
+        assert buffer._all_in_triton == narrow
+        found = buffer.at(th.arange(40, device=DEVICE)).observations
+        assert th.equal(found.view(10, 4, n_obs), stored)
+        n, none = 40, th.zeros(40, dtype=th.bool, device=DEVICE)
+        moments = RunningMoments(n_obs + 1, th.device(DEVICE), 1e-8)
+        result = StepResult(found, th.zeros(n, device=DEVICE), none, none, found)
+        returns, gamma = (th.zeros(*size, dtype=th.float64, device=DEVICE) for size in ((n,), ()))
+        step_of = fused.normalize_step(result, none, returns, moments, gamma, False, True, True, 10.0, 10.0)
+        th.testing.assert_close(step_of.obs, found, rtol=1e-6, atol=1e-6)
+
+
+def test_advantages_of_somebodys_own() -> None:
+    model = make_model(PPO, make_env(n_envs=8, device=DEVICE), precision="fp32", device=DEVICE, n_steps=4, batch_size=32)
+    calls: List[int] = []
+    compute = model.rollout_buffer.compute_returns_and_advantage
+    model.rollout_buffer.compute_returns_and_advantage = lambda *args: (calls.append(1), compute(*args))
+    learn(model, 1)
+    assert model._run.rollout.fused is not None and calls == [1]
 
 
 @ANY
@@ -242,8 +285,9 @@ def test_indices_that_there_are_not() -> None:
     """Nobody reads beyond the buffer, and training sees that something is wrong."""
     buffer = DeviceReplayBuffer(40, spaces.Box(-1, 1, (3,)), spaces.Discrete(2), DEVICE, 4)
     buffer.in_triton, buffer.full = True, True
-    rewards = buffer.at(th.tensor([3, 40, -1], device=DEVICE)).rewards.flatten()
-    assert rewards.isnan().tolist() == [False, True, True]
+    samples = buffer.at(th.tensor([3, 40, -1], device=DEVICE))
+    assert samples.rewards.flatten().isnan().tolist() == [False, True, True]
+    assert not samples.observations.any() and not samples.next_observations.any()
 
 
 @pytest.mark.parametrize("algo", ["dqn", "ddpg"])
