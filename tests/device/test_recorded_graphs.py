@@ -189,22 +189,17 @@ def betas(callback: Any, n: int) -> None:
                 optimizer.param_groups[0]["betas"] = (0.5, 0.9)
 
 
-@pytest.mark.parametrize(
-    "what",
-    [settings, limits, statistics, parameters_set, parameters_moved, narrower, task, generator, function, betas],
-    ids=lambda what: what.__name__,
-)
+CHANGES = (settings, limits, statistics, parameters_set, parameters_moved, narrower, task, generator, function, betas)
+
+
+@pytest.mark.parametrize("what", CHANGES, ids=lambda what: what.__name__)
 @pytest.mark.parametrize("algo", ALGOS)
 def test_changes_between_rollouts(algo: str, what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = both(algo, with_callback(what), monkeypatch)
     assert what is parameters_moved or difference(model, undisturbed(algo)) > 1e-6
 
 
-@pytest.mark.parametrize(
-    "what",
-    [settings, limits, statistics, parameters_set, parameters_moved, narrower, task, generator, function, betas],
-    ids=lambda what: what.__name__,
-)
+@pytest.mark.parametrize("what", CHANGES, ids=lambda what: what.__name__)
 def test_changes_between_trainings(what: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As nobody looks at PPO's steps, all of a rollout are one graph."""
 

@@ -134,7 +134,7 @@ def test_wide_observations() -> None:
         n, none = 40, th.zeros(40, dtype=th.bool, device=DEVICE)
         moments = RunningMoments(n_obs + 1, th.device(DEVICE), 1e-8)
         result = StepResult(found, th.zeros(n, device=DEVICE), none, none, found)
-        returns, gamma = (th.zeros(*size, dtype=th.float64, device=DEVICE) for size in ((n,), ()))
+        returns, gamma = (th.zeros(size, dtype=th.float64, device=DEVICE) for size in ((n,), ()))
         step_of = fused.normalize_step(result, none, returns, moments, gamma, False, True, True, 10.0, 10.0)
         th.testing.assert_close(step_of.obs, found, rtol=1e-6, atol=1e-6)
 
