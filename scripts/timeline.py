@@ -46,11 +46,9 @@ def make_model(args: argparse.Namespace) -> Tuple[Any, int]:
 def short(name: str) -> str:
     """A kernel's name without its templates and arguments."""
     name = re.sub(r"^void |\(.*| \[clone.*", "", name)
-    while "<" in name and ">" in name:
-        fewer = re.sub(r"<[^<>]*>", "", name)
-        if fewer == name:
-            break
-        name = fewer
+    found = 1
+    while found:  # from the inside out
+        name, found = re.subn(r"<[^<>]*>", "", name)
     return name.replace("|", "/")[:60]
 
 

@@ -18,7 +18,7 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import Graphed, on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
-from sb3_isaac.device.fused import ROWS, block, layer_starts, n_blocks, n_warps, starts_of, widths
+from sb3_isaac.device.fused import ROWS, block, layer_starts, n_blocks, n_warps, starts_of, why_not_fused, widths
 from sb3_isaac.ppo.fast_policy import parsed_layers
 from sb3_isaac.ppo.loss import N_SUMS
 
@@ -37,6 +37,19 @@ def shape_of(policy: Any, rows: int) -> Tuple[Dict[str, Any], int]:
     shape.update(OBS=obs_dim, OUT=n_outputs, ROWS=rows, **blocks)
     shape.update(KIND=ACTIVATIONS[actor[0][1]], DISCRETE=getattr(policy, "log_std", None) is None)
     return shape, n_warps(*blocks.values())
+
+
+def in_kernels(policy: Any, precision: Optional[str]) -> bool:
+    """Whether the kernels are asked for, and know the networks of a policy, which are plain."""
+    return precision is not None and why_not_fused(parsed_layers(policy), policy.device) is None
+
+
+def first_of_four(shape: Dict[str, Any]) -> int:
+    """Where in a packed row value, log-probability, advantage and return begin.
+
+    :param shape: from :func:`shape_of`
+    """
+    return int(shape["OBS"] + (1 if shape["DISCRETE"] else shape["OUT"]))
 
 
 def starts_in(policy: Any, starts: Dict[int, int]) -> Dict[str, int]:
@@ -70,11 +83,11 @@ class FusedUpdate:
     ) -> None:
         self._buffer, self._adam = buffer, adam
         device, n_params = adam.flat.device, adam.flat.numel()
-        self._starts, n_outputs = starts_in(policy, starts_of(adam.parameters)), int(policy.action_net.out_features)
+        self._starts = starts_in(policy, starts_of(adam.parameters))
         self._shape, self._n_warps = shape_of(policy, ROWS[precision])
         self._shape["PRECISION"] = precision
-        self._first_of_four = self._shape["OBS"] + (1 if self._shape["DISCRETE"] else n_outputs)
-        self._no_old_log_std = th.zeros(n_outputs, device=device)
+        self._first_of_four = first_of_four(self._shape)
+        self._no_old_log_std = th.zeros(self._shape["OUT"], device=device)
         self._parts = th.zeros(0, n_params + N_SUMS, device=device)
         self._grad = th.zeros(n_params + N_SUMS, device=device)
         self._steps, self._going = th.zeros((), device=device), th.ones((), device=device)

@@ -17,7 +17,7 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import on_device
 from sb3_isaac.device.flat_adam import share_storage
 from sb3_isaac.device.fused import n_blocks
-from sb3_isaac.ppo.fused import shape_of, starts_in
+from sb3_isaac.ppo.fused import first_of_four, shape_of, starts_in
 
 ROWS = 64
 """Environments in a block that acts: with layers of 64 units four warps hold all of it in registers (what ptxas says for
@@ -37,7 +37,7 @@ class FusedSteps:
     def __init__(self, policy: Any, buffer: DeviceRolloutBuffer, low: Any, high: Any) -> None:
         self._policy, self._buffer = policy, buffer
         self._shape, self._n_warps = shape_of(policy, ROWS)
-        self._first_of_four = self._shape["OBS"] + (1 if self._shape["DISCRETE"] else self._shape["OUT"])
+        self._first_of_four = first_of_four(self._shape)
         none = th.zeros(1, device=buffer.device)
         self._low: th.Tensor = none if low is None else low
         self._high: th.Tensor = none if high is None else high

@@ -16,10 +16,10 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer, StepColumn
 from sb3_isaac.device.cuda_graph import Graphed, has_graphs
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, Origin, first_not_finite, is_finite
-from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, compile_step, generators, has_layers, layers
-from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, parsed_layers
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.ppo.fused import in_kernels
 from sb3_isaac.ppo.fused_steps import FusedSteps
 from sb3_isaac.ppo.update import unchecked_distributions
 
@@ -129,11 +129,8 @@ class Rollout:
         self._step_on_device.zero_()
         if self._watch.changed(more=[self.policy.action_dist]):
             plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
-            fused = plain and self._precision is not None
-            if fused and why_not_fused(parsed_layers(self.policy), self.buffer.device) is None:
-                self.fused = FusedSteps(self.policy, self.buffer, self._low, self._high)
-            else:
-                self.fused = None
+            fused = plain and in_kernels(self.policy, self._precision)
+            self.fused = FusedSteps(self.policy, self.buffer, self._low, self._high) if fused else None
             self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs, None, self._compiled) if plain else None
         keep = keep_distributions and self._fast is not None
         self.buffer.keep_distributions(self._fast.distribution_columns if self._fast is not None and keep else 0)
@@ -158,9 +155,13 @@ class Rollout:
 
     def step(self) -> PolicyStep:
         """One step of all environments."""
-        if self.fused is not None and not self.graphed_step.enabled:
-            self.fused.find()  # a callback may have moved the parameters
-        step: PolicyStep = self.graphed_step() if self.graphed_step.enabled else self._step(self.n_steps)
+        step: PolicyStep
+        if self.graphed_step.enabled:
+            step = self.graphed_step()
+        else:
+            if self.fused is not None:
+                self.fused.find()  # a callback may have moved the parameters
+            step = self._step(self.n_steps)
         self.n_steps += 1
         return step
 

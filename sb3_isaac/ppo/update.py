@@ -18,12 +18,11 @@ from sb3_isaac.device.cuda_graph import Graphed, has_graphs
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, advice
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
-from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.device.host import to_host
 from sb3_isaac.envs.last_finite import LastFinite
 from sb3_isaac.envs.tensor_path import patched_buffer
-from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, parsed_layers
-from sb3_isaac.ppo.fused import FusedUpdate
+from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
+from sb3_isaac.ppo.fused import FusedUpdate, in_kernels
 from sb3_isaac.ppo.loss import APPROX_KL, CLIPPED, ENTROPY, KL, N_SUMS, POLICY_LOSS, SQUARED_ERROR, LossSettings
 
 
@@ -261,11 +260,7 @@ class PPOUpdate:
                 self.fast.compile()
         clip_range: Any = settings.clip_range
         clip_range_vf: Any = settings.clip_range_vf
-        if (
-            self.fused is None
-            and self.precision is not None
-            and why_not_fused(parsed_layers(self.policy), self.device) is None
-        ):
+        if self.fused is None and self.precision is not None and in_kernels(self.policy, self.precision):
             self.fused = FusedUpdate(self.policy, buffer, self.adam, self.precision, self._captures)
         if compiles or self.fused is not None:  # read from where they lie, because schedules change them
             self._clip[0].fill_(clip_range)
