@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from typing import Any, Dict, Optional, Tuple
+from contextlib import nullcontext
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch as th
 
@@ -29,6 +30,58 @@ from sb3_isaac.backends.cartpole import (
 from sb3_isaac.backends.randomize import Drawn, Draws, applied, own_values, push
 
 DEFAULT_PHYSICS = CartpolePhysics()
+BLOCK = 128
+"""Cartpoles in a block of Triton's kernel"""
+
+
+class Coefficients(NamedTuple):
+    """What the equations of :func:`integrate` are made of. With b = m l cos(angle) and D = M J - b^2 they are
+
+        f = F - m l sin(angle) w^2        torque = m l g sin(angle) - damping w
+        dv = (J f + b torque) / D         dw = (b f + M torque) / D
+
+    for a total mass M, a pole of mass m whose centre is at l, and its inertia J about the joint. The code divides torque by
+    m l g, D by M J, and what dv and dw multiply it with by J and by m l: that takes half the operations."""
+
+    h: float
+    """Duration of a physics step, in seconds"""
+    max_cart_speed: float
+    max_pole_speed: float
+    pole_moment: float
+    """m l"""
+    torque_damping: float
+    determinant: float
+    cart_gain: float
+    pole_gain: float
+    cart_step: float
+    pole_step: float
+    track_limit: float
+    stopped_gain: float
+    """Where the cart stops dead, the pole takes the reaction: J dw = h torque - b v"""
+    stopped_velocity: float
+
+
+def coefficients(physics: CartpolePhysics, dt: float, substeps: int) -> Coefficients:
+    """Of control steps of ``dt`` seconds in so many physics steps."""
+    h, gravity = dt / substeps, physics.gravity
+    total_mass = physics.cart_mass + physics.pole_mass
+    pole_moment = physics.pole_mass * physics.pole_com
+    joint_inertia = physics.inertia + physics.pole_mass * physics.pole_com**2
+    return Coefficients(
+        h=h,
+        max_cart_speed=physics.max_cart_speed,
+        max_pole_speed=physics.max_pole_speed,
+        pole_moment=pole_moment,
+        torque_damping=physics.angular_damping * physics.inertia / (pole_moment * gravity),
+        determinant=pole_moment**2 / (total_mass * joint_inertia),
+        cart_gain=pole_moment**2 * gravity / joint_inertia,
+        pole_gain=total_mass * gravity,
+        cart_step=h / total_mass,
+        pole_step=h * pole_moment / (total_mass * joint_inertia),
+        track_limit=physics.track_limit,
+        stopped_gain=h * pole_moment * gravity / joint_inertia,
+        stopped_velocity=-pole_moment / joint_inertia,
+    )
 
 
 def integrate(
@@ -50,37 +103,25 @@ def integrate(
     """
     x, v, angle, w = dof_state.unbind(-1)
     one = dof_state.new_ones(())
-    h = dt / substeps
-    gravity, track_limit = physics.gravity, physics.track_limit
-    total_mass = physics.cart_mass + physics.pole_mass
-    pole_moment = physics.pole_mass * physics.pole_com
-    joint_inertia = physics.inertia + physics.pole_mass * physics.pole_com**2
-    damping = physics.angular_damping * physics.inertia
-    # In the joint-space equations of motion, with b = m l cos(angle) and D = M J - b^2,
-    #     f = F - m l sin(angle) w^2        torque = m l g sin(angle) - damping w
-    #     dv = (J f + b torque) / D         dw = (b f + M torque) / D
-    # constant factors are moved into the scalar arguments of add and addc*, which halves the number of operations.
+    c = coefficients(physics, dt, substeps)
     for _ in range(substeps):
         # Both joints are slowed by one common factor: a fast pole slows the cart.
-        excess = th.maximum(v.abs() / physics.max_cart_speed, w.abs() / physics.max_pole_speed).clamp(min=1.0)
+        excess = th.maximum(v.abs() / c.max_cart_speed, w.abs() / c.max_pole_speed).clamp(min=1.0)
         v, w = v / excess, w / excess
         sin, cos = th.sin(angle), th.cos(angle)
-        f = th.addcmul(force, sin, w * w, value=-pole_moment)
-        torque = th.sub(sin, w, alpha=damping / (pole_moment * gravity))  # / m l g
-        det = th.addcmul(one, cos, cos, value=-(pole_moment**2) / (total_mass * joint_inertia))  # / M J
-        cart_gain = th.addcmul(f, cos, torque, value=pole_moment**2 * gravity / joint_inertia)  # / J
-        pole_gain = th.add(cos * f, torque, alpha=total_mass * gravity)  # / m l
-        new_v = th.addcdiv(v, cart_gain, det, value=h / total_mass)
-        new_w = th.addcdiv(w, pole_gain, det, value=h * pole_moment / (total_mass * joint_inertia))
-        free_x = th.add(x, new_v, alpha=h)
-        # At the rail's end the cart stops dead and the pole takes the reaction: J dw = h torque - b v.
-        x = free_x.clamp(-track_limit, track_limit)
+        f = th.addcmul(force, sin, w * w, value=-c.pole_moment)
+        torque = th.sub(sin, w, alpha=c.torque_damping)
+        det = th.addcmul(one, cos, cos, value=-c.determinant)
+        new_v = th.addcdiv(v, th.addcmul(f, cos, torque, value=c.cart_gain), det, value=c.cart_step)
+        new_w = th.addcdiv(w, th.add(cos * f, torque, alpha=c.pole_gain), det, value=c.pole_step)
+        free_x = th.add(x, new_v, alpha=c.h)
+        x = free_x.clamp(-c.track_limit, c.track_limit)
         stopped = x != free_x
-        stopped_w = th.add(w, torque, alpha=h * pole_moment * gravity / joint_inertia)
-        stopped_w = th.addcmul(stopped_w, cos, v, value=-pole_moment / joint_inertia)
+        stopped_w = th.add(w, torque, alpha=c.stopped_gain)
+        stopped_w = th.addcmul(stopped_w, cos, v, value=c.stopped_velocity)
         w = th.where(stopped, stopped_w, new_w)
         v = new_v.masked_fill(stopped, 0.0)
-        angle = th.add(angle, w, alpha=h)
+        angle = th.add(angle, w, alpha=c.h)
     return th.stack((x, v, angle, w), dim=-1)
 
 
@@ -202,47 +243,32 @@ class _Task(ctypes.Structure):
     """cartpole_task of cartpole.c: what follows from the task's parameters."""
 
     _fields_ = [  # as ctypes wants it
-        *((name, ctypes.c_float) for name in ("h", "max_cart_speed", "max_pole_speed", "pole_moment", "torque_damping")),
-        *((name, ctypes.c_float) for name in ("determinant", "cart_gain", "pole_gain", "cart_step", "pole_step")),
-        *((name, ctypes.c_float) for name in ("track_limit", "stopped_gain", "stopped_velocity")),
-        *((name, ctypes.c_float) for name in ("max_effort", "reset_dist", "reset_angle")),
+        *((name, ctypes.c_float) for name in (*Coefficients._fields, "max_effort", "reset_dist", "reset_angle")),
         ("substeps", ctypes.c_int32),
         ("max_episode_length", ctypes.c_int64),
     ]
 
 
 @functools.lru_cache(maxsize=32)
+def numbers(task: CartpoleTask) -> Dict[str, Any]:
+    """Of a task, for the kernels of a whole step."""
+    names = ("max_effort", "reset_dist", "reset_angle", "substeps", "max_episode_length")
+    return {**coefficients(task, task.dt, task.substeps)._asdict(), **{name: getattr(task, name) for name in names}}
+
+
+@functools.lru_cache(maxsize=32)
 def _task_for_c(task: CartpoleTask) -> _Task:
-    """The constants of :func:`integrate`."""
-    h = task.dt / task.substeps
-    total_mass = task.cart_mass + task.pole_mass
-    pole_moment = task.pole_mass * task.pole_com
-    joint_inertia = task.inertia + task.pole_mass * task.pole_com**2
-    return _Task(
-        h=h,
-        max_cart_speed=task.max_cart_speed,
-        max_pole_speed=task.max_pole_speed,
-        pole_moment=pole_moment,
-        torque_damping=task.angular_damping * task.inertia / (pole_moment * task.gravity),
-        determinant=pole_moment**2 / (total_mass * joint_inertia),
-        cart_gain=pole_moment**2 * task.gravity / joint_inertia,
-        pole_gain=total_mass * task.gravity,
-        cart_step=h / total_mass,
-        pole_step=h * pole_moment / (total_mass * joint_inertia),
-        track_limit=task.track_limit,
-        stopped_gain=h * pole_moment * task.gravity / joint_inertia,
-        stopped_velocity=-pole_moment / joint_inertia,
-        max_effort=task.max_effort,
-        reset_dist=task.reset_dist,
-        reset_angle=task.reset_angle,
-        substeps=task.substeps,
-        max_episode_length=task.max_episode_length,
-    )
+    return _Task(**numbers(task))
+
+
+def _has_its_own(task: CartpoleTask) -> bool:
+    """Whether a task has what no kernel knows."""
+    return task.reward is not None or task.termination is not None or task.randomize is not None
 
 
 def why_not_in_c(task: CartpoleTask) -> Optional[str]:
     """What keeps a step from :func:`advance_in_c`; None: nothing."""
-    if task.reward is not None or task.termination is not None or task.randomize is not None:
+    if _has_its_own(task):
         return "the task has a reward, a termination or a randomisation of its own"
     return why_not_library()
 
@@ -256,14 +282,40 @@ def advance_in_c(
     task: CartpoleTask,
 ) -> Tuple[StepResult, th.Tensor]:
     """:func:`advance` on a CPU in one call, see ``cartpole.c``. Results differ by rounding."""
+    n, tensors, result, force = _arguments(dof_state, progress, actions, uniform, reset_width)
+    library().cartpole_step(ctypes.byref(_task_for_c(task)), n, *(tensor.data_ptr() for tensor in tensors))
+    return result, force
+
+
+def advance_in_triton(
+    dof_state: th.Tensor,
+    progress: th.Tensor,
+    actions: th.Tensor,
+    uniform: th.Tensor,
+    reset_width: th.Tensor,
+    task: CartpoleTask,
+) -> Tuple[StepResult, th.Tensor]:
+    """:func:`advance` in one kernel, see ``kernels.py``. Results differ by rounding."""
+    from sb3_isaac.backends import kernels
+
+    n, tensors, result, force = _arguments(dof_state, progress, actions, uniform, reset_width)
+    # Triton takes the current GPU
+    with th.cuda.device(dof_state.device) if dof_state.is_cuda else nullcontext():
+        kernels.cartpole_step[(-(-n // BLOCK),)](*tensors, n, **numbers(task), BLOCK=BLOCK)
+    return result, force
+
+
+def _arguments(
+    dof_state: th.Tensor, progress: th.Tensor, actions: th.Tensor, uniform: th.Tensor, reset_width: th.Tensor
+) -> Tuple[int, Tuple[th.Tensor, ...], StepResult, th.Tensor]:
+    """Of the step in C and in Triton: how many cartpoles, all tensors in order, and those of them that are results."""
     n = len(dof_state)
     actions = actions[:, 0].to(th.float32).expand(n).contiguous()
     final_obs, obs = dof_state.new_empty(2, n, 4).unbind(0)
     reward, force = dof_state.new_empty(2, n).unbind(0)
-    terminated, truncated = th.empty(2, n, dtype=th.bool).unbind(0)
+    terminated, truncated = th.empty(2, n, dtype=th.bool, device=dof_state.device).unbind(0)
     tensors = (dof_state, progress, actions, uniform, reset_width, final_obs, obs, reward, force, terminated, truncated)
-    library().cartpole_step(ctypes.byref(_task_for_c(task)), n, *(tensor.data_ptr() for tensor in tensors))
-    return StepResult(obs, reward, terminated, truncated, final_obs), force
+    return n, tensors, StepResult(obs, reward, terminated, truncated, final_obs), force
 
 
 def advance_randomized(
@@ -297,6 +349,8 @@ class TorchCartpole(CartpoleTensorEnv):
     """Isaac Gym's cartpole on any torch device. :class:`CartpoleTensorEnv` has the arguments."""
 
     capturable = True
+    in_triton = False
+    """Step in Triton's kernel, which is there, unless the task has functions or a randomisation of its own"""
     _in_c = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -307,11 +361,14 @@ class TorchCartpole(CartpoleTensorEnv):
     def __setstate__(self, state: Dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._in_c = self._in_c and why_not_in_c(self.task) is None  # this machine may have no compiler
+        self.in_triton = False  # nor Triton
 
     def compile(self) -> None:
         if self.device.type == "cpu":  # torch.compile gains nothing there, and takes its time
             self._in_c = why_not_in_c(self.task) is None
             return
+        if self._in_kernel:
+            return  # spares the minute that torch.compile takes
         # a user's reward may hold what the compiler leaves to Python
         all_ours = self.task.reward is None and self.task.termination is None
         function = advance if self.drawn is None else advance_randomized
@@ -321,12 +378,19 @@ class TorchCartpole(CartpoleTensorEnv):
         """Back to the plain step."""
         self._advance, self._in_c = advance if self.drawn is None else advance_randomized, False
 
+    @property
+    def _in_kernel(self) -> bool:
+        return self.in_triton and not _has_its_own(self.task)
+
     def step(self, actions: th.Tensor) -> StepResult:
         given = (self.dof_state, self.progress, actions)
         if self.drawn is not None:
             result, self.force = self._advance(*given, self._draws(), self.reset_width, self.task, self.drawn)
             return result  # type: ignore[no-any-return]
         tensors = (*given, self._uniform(), self.reset_width)
+        if self._in_kernel:
+            result, self.force = advance_in_triton(*tensors, self.task)
+            return result
         if self._in_c:
             result, self.force = advance_in_c(*tensors, self.task)
             return result

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common import vec_env as sb3
 
 from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.device.fused import in_triton
 from sb3_isaac.device.host import same_device
 from sb3_isaac.envs.infos import Infos
 
@@ -190,8 +191,11 @@ def compile_step(env: TensorVecEnv, compiled: bool, precision: Optional[str] = N
     """Let a compiler make a step faster, where it can: the simulator's, and what the layers around it keep of it.
 
     :param compiled: False: back to the plain step, where another model has had it compiled
-    :param precision: of an algorithm, which asks for Triton's kernels in the layers around the simulator
+    :param precision: of an algorithm, which asks for Triton's kernels
     """
+    simulator: Any = env.tensor_env
+    if hasattr(simulator, "in_triton"):
+        simulator.in_triton = in_triton(precision, env.device)
     if compiled:
         env.tensor_env.compile()
     elif hasattr(env.tensor_env, "uncompile"):

@@ -11,6 +11,7 @@ from typing import Any, Dict
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from sb3_isaac.backends import kernels as backends
 from sb3_isaac.buffers import kernels as buffers
 from sb3_isaac.ddpg import kernels as ddpg
 from sb3_isaac.dqn import kernels as dqn
@@ -21,11 +22,11 @@ KINDS = {
     "*fp32": "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log next_obs online "
     "target values obs targets noise actor critics actions low high env_actions log_probs reward final_obs new_obs "
     "new_final_obs new_reward scale offset final_obs_log rewards truncated_log returns_log lengths_log returns last_values "
-    "powers reward_scale discounts",
+    "powers reward_scale discounts dof_state uniform reset_width force",
     "*fp64": "gamma mean var count epsilon",
-    "*i64": "order step lengths index newest",
+    "*i64": "order step lengths index newest progress",
     "*i1": "dones terminated truncated",
-    "i32": "columns n n_rows n_steps n_envs total width first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 "
+    "i32": "substeps max_episode_length columns n n_rows n_steps n_envs total width first stride n_params log_std actor_w1 actor_b1 actor_w2 actor_b2 "
     "actor_w3 actor_b3 critic_w1 critic_b1 critic_w2 critic_b2 critic_w3 critic_b3 critic_size part w1 b1 w2 b2 w3 b3",
 }
 """Types by the names of arguments; what is not here is a number."""
@@ -70,6 +71,7 @@ if __name__ == "__main__":
         check(ppo.act, int(sys.argv[1]), {**acting, "ROWS": 32})
     check(ppo.advantages, int(sys.argv[1]), {"VALUE": 5, "BLOCK": 128})
     check(ppo.store_step, int(sys.argv[1]), {"OBS": 4, "BI": 16, "BLOCK": 128})
+    check(backends.cartpole_step, int(sys.argv[1]), {"BLOCK": 128})
     check(envs.note_step, int(sys.argv[1]), {"BLOCK": 128})
     check(envs.update_moments, int(sys.argv[1]), {"COLUMNS": 4, "BLOCK": 1024})
     switches = {"NORM_OBS": True, "NORM_REWARD": True}
