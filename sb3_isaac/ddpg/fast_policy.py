@@ -20,6 +20,7 @@ from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, n_lanes, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, bring_back, share_storage, views_of
 from sb3_isaac.device.fused import why_not_fused
+from sb3_isaac.device.fused_mlp import FusedMLP
 from sb3_isaac.device.native_mlp import NativeMLP, parts, why_not_native
 from sb3_isaac.off_policy.update import chunk_rows, chunks
 
@@ -90,7 +91,7 @@ class FastTD3Policy:
     :param n_envs: the most observations to act on
     :param batch_size: of the minibatches
     :param compiled: compile the optimizers' steps on a GPU; on a CPU all in C, where it can be had (``device/native_mlp.py``)
-    :param precision: of ``device/fused.py``: the update's passes in Triton's kernels, where they can be had
+    :param precision: of ``device/fused.py``: the passes in Triton's kernels, where they can be had
     """
 
     def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool, precision: Optional[str] = None) -> None:
@@ -115,12 +116,13 @@ class FastTD3Policy:
         critic_layers = [[parse_layers(net) for net in nets.q_networks] for nets in (policy.critic, policy.critic_target)]
         trained: Any = [layers[0], *critic_layers[0]]
         native = compiled and why_not_native(trained, self._targets[0].device) is None
-        self.acting: Union[FastMLP, NativeMLP] = NativeMLP(trained[0]) if native else mlp(policy.actor.mu, n_envs)
+        self.acting: Union[FastMLP, FusedMLP, NativeMLP] = NativeMLP(trained[0]) if native else mlp(policy.actor.mu, n_envs)
         self.fused: Union[FusedActorCritics, NativeActorCritics, None] = None
         """What does the update's passes in other kernels than PyTorch's"""
         adams = self._actor_adam, self._critic_adam
         if precision is not None and why_not_fused(trained, self._targets[0].device, squashed=True) is None:
             self.fused = FusedActorCritics(trained[0], trained[1:], *adams, self._targets, precision)
+            self.acting = FusedMLP(trained[0])
         elif native:
             views = dict(zip(self._target_parameters, self._target_views))
             made: Any = NativeActorCritics

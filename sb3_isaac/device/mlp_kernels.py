@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """Forward and backward passes of small multi-layer perceptrons within a Triton kernel, for blocks of rows.
 
-Imported by the algorithms' ``kernels.py`` only, where there is Triton. The formulas are those of ``device/fast_mlp.py``. A
+Imported by the algorithms' ``kernels.py`` and :mod:`sb3_isaac.device.fused_mlp` only, where there is Triton. The formulas are those of ``device/fast_mlp.py``. A
 network has one or two hidden layers; its weights lie in one flat tensor, as (out, in), and on the chip transposed, in blocks
 whose sides are powers of 2 from 16, with zeros around them.
 """
@@ -222,3 +222,40 @@ def write_hidden(
         write_layer(activation_gradient(below, h1, KIND), x, part, w1, b1, IN, H1, BI, B1, PRECISION)
     else:
         write_layer(grad, x, part, w1, b1, IN, H1, BI, B1, PRECISION)
+
+
+@triton.jit
+def outputs(
+    x,  # (n_rows, IN)
+    stride,
+    n_rows,
+    w1,  # (H1, IN), contiguous, and so are the others
+    b1,
+    w2,  # without a second hidden layer nobody reads this one
+    b2,
+    w3,
+    b3,
+    out,  # (n_rows, OUT), written
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    H1: tl.constexpr,
+    H2: tl.constexpr,  # 0: one hidden layer
+    KIND: tl.constexpr,  # of activation
+    OUT_KIND: tl.constexpr,  # of activation of the outputs
+    ROWS: tl.constexpr,
+    BI: tl.constexpr,
+    BO: tl.constexpr,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+):
+    """A kernel of its own: a forward pass in float32."""
+    r, valid, h = rows_of(x, stride, n_rows, ROWS, IN, BI)
+    h = activated(dot(h, transposed_weight(w1, 0, IN, H1, BI, B1), "fp32") + bias_of(b1, 0, H1, B1)[None, :], KIND)
+    if H2 > 0:
+        h = activated(dot(h, transposed_weight(w2, 0, H1, H2, B1, B2), "fp32") + bias_of(b2, 0, H2, B2)[None, :], KIND)
+    LAST: tl.constexpr = H1 if H2 == 0 else H2
+    BLAST: tl.constexpr = B1 if H2 == 0 else B2
+    y = dot(h, transposed_weight(w3, 0, LAST, OUT, BLAST, BO), "fp32") + bias_of(b3, 0, OUT, BO)[None, :]
+    o = tl.arange(0, BO)
+    inside = valid[:, None] & (o[None, :] < OUT)
+    tl.store(out + r[:, None].to(tl.int64) * OUT + o[None, :], activated(y, OUT_KIND), mask=inside)

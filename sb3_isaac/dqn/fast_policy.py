@@ -17,6 +17,7 @@ from sb3_isaac.device.eligibility import why_not_fast
 from sb3_isaac.device.fast_mlp import FastMLP, Passes, backward_pass, forward_pass, n_lanes, parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, bring_back, share_storage, views_of
 from sb3_isaac.device.fused import why_not_fused
+from sb3_isaac.device.fused_mlp import FusedMLP
 from sb3_isaac.device.native_mlp import NativeMLP, parts, why_not_native
 from sb3_isaac.dqn.fused import FusedQNetworks
 from sb3_isaac.dqn.native import NativeQNetworks
@@ -69,7 +70,7 @@ class FastDQNPolicy:
     :param n_envs: the most observations to act on
     :param batch_size: of the minibatches
     :param compiled: compile the optimizer's step on a GPU; on a CPU all in C, where it can be had (``device/native_mlp.py``)
-    :param precision: of ``device/fused.py``: the update's passes in Triton's kernels, where they can be had
+    :param precision: of ``device/fused.py``: the passes in Triton's kernels, where they can be had
     """
 
     def __init__(self, policy: Any, n_envs: int, batch_size: int, compiled: bool, precision: Optional[str] = None) -> None:
@@ -83,7 +84,7 @@ class FastDQNPolicy:
         online, target = (parse_layers(net.q_net) for net in (policy.q_net, policy.q_net_target))
         assert online is not None and target is not None
         native = compiled and why_not_native([online], self._target_flat.device) is None
-        self.acting = NativeMLP(online) if native else FastMLP(online, n_envs)
+        self.acting: Union[FastMLP, FusedMLP, NativeMLP] = NativeMLP(online) if native else FastMLP(online, n_envs)
         self._online = FastMLP(online, self._chunk, gradients=self.adam.gradients)
         # The target network is done when the other begins: they use the same buffers, which stay in the cache
         self._target = FastMLP(target, self._chunk, self._online)
@@ -91,6 +92,7 @@ class FastDQNPolicy:
         """What does the update's passes in other kernels than PyTorch's"""
         if precision is not None and why_not_fused([online], self._target_flat.device) is None:
             self.fused = FusedQNetworks(online, self.adam, self._target_flat, precision)
+            self.acting = FusedMLP(online)
         elif native:
             self.fused = NativeQNetworks(online, target, self.adam, dict(zip(self._targets, self._target_views)))
         self._grad = self._target_flat.new_zeros(self._chunk, online[-1][0].out_features)

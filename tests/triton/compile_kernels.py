@@ -14,12 +14,13 @@ from triton.compiler import ASTSource, compile
 from sb3_isaac.backends import kernels as backends
 from sb3_isaac.buffers import kernels as buffers
 from sb3_isaac.ddpg import kernels as ddpg
+from sb3_isaac.device import mlp_kernels
 from sb3_isaac.dqn import kernels as dqn
 from sb3_isaac.envs import kernels as envs
 from sb3_isaac.ppo import kernels as ppo
 
 KINDS = {
-    "*fp32": "table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log next_obs online "
+    "*fp32": "x out table moments params old_log_std clips parts grad clipped exp_avg exp_avg_sq steps lr going log next_obs online "
     "target values obs targets noise actor critics actions low high env_actions log_probs reward final_obs new_obs "
     "new_final_obs new_reward scale offset final_obs_log rewards truncated_log returns_log lengths_log returns last_values "
     "powers reward_scale discounts dof_state uniform reset_width force",
@@ -32,6 +33,7 @@ KINDS = {
 """Types by the names of arguments; what is not here is a number."""
 OTHERS = {
     ("advantages", "gamma"): "fp32",
+    **{("outputs", name): "*fp32" for name in ("w1", "b1", "w2", "b2", "w3", "b3")},
     ("huber_gradients", "actions"): "*i64",
     ("update_moments", "returns"): "*fp64",
     ("normalize_step", "returns"): "*fp64",
@@ -91,6 +93,7 @@ if __name__ == "__main__":
         "ROWS": 32,
         "KIND": 2,
     }
+    check(mlp_kernels.outputs, int(sys.argv[1]), {**net, "OUT_KIND": 1})
     check(dqn.next_values, int(sys.argv[1]), {**net, "PRECISION": "fp32", "DOUBLE": True})
     check(dqn.huber_gradients, int(sys.argv[1]), {**net, "PRECISION": "tf32", "H2": 0})
     both: Dict[str, Any] = {"IN": 4, "ACT": 2, "CH1": 16, "CH2": 16, "ROWS": 32, "KIND": 2}

@@ -10,10 +10,13 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
 
 from sb3_isaac import PPO, DeviceReplayBuffer, DeviceRolloutBuffer, VecNormalize
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers.rollout_buffer import StepColumn
+from sb3_isaac.device.fast_mlp import parse_layers
+from sb3_isaac.device.fused_mlp import FusedMLP
 from sb3_isaac.envs import fused
 from sb3_isaac.envs.running_mean_std import RunningMoments
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
@@ -22,7 +25,7 @@ from tests.conftest import CONTINUOUS, DISCRETE, ENV_IDS, difference, make_env
 from tests.envs.same_step import NORMALIZE, both, check_steps
 from tests.off_policy.conftest import make_model as make_off_policy
 from tests.ppo.conftest import Looks, learn, make_model
-from tests.triton.conftest import ACTIVATIONS, DEVICE
+from tests.triton.conftest import ACTIVATIONS, DEVICE, mlp
 
 ANY = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -290,12 +293,41 @@ def test_indices_that_there_are_not() -> None:
     assert not samples.observations.any() and not samples.next_observations.any()
 
 
+@ANY
+@given(
+    n_obs=st.integers(1, 40),
+    n_outputs=st.integers(1, 20),
+    units=st.lists(st.integers(1, 70), min_size=1, max_size=2),
+    activation=st.sampled_from(ACTIVATIONS),
+    squashed=st.booleans(),
+    n_envs=st.integers(1, 150),
+    lies_otherwise=st.booleans(),
+)
+def test_acting_of_dqn_and_ddpg(
+    n_obs: int, n_outputs: int, units: Any, activation: Any, squashed: bool, n_envs: int, lies_otherwise: bool
+) -> None:
+    """With parameters that lie anywhere."""
+    th.manual_seed(0)
+    net: Any = mlp(n_obs, units, n_outputs, activation)
+    if squashed:
+        net.append(nn.Tanh())
+    obs = th.randn(n_envs, n_obs, device=DEVICE)
+    if lies_otherwise:
+        obs = obs.t().contiguous().t()
+        net[0].weight.data = net[0].weight.data.t().contiguous().t()
+    layers = parse_layers([net])
+    assert layers is not None
+    with th.no_grad():
+        th.testing.assert_close(FusedMLP(layers).forward(obs), net(obs), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("algo", ["dqn", "ddpg"])
 def test_training_asks_for_it(algo: str) -> None:
     env = VecNormalize(make_env(ENV_IDS[algo], 8, device=DEVICE))
     model = make_off_policy(algo, env, precision="fp32", device=DEVICE, n_steps=2)
     model.learn(8 * 10)
     assert model.replay_buffer.in_triton and env.unwrapped._in_triton and env._state.in_triton
+    assert isinstance(model._run.fast.acting, FusedMLP)
     model.precision = None
     model.learn(8 * 4)
     assert not model.replay_buffer.in_triton and not env.unwrapped._in_triton and not env._state.in_triton
