@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, List, Optional
 
 import torch as th
 
@@ -24,3 +24,35 @@ class TimeLimitIsFailurePPO(sb3_isaac.PPO):
             return result._replace(terminated=over, truncated=th.zeros_like(over))
 
         tensor_env.step = step_without_time_limits
+
+
+class ActsLatePPO(sb3_isaac.PPO):
+    """Acts with the parameters of before the last update, as it would have to if a rollout ran beside an update."""
+
+    _before: Optional[List[th.Tensor]] = None
+
+    def collect_rollouts(self, env: Any, callback: Any, *args: Any, **kwargs: Any) -> bool:
+        start = callback.on_rollout_start
+
+        def start_late() -> None:
+            start()  # whoever evaluates there sees the newest parameters
+            self._exchange()
+
+        callback.on_rollout_start = start_late
+        try:
+            return super().collect_rollouts(env, callback, *args, **kwargs)
+        finally:
+            del callback.on_rollout_start
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """The newest parameters for those of before, or back."""
+        if self._before is not None:
+            for parameter, other in zip(self.policy.parameters(), self._before):
+                now = parameter.detach().clone()
+                parameter.data.copy_(other)
+                other.copy_(now)
+
+    def train(self) -> None:
+        self._before = [parameter.detach().clone() for parameter in self.policy.parameters()]
+        super().train()

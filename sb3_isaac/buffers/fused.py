@@ -38,7 +38,7 @@ def replay_samples(
 
     n_rows, n_envs, width = table.shape
     obs, actions = written[:2]
-    n, action_dim, obs_dim = len(index), actions.shape[1], obs[0].numel()
+    n, action_dim, obs_dim = len(index), actions.shape[1], obs.shape[1:].numel()
     scale, offset, clip_obs, reward_scale, clip_reward = factors
     columns = 1 << (obs_dim - 1).bit_length()
     rows = max(16, min(BLOCK, 2048 // columns))

@@ -13,10 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_isaac._for_c import dense, pointer
-from sb3_isaac._native import library
-from sb3_isaac.buffers import storage
-from sb3_isaac.buffers.fused import MOST_COLUMNS, replay_samples
+from sb3_isaac.buffers import fused, native, storage
 from sb3_isaac.settings.check import check
 
 # The flag of a transition: the ends of an episode kept apart in one float. A termination has nothing to bootstrap from,
@@ -261,10 +258,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         n = self.n_envs
         if self._all_in_c:
             row = self._storage.new_empty(n, self._reward_at + 2 + self._obs_dim) if out is None else out
-            given = dense(obs, n * self._obs_dim), dense(actions, n * self.action_dim), dense(rewards, n)
-            ends = dense(terminated, n, th.bool), dense(truncated, n, th.bool)
-            tensors = (*given, *ends, dense(next_obs, n * self._obs_dim), row)
-            library().replay_pack(n, self._obs_dim, self.action_dim, *(x.data_ptr() for x in tensors))
+            native.replay_pack(obs, next_obs, actions, rewards, terminated, truncated, row, self.action_dim)
             return row
         columns = (
             obs.reshape(n, self._obs_dim).to(th.float32),
@@ -461,7 +455,7 @@ class DeviceReplayBuffer(ReplayBuffer):
         last = (index + extra * n) % (rows * n)
         return returns.view(-1, 1).to(self._device), discounts.view(-1, 1).to(self._device), last
 
-    # -- transitions in C, see replay.c, and in Triton, see fused.py ---------------------------------------------------
+    # -- transitions in C, see native.py, and in Triton, see fused.py --------------------------------------------------
 
     @property
     def _all_in_c(self) -> bool:
@@ -472,7 +466,7 @@ class DeviceReplayBuffer(ReplayBuffer):
     def _all_in_triton(self) -> bool:
         there, here = self._storage.device, self._device
         on_one = there.type == here.type and here.index in (None, there.index)
-        narrow = max(self._obs_dim, self.action_dim) <= MOST_COLUMNS
+        narrow = max(self._obs_dim, self.action_dim) <= fused.MOST_COLUMNS
         return self.in_triton and on_one and narrow and type(self) is DeviceReplayBuffer
 
     def _factors(self, index: Any, env: VecNormalize | None) -> tuple[Any, ...] | None:
@@ -502,14 +496,14 @@ class DeviceReplayBuffer(ReplayBuffer):
         dones, returns = new(2, n, 1).unbind(0)
         discounts = new(n, 1)
         written = (obs, actions, next_obs, dones, returns, discounts)
+        settings = float(self.gamma), bool(self.handle_timeout_termination), factors, written
         if self._all_in_triton:
             if not isinstance(newest, th.Tensor):
                 newest = th.full((), newest, device=index.device)
             powers = steps_and_powers(self.n_steps, self.gamma, index.device)[1]
-            settings = float(self.gamma), bool(self.handle_timeout_termination)
-            replay_samples(self._storage, index, newest, powers, *settings, factors, written)
+            fused.replay_samples(self._storage, index, newest, powers, *settings)
         else:
-            self._draw_in_c(index, factors, int(newest), written)
+            native.replay_samples(self._storage, index, int(newest), int(self.n_steps), *settings)
         return ReplaySamples(
             observations=obs if self._obs_dtype is None else obs.to(self._obs_dtype),
             actions=actions.to(self._action_dtype),
@@ -518,18 +512,6 @@ class DeviceReplayBuffer(ReplayBuffer):
             rewards=returns,
             discounts=discounts if self.n_steps > 1 else None,
         )
-
-    def _draw_in_c(self, index: th.Tensor, factors: tuple[Any, ...], newest: int, written: tuple[th.Tensor, ...]) -> None:
-        """:raises IndexError: an index is out of range"""
-        scale, offset, clip_obs, reward_scale, clip_reward = factors
-        missing = library().replay_samples(
-            *(self._storage.data_ptr(), self._obs_dim, self.action_dim, self._width, self.buffer_size, self.n_envs),
-            *(index.data_ptr(), len(index), int(self.n_steps), float(self.gamma), newest),
-            *(bool(self.handle_timeout_termination), pointer(scale), pointer(offset), clip_obs),
-            *(pointer(reward_scale), clip_reward, *map(pointer, written)),
-        )
-        if missing != 0:
-            raise IndexError(f"DeviceReplayBuffer: {missing} of {len(index)} indices are out of range.")
 
     def state_dict(self) -> dict[str, Any]:
         """What is in it, as tensors and numbers: the rows in use are a copy if the buffer is not full."""

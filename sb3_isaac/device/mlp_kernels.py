@@ -1,9 +1,9 @@
 # mypy: ignore-errors
 """Forward and backward passes of small multi-layer perceptrons within a Triton kernel, for blocks of rows.
 
-Imported by the algorithms' ``kernels.py`` and :mod:`sb3_isaac.device.fused_mlp` only, where there is Triton. The formulas are those of ``device/fast_mlp.py``. A
-network has one or two hidden layers; its weights lie in one flat tensor, as (out, in), and on the chip transposed, in blocks
-whose sides are powers of 2 from 16, with zeros around them.
+Imported by the algorithms' ``kernels.py`` and :mod:`sb3_isaac.device.fused_mlp` only, where there is Triton. The formulas are
+those of ``device/fast_mlp.py``. A network has one or two hidden layers; its weights lie in one flat tensor, as (out, in), and
+on the chip transposed, in blocks whose sides are powers of 2 from 16, with zeros around them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_isaac import PPO, VecNormalize, evaluate
 from sb3_isaac.device.fused import ROWS
-from sb3_isaac.envs import vec_normalize
+from sb3_isaac.envs import tensor_path, vec_env, vec_normalize
 from sb3_isaac.ppo import rollout
 from sb3_isaac.ppo.fused import FusedUpdate
 from sb3_isaac.ppo.update import AdaptiveLR
@@ -102,10 +102,11 @@ def test_captured_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_learning(precision: str, env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pole stands, whatever the precision: with the settings of hyperparams/ppo.yml."""
     if DEVICE == "cpu":
-        monkeypatch.setitem(ROWS, precision, 1024)  # the interpreter takes as long for few rows
+        monkeypatch.setitem(ROWS, precision, 2048)  # the interpreter takes as long for few rows
         # and as long again for rollouts, whose precision is another matter: test_steps.py
         monkeypatch.setattr(rollout, "in_kernels", lambda *args: False)
-        monkeypatch.setattr(vec_normalize, "in_triton", lambda *args: False)
+        for module in (tensor_path, vec_env, vec_normalize):
+            monkeypatch.setattr(module, "in_triton", lambda *args: False)
     rates = {"learning_rate": 0.0036, "adaptive_lr_kl": 0.01, "vf_coef": 1.0, "max_grad_norm": 1.0}
     options = {"n_minibatches": 1, "n_epochs": 8, "policy_kwargs": NETWORKS["tanh"], "seed": 0, **rates}
     model = make_model(PPO, VecNormalize(make_env(env_id, 128, device=DEVICE)), device=DEVICE, precision=precision, **options)
@@ -119,7 +120,7 @@ def test_learning(precision: str, env_id: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_the_compiler_takes_the_kernels(capability: str) -> None:
     out = run_python("-m", "tests.triton.compile_kernels", capability, TRITON_INTERPRET="0", TRITON_ALWAYS_COMPILE="1")
-    assert out.returncode == 0 and out.stdout.count(f"compiled for {capability}") == 18, out.stdout
+    assert out.returncode == 0 and out.stdout.count(f"compiled for {capability}") == 20, out.stdout
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
