@@ -105,7 +105,8 @@ def draw(results: Dict[str, Any]) -> None:
             continue
         found = {name: summary.summarise(results["runs"][name]) for name in names}
         base = found[f"{algo}/base"]
-        most = max([s.steps_interval[1] for s in found.values() if math.isfinite(s.steps_interval[1])] + [2.0 * base.steps])
+        ends = [end for one in found.values() for end in (one.steps, one.steps_interval[1]) if math.isfinite(end)]
+        most = max([*ends, 2.0 * base.steps])
         figure, (left, right) = plt.subplots(
             1, 2, sharey=True, figsize=(10.0, 0.8 + 0.27 * len(names)), width_ratios=(2.2, 1.0), layout="constrained"
         )
