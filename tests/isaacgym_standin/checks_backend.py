@@ -1,4 +1,4 @@
-"""The Isaac Gym backend on the stand-in. Run by tests/backends/conftest.py in a process of its own."""
+"""The Isaac Gym backend on the stand-in. Run by tests/backends/test_isaacgym_standin.py in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-in refuses what it says it refuses. Run by tests/backends/conftest.py in a process of its own."""
+"""The stand-in refuses what it says it refuses. Run by tests/backends/test_isaacgym_standin.py in a process of its own."""
 
 from __future__ import annotations
 
