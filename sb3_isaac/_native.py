@@ -1,4 +1,4 @@
-"""C for a CPU: made by the machine's own compiler when ``compile=True`` asks for it, in a second, once; loaded by ctypes.
+"""C for a CPU: made by the machine's own compiler when ``compile=True`` asks for it, in some seconds, once; loaded by ctypes.
 
 PyTorch's operations each pass over memory, and take a few microseconds before they begin. Here a block of rows goes through a
 whole network and back in one call, see ``device/mlp.h``. Each C file lies beside the plain path that does the same, which

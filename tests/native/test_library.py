@@ -33,7 +33,9 @@ def forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the library is made, here without optimisation, which takes seconds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(_native, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in _native.FLAGS))
     return tmp_path / "sb3_isaac"
 
 
