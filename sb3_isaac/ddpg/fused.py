@@ -9,7 +9,7 @@ import torch as th
 from sb3_isaac.device.cuda_graph import on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
 from sb3_isaac.device.flat_adam import FlatAdam
-from sb3_isaac.device.fused import ROWS, Parts, block, layer_starts, n_blocks, n_warps, starts_of, widths
+from sb3_isaac.device.fused import ROWS, Parts, block, layer_starts, n_blocks, starts_of, widths
 
 
 class FusedActorCritics:
@@ -42,7 +42,6 @@ class FusedActorCritics:
         self._shape.update(KIND=ACTIVATIONS[critic[0][1]], PRECISION=precision, ROWS=ROWS[precision])
         actor_blocks = {"BA1": block(a1), "BA2": block(max(a2, 1))}
         self._actor_shape: Dict[str, Any] = {"AH1": a1, "AH2": a2, **actor_blocks, "OUT_KIND": ACTIVATIONS[actor[-1][1]]}
-        self._n_warps = n_warps(*blocks.values(), *actor_blocks.values())
         self._actor_parts, self._critic_parts = Parts(actor_adam), Parts(critic_adam, self._n_critics)
 
     def next_values(self, next_obs: th.Tensor, noise: Optional[th.Tensor]) -> th.Tensor:
@@ -66,7 +65,6 @@ class FusedActorCritics:
                 **self._actor_shape,
                 N_CRITICS=self._n_critics,
                 NOISE=noise is not None,
-                num_warps=self._n_warps,
             )
         return values
 
@@ -96,7 +94,6 @@ class FusedActorCritics:
                 **self._critic_starts,
                 critic_size=self._critic_size,
                 **self._shape,
-                num_warps=self._n_warps,
             )
         self._critic_parts.add_up(blocks, loss_sum)
 
@@ -124,6 +121,5 @@ class FusedActorCritics:
                 **self._critic_starts,
                 **self._shape,
                 **self._actor_shape,
-                num_warps=self._n_warps,
             )
         self._actor_parts.add_up(blocks, loss_sum)

@@ -17,8 +17,9 @@ from sb3_isaac.device.fast_mlp import Layers
 from sb3_isaac.device.flat_adam import FlatAdam
 from sb3_isaac.device.native_mlp import why_not_native
 
-MOST_UNITS = 128
-"""In a layer, so that a block's activations stay on the chip"""
+MOST_UNITS = 64
+"""In a layer, and inputs: nearly all of a block is then in the registers of four warps, Triton's default. With 128 units
+kilobytes of each thread are not (what ptxas says for compute capabilities 8.6 and 9.0), and compiling takes minutes."""
 ROWS = {"fp32": 32, "tf32": 64, "bf16": 64}
 """Of a minibatch in one block, by precision: as many as the registers of four warps hold with layers of 64 units (what ptxas
 says for compute capability 9.0). Of 8,192 that makes 128 blocks or more, about as many as a large GPU has multiprocessors."""
@@ -160,8 +161,3 @@ def layer_starts(net: Layers, starts: Dict[int, int], prefix: str = "") -> Dict[
 def widths(net: Layers) -> Sequence[int]:
     """Of the first and the second hidden layer; 0: there is none."""
     return net[0][0].out_features, net[1][0].out_features if len(net) == 3 else 0
-
-
-def n_warps(*blocks: int) -> int:
-    """For a kernel whose layers are in such blocks."""
-    return 4 if max(blocks) <= 64 else 8

@@ -8,10 +8,11 @@ import torch as th
 
 from sb3_isaac.device.cuda_graph import on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
-from sb3_isaac.device.fused import block, n_blocks, n_warps, widths
+from sb3_isaac.device.fused import block, n_blocks, widths
 
-ROWS = 32
-"""In a block: acting is for few rows, which are to keep many multiprocessors busy"""
+ROWS = 64
+"""In a block. With layers of 64 units all is in registers, and of fewer rows some is not, because other matrix units are taken
+(what ptxas says for compute capability 9.0)."""
 
 
 class FusedMLP:
@@ -26,7 +27,6 @@ class FusedMLP:
         blocks = {"BI": block(n_inputs), "BO": block(self._n_outputs), "B1": block(h1), "B2": block(max(h2, 1))}
         self._shape: Dict[str, Any] = {"IN": n_inputs, "OUT": self._n_outputs, "H1": h1, "H2": h2, "ROWS": ROWS, **blocks}
         self._shape.update(KIND=ACTIVATIONS[layers[0][1]], OUT_KIND=ACTIVATIONS[layers[-1][1]])
-        self._shape["num_warps"] = n_warps(*blocks.values())
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Outputs (batch, out) for inputs x (batch, in)."""

@@ -9,7 +9,7 @@ import torch as th
 from sb3_isaac.device.cuda_graph import on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS, Layers
 from sb3_isaac.device.flat_adam import FlatAdam
-from sb3_isaac.device.fused import ROWS, Parts, block, layer_starts, n_blocks, n_warps, starts_of, widths
+from sb3_isaac.device.fused import ROWS, Parts, block, layer_starts, n_blocks, starts_of, widths
 
 
 class FusedQNetworks:
@@ -29,7 +29,6 @@ class FusedQNetworks:
         blocks = {"BI": block(n_inputs), "BO": block(n_actions), "B1": block(h1), "B2": block(max(h2, 1))}
         self._shape: Dict[str, Any] = {"IN": n_inputs, "OUT": n_actions, "H1": h1, "H2": h2, **blocks}
         self._shape.update(KIND=ACTIVATIONS[online[0][1]], PRECISION=precision, ROWS=ROWS[precision])
-        self._n_warps = n_warps(*blocks.values())
         self._parts = Parts(adam)
 
     def next_values(self, next_obs: th.Tensor, double_q: bool) -> th.Tensor:
@@ -49,7 +48,6 @@ class FusedQNetworks:
                 **self._starts,
                 **self._shape,
                 DOUBLE=double_q,
-                num_warps=self._n_warps,
             )
         return values
 
@@ -78,6 +76,5 @@ class FusedQNetworks:
                 self._adam.flat.numel(),
                 **self._starts,
                 **self._shape,
-                num_warps=self._n_warps,
             )
         self._parts.add_up(blocks, loss_sum)

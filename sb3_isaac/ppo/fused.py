@@ -18,13 +18,13 @@ from sb3_isaac.buffers.rollout_buffer import DeviceRolloutBuffer
 from sb3_isaac.device.cuda_graph import Graphed, on_device
 from sb3_isaac.device.fast_mlp import ACTIVATIONS
 from sb3_isaac.device.flat_adam import FlatAdam, optimizer_settings
-from sb3_isaac.device.fused import ROWS, block, layer_starts, n_blocks, n_warps, starts_of, why_not_fused, widths
+from sb3_isaac.device.fused import ROWS, block, layer_starts, n_blocks, starts_of, why_not_fused, widths
 from sb3_isaac.ppo.fast_policy import parsed_layers
 from sb3_isaac.ppo.loss import N_SUMS
 
 
-def shape_of(policy: Any, rows: int) -> Tuple[Dict[str, Any], int]:
-    """What kernels are told of a policy's networks, and how many warps they take.
+def shape_of(policy: Any, rows: int) -> Dict[str, Any]:
+    """What kernels are told of a policy's networks.
 
     :param rows: of a block
     """
@@ -36,7 +36,7 @@ def shape_of(policy: Any, rows: int) -> Tuple[Dict[str, Any], int]:
     shape: Dict[str, Any] = {"ACTOR_H1": a1, "ACTOR_H2": a2, "CRITIC_H1": c1, "CRITIC_H2": c2}
     shape.update(OBS=obs_dim, OUT=n_outputs, ROWS=rows, **blocks)
     shape.update(KIND=ACTIVATIONS[actor[0][1]], DISCRETE=getattr(policy, "log_std", None) is None)
-    return shape, n_warps(*blocks.values())
+    return shape
 
 
 def in_kernels(policy: Any, precision: Optional[str]) -> bool:
@@ -84,7 +84,7 @@ class FusedUpdate:
         self._buffer, self._adam = buffer, adam
         device, n_params = adam.flat.device, adam.flat.numel()
         self._starts = starts_in(policy, starts_of(adam.parameters))
-        self._shape, self._n_warps = shape_of(policy, ROWS[precision])
+        self._shape = shape_of(policy, ROWS[precision])
         self._shape["PRECISION"] = precision
         self._first_of_four = first_of_four(self._shape)
         self._no_old_log_std = th.zeros(self._shape["OUT"], device=device)
@@ -177,7 +177,6 @@ class FusedUpdate:
                 **self._shape,
                 OLD=table.shape[1] > self._first_of_four + 4,
                 CLIP_VF=settings.clip_range_vf is not None,
-                num_warps=self._n_warps,
             )
             th.sum(self._parts[:blocks], 0, out=grad)
             kernels.clip_and_step[(1,)](

@@ -36,7 +36,7 @@ class FusedSteps:
 
     def __init__(self, policy: Any, buffer: DeviceRolloutBuffer, low: Any, high: Any) -> None:
         self._policy, self._buffer = policy, buffer
-        self._shape, self._n_warps = shape_of(policy, ROWS)
+        self._shape = shape_of(policy, ROWS)
         self._first_of_four = first_of_four(self._shape)
         none = th.zeros(1, device=buffer.device)
         self._low: th.Tensor = none if low is None else low
@@ -84,7 +84,6 @@ class FusedSteps:
                 **self._starts,
                 **shape,
                 OLD=table.shape[1] > self._first_of_four + 4,
-                num_warps=self._n_warps,
             )
         return actions, env_actions, values, log_probs
 

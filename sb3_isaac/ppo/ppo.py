@@ -89,7 +89,7 @@ class PPO(SB3_PPO):
         update in CUDA graphs and compile the simulator's step with torch.compile (needs torch 2.4). On a CPU do it in C, which
         the machine's C compiler makes at the first use, in a few seconds; networks that are no small MLPs stay in PyTorch, and
         so does all where there is no compiler: :attr:`path` says why. The results are the same to rounding.
-    :param precision: "fp32", "tf32" or "bf16": act with and update MLP policies of one or two hidden layers of at most 128
+    :param precision: "fp32", "tf32" or "bf16": act with and update MLP policies of one or two hidden layers of at most 64
         units in Triton's kernels, where an update's matrix products have factors of this precision; with ``compile`` all
         minibatches of an update are one CUDA graph. None, and where there is no Triton, no GPU, or another network: the plain
         path. Experimental: checked in Triton's interpreter against the plain path, and compiled, but not yet run on a GPU.

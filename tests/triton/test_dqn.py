@@ -21,7 +21,7 @@ from tests.triton.conftest import ACTIVATIONS, DEVICE, check_training, mlp
 @given(
     n_obs=st.integers(1, 40),
     n_actions=st.integers(1, 20),
-    hidden=st.lists(st.integers(1, 70), min_size=1, max_size=2),
+    hidden=st.lists(st.integers(1, 64), min_size=1, max_size=2),
     activation=st.sampled_from(ACTIVATIONS),
     n_rows=st.integers(1, 150),
     double_q=st.booleans(),
