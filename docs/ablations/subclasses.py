@@ -30,6 +30,8 @@ class ActsLatePPO(sb3_isaac.PPO):
     """Acts with the parameters of before the last update, as it would have to if a rollout ran beside an update."""
 
     _before: Optional[List[th.Tensor]] = None
+    _acted_with: th.Tensor
+    """The standard deviations' logarithms"""
 
     def collect_rollouts(self, env: Any, callback: Any, *args: Any, **kwargs: Any) -> bool:
         start = callback.on_rollout_start
@@ -47,12 +49,28 @@ class ActsLatePPO(sb3_isaac.PPO):
 
     def _exchange(self) -> None:
         """The newest parameters for those of before, or back."""
+        policy: Any = self.policy
+        self._acted_with = policy.log_std.detach().clone()
         if self._before is not None:
-            for parameter, other in zip(self.policy.parameters(), self._before):
+            for parameter, other in zip(policy.parameters(), self._before):
                 now = parameter.detach().clone()
                 parameter.data.copy_(other)
                 other.copy_(now)
 
     def train(self) -> None:
         self._before = [parameter.detach().clone() for parameter in self.policy.parameters()]
-        super().train()
+        update: Any = self._run.update
+        if update is None:  # the first rollout is of the newest parameters
+            super().train()
+            return
+        begin = update._look_again
+
+        def begin_late(settings: Any) -> None:
+            begin(settings)
+            update._old_log_std.copy_(self._acted_with)  # it takes the policy's, as the rollout's is always the same
+
+        update._look_again = begin_late
+        try:
+            super().train()
+        finally:
+            del update._look_again

@@ -239,11 +239,14 @@ def traced(task: CartpoleTask) -> Optional[Any]:
     return made(make)
 
 
+LIMITS = ("max_effort", "reset_dist", "reset_angle")
+
+
 class _Task(ctypes.Structure):
     """cartpole_task of cartpole.c: what follows from the task's parameters."""
 
     _fields_ = [  # as ctypes wants it
-        *((name, ctypes.c_float) for name in (*Coefficients._fields, "max_effort", "reset_dist", "reset_angle")),
+        *((name, ctypes.c_float) for name in (*Coefficients._fields, *LIMITS)),
         ("substeps", ctypes.c_int32),
         ("max_episode_length", ctypes.c_int64),
     ]
@@ -252,8 +255,9 @@ class _Task(ctypes.Structure):
 @functools.lru_cache(maxsize=32)
 def numbers(task: CartpoleTask) -> Dict[str, Any]:
     """Of a task, for the kernels of a whole step."""
-    names = ("max_effort", "reset_dist", "reset_angle", "substeps", "max_episode_length")
-    return {**coefficients(task, task.dt, task.substeps)._asdict(), **{name: getattr(task, name) for name in names}}
+    found = {**coefficients(task, task.dt, task.substeps)._asdict(), **{name: getattr(task, name) for name in LIMITS}}
+    found = {name: float(value) for name, value in found.items()}  # to Triton 8 is another type than 8.0
+    return {**found, "substeps": task.substeps, "max_episode_length": task.max_episode_length}
 
 
 @functools.lru_cache(maxsize=32)

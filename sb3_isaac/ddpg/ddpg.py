@@ -36,8 +36,8 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         e.g. (1.0, 0.1); without ``action_noise`` they are standard deviations of Gaussian noise (mixed exploration of
         PQL, https://arxiv.org/abs/2307.12983) *
     :param shared_noise: one draw of the noise for all environments *
-    :param precision: "fp32", "tf32" or "bf16": act with and update MLP policies of one or two hidden layers of at most 64 units
-        in Triton's kernels, see :class:`sb3_isaac.PPO`. Experimental: not yet run on a GPU.
+    :param precision: "fp32", "tf32" or "bf16": act with and update MLP policies of one or two hidden layers of at most 64
+        units in Triton's kernels, see :class:`sb3_isaac.PPO`. Experimental: not yet run on a GPU.
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
     :param compile: on a GPU, capture acting, stepping and updates in CUDA graphs and compile the simulator's step with

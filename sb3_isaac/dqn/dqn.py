@@ -33,8 +33,8 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     :param double_q: Double DQN, https://arxiv.org/abs/1509.06461 *
     :param per_env_epsilon: constant epsilons, spread geometrically between the first and the last environment, e.g.
         (1.0, 0.01), in place of the exploration schedule (Ape-X, https://arxiv.org/abs/1803.00933) *
-    :param precision: "fp32", "tf32" or "bf16": act with and update MLP policies of one or two hidden layers of at most 64 units
-        in Triton's kernels, see :class:`sb3_isaac.PPO`. Experimental: not yet run on a GPU.
+    :param precision: "fp32", "tf32" or "bf16": act with and update MLP policies of one or two hidden layers of at most 64
+        units in Triton's kernels, see :class:`sb3_isaac.PPO`. Experimental: not yet run on a GPU.
     :param reward_scale: factor on the rewards of the update, not on those that are logged or stored *
     :param spread_time_limits: begin with episodes of random age, so that time-outs do not come all at once *
     :param compile: on a GPU, capture acting, stepping and updates in CUDA graphs and compile the simulator's step with
