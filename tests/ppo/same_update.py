@@ -106,7 +106,7 @@ CASES: Dict[str, Dict[str, Any]] = {
 NETWORKS: Dict[str, Dict[str, Any]] = {
     "tanh": {"net_arch": {"pi": [32], "vf": [64, 64]}, "activation_fn": nn.Tanh},
     "relu": {"net_arch": {"pi": [24, 8], "vf": [5]}, "activation_fn": nn.ReLU},
-    "elu": {"net_arch": [20, 70], "activation_fn": nn.ELU},
+    "elu": {"net_arch": [20, 50], "activation_fn": nn.ELU},
     "leaky_relu": {"net_arch": [16], "activation_fn": nn.LeakyReLU},
 }
 SPACES = {

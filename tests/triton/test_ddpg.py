@@ -17,7 +17,7 @@ from sb3_isaac.device.fused import why_not_fused
 from sb3_isaac.settings.table import PRECISIONS
 from tests.conftest import CONTINUOUS, make_env
 from tests.off_policy.conftest import make_model
-from tests.triton.conftest import ACTIVATIONS, DEVICE, check_training, mlp
+from tests.triton.conftest import ACTIVATIONS, DEVICE, SMOOTH, check_training, mlp
 
 TOLERANCE = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}
 HIDDEN = st.lists(st.integers(1, 64), min_size=1, max_size=2)
@@ -48,6 +48,7 @@ def test_values_and_gradients_are_autograds(
     n_rows: int,
     precision: str,
 ) -> None:
+    activation = activation if precision == "fp32" else SMOOTH.get(activation, activation)
     th.manual_seed(0)
     actors = [mlp(n_obs, hidden, n_actions, activation) for _ in range(2)]
     if squashed:

@@ -14,7 +14,7 @@ from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.flat_adam import FlatAdam, share_storage
 from sb3_isaac.dqn.fused import FusedQNetworks
 from sb3_isaac.settings.table import PRECISIONS
-from tests.triton.conftest import ACTIVATIONS, DEVICE, check_training, mlp
+from tests.triton.conftest import ACTIVATIONS, DEVICE, SMOOTH, check_training, mlp
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -30,6 +30,7 @@ from tests.triton.conftest import ACTIVATIONS, DEVICE, check_training, mlp
 def test_values_and_gradients_are_autograds(
     n_obs: int, n_actions: int, hidden: Any, activation: Any, n_rows: int, double_q: bool, precision: str
 ) -> None:
+    activation = activation if precision == "fp32" else SMOOTH.get(activation, activation)
     th.manual_seed(0)
     online, target = (mlp(n_obs, hidden, n_actions, activation) for _ in range(2))
     adam, target_flat = FlatAdam(th.optim.Adam(online.parameters())), share_storage(target.parameters())
