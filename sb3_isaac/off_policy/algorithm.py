@@ -11,6 +11,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
@@ -354,10 +355,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             check_obs(self._last_obs, "after the reset")
             return result
         self._use_device_buffer()
-        env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
-        buffer.in_c = in_c(self.compile, buffer.storage_device)
-        buffer.in_triton = in_triton(self.precision, buffer.storage_device)
-        compile_step(env, self.compile, self.precision)
+        env, buffer = self._compiled()
         envs_are_reset = reset_num_timesteps or self._last_obs is None
         # SB3 would make an object of the noise for each environment
         noise, self.action_noise = self.action_noise, None
@@ -380,12 +378,26 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             print(f"Training runs {self.path}, on {threads.describe()}")
         return result
 
-    def _make_run(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> TensorRun:
+    def _compiled(self) -> Tuple[TensorVecEnv, DeviceReplayBuffer]:
+        """Environment and replay buffer, which do their work as ``compile`` and ``precision`` say."""
+        env, buffer = self.tensor_vec_env, cast(DeviceReplayBuffer, self.replay_buffer)
+        buffer.in_c = in_c(self.compile, buffer.storage_device)
+        buffer.in_triton = in_triton(self.precision, buffer.storage_device)
+        compile_step(env, self.compile, self.precision)
+        return env, buffer
+
+    def _make_rollout(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> Tuple[Rollout, Updates]:
         captures = self.compile and has_graphs(self.device)
         vec_normalize = self.get_vec_normalize_env()
+        rollout = Rollout(env, vec_normalize, buffer, act=self._act, after_step=self._after_step, captures=captures)
+        return rollout, Updates(vec_normalize, self._update, captures=captures)
+
+    def _make_run(self, env: TensorVecEnv, buffer: DeviceReplayBuffer) -> TensorRun:
+        rollout, updates = self._make_rollout(env, buffer)
+        captures = updates.captures
         run = TensorRun(
-            rollout=Rollout(env, vec_normalize, buffer, act=self._act, after_step=self._after_step, captures=captures),
-            updates=Updates(vec_normalize, self._update, captures=captures),
+            rollout=rollout,
+            updates=updates,
             log=TrainingLog(env.num_envs, self.device, self.loss_names, self._episode_num),
             exploration=self._make_exploration(captures),
             watch=Watch(self.policy),
@@ -394,6 +406,43 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             run.lrs = [th.zeros((), device=self.device) for _ in self._optimizers()]
         self._look_again(run)
         return run
+
+    def _follow(self) -> Optional[TensorRun]:
+        """What training goes on with, as callbacks may have given the model another environment or replay buffer, or replaced
+        methods that are then to be called; None: SB3's way, in numpy.
+
+        :raises AssertionError: another environment has not been reset, as in SB3
+        :raises ValueError: training would have to go on in numpy, and something that is in use exists in tensors only
+        """
+        run = self._run
+        if run is None or run.undisturbed:
+            return run
+        why_not, rollout = self._why_not_tensors(), run.rollout
+        same = rollout.belongs_to(self.tensor_vec_env, self.get_vec_normalize_env())
+        if why_not is None and same and isinstance(self.replay_buffer, DeviceReplayBuffer):
+            return run
+        if ranks.world_size() > 1:
+            raise ValueError(f"Of several ranks callbacks must leave environment, buffer and methods as they are: {self.path}")
+        self._trains_in_tensors()  # says what cannot be
+        if self.__dict__["_last_obs"] is None:
+            raise AssertionError(
+                "_last_obs was not set: in a callback reset the environment, and then set_env(env, force_reset=False)."
+            )
+        self._read_log(run.log, None)
+        last_obs, original = rollout.last_obs(acting=False)
+        if why_not is None:
+            self._use_device_buffer()
+            env, buffer = self._compiled()
+            run.rollout, run.updates = self._make_rollout(env, buffer)
+            run.rollout.act_on(last_obs, last_obs if original is None else original)
+            if self.n_steps > 1 and env is not rollout.env:
+                buffer.end_trajectories()
+            return run
+        self._run, self._last_obs, self._last_original_obs = None, last_obs, original
+        noise = self.action_noise
+        if noise is not None and self.n_envs > 1 and not isinstance(noise, VectorizedActionNoise):
+            self.action_noise = VectorizedActionNoise(noise, self.n_envs)  # as SB3 does when training starts
+        return None
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
         made = outlive_a_full_disk(self, super()._init_callback(callback_of_rank(callback), progress_bar))
@@ -415,11 +464,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     ) -> RolloutReturn:
         """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
         self._checkpoints.at_boundary(self, callback)
-        run = self._run
+        before, run = self._run, self._follow()
         if run is None:
-            return super().collect_rollouts(
-                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-            )
+            noise = action_noise if before is None else self.action_noise
+            return super().collect_rollouts(env, callback, train_freq, replay_buffer, noise, learning_starts, log_interval)
         env, log = self.tensor_vec_env, run.log
         n_envs = env.num_envs * ranks.world_size()
         if n_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
@@ -495,20 +543,20 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             self.logger.record("train/replay_ratio", log.replay_ratio)
         if len(returns) > 0:
             self._episode_num += len(returns)
-            note_episodes(self.tensor_vec_env, self.ep_info_buffer, returns, lengths)
+            note_episodes(run.rollout.env, self.ep_info_buffer, returns, lengths)
         if log_interval is not None and self._episode_num - log.episodes_logged >= log_interval:
             log.episodes_logged = self._episode_num
             for name, seconds in log.seconds.items():
                 self.logger.record(f"time/{name}", seconds)
                 log.seconds[name] = 0.0
-            log_metrics(self.tensor_vec_env, self.logger)
+            log_metrics(run.rollout.env, self.logger)
             # SB3 2.4 has the old name only, SB3 2.9 warns about it
             (getattr(self, "dump_logs", None) or self._dump_logs)()
 
     # -- the update --------------------------------------------------------------------------------------------------
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        run = self._run
+        run = self._follow()
         if run is None:
             super().train(gradient_steps, batch_size)
             self._trained += 1

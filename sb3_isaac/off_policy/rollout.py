@@ -88,6 +88,10 @@ class Rollout:
             self._acted_on, self._acted_on_original = self._obs.clone(), self._stored_obs.clone()
         self.graphed_step = Graphed(self._step, self.captures, self._layers, partial(generators, self.env))
 
+    def belongs_to(self, env: Any, vec_normalize: Any) -> bool:
+        """Whether this object was made for these."""
+        return env is self.env and vec_normalize is self._vec_normalize
+
     def begin(self, buffer: DeviceReplayBuffer, fast: Any, exploration: Any) -> None:
         """Before the steps of a rollout.
 

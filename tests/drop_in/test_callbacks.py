@@ -62,6 +62,16 @@ def at(**functions):
     return lambda notes: At(notes, **functions)
 
 
+def at_third_end(change):
+    """Of a rollout."""
+
+    def rollout_end(callback):
+        if callback.calls["rollout_end"] == 3:
+            change(callback.model, callback.notes)
+
+    return at(rollout_end=rollout_end)
+
+
 def read(*names):
     """Note what is called so in locals, as arrays."""
 

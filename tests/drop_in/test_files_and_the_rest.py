@@ -22,6 +22,7 @@ import sb3_isaac
 from tests.conftest import CONTINUOUS, DISCRETE, make_env
 from tests.drop_in import changes as do
 from tests.drop_in.side_by_side import ALL, ENV, OFF_POLICY, Row, compare, table
+from tests.drop_in.test_callbacks import at_third_end
 
 OBS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
@@ -159,6 +160,17 @@ def other_env(n_envs=4):
 
 def other_env_without_reset(model, notes):
     env = new_env(model)
+    env.reset()
+    model.set_env(env, force_reset=False)
+
+
+def monitored(model, notes):
+    """No tensor path: from then on training runs in numpy."""
+    model.env = sb3.VecMonitor(model.env)
+
+
+def normalized_without_reset(model, notes):
+    env = notes.lib.VecNormalize(new_env(model))
     env.reset()
     model.set_env(env, force_reset=False)
 
@@ -362,6 +374,11 @@ ROWS = [
     Row("env replaced", ALL, between=other_env()),
     Row("env replaced without a reset", "ppo", between=other_env_without_reset),
     Row("env replaced without a reset", OFF_POLICY, between=other_env_without_reset, inexact=STALE),
+    Row("env replaced in a callback", ALL, callback=at_third_end(other_env_without_reset)),
+    Row("env replaced in a callback, n-step returns", OFF_POLICY, {"n_steps": 3}, callback=at_third_end(other_env_without_reset), inexact="SB3's returns go on into the other environment"),
+    Row("env wrapped in a callback", ALL, callback=at_third_end(monitored)),
+    Row("env normalized in a callback", "ppo", callback=at_third_end(normalized_without_reset)),
+    Row("env normalized in a callback", OFF_POLICY, callback=at_third_end(normalized_without_reset), inexact="SB3 stores once what it acted on before that"),
     Row("env reset in between", ALL, between=lambda m, n: m.env.reset() is None, inexact=STALE),
     Row("env stepped in between", ("ppo",), between=lambda m, n: m.env.step(np.zeros((4, 1), np.float32)) is None),
     Row("env wrapped in VecNormalize in between", ("ppo",), between=wrapped_env),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_isaac.buffers.replay_buffer import as_sb3
 from tests.drop_in.side_by_side import ALL, OFF_POLICY, Row, compare, table
+from tests.drop_in.test_callbacks import at, at_third_end
 
 
 def counting(*names):
@@ -131,6 +134,31 @@ def with_lambda(parent, self, *args, **kwargs):
     return result
 
 
+def at_start(change):
+    return at(start=lambda callback: change(callback.model, callback.notes))
+
+
+def other_buffer(model, notes):
+    model.replay_buffer = copy.deepcopy(model.replay_buffer)
+    model.replay_buffer.rewards[:] *= 0.5
+
+
+def own_buffer(model, notes):
+    class Halved(ReplayBuffer):
+        def add(self, obs, next_obs, action, reward, *rest):
+            super().add(obs, next_obs, action, 0.5 * reward, *rest)
+
+    old = model.replay_buffer
+    model.replay_buffer = new = Halved(200, model.observation_space, model.action_space, "cpu", 4)
+    for name in ("observations", "next_observations", "actions", "rewards"):
+        getattr(new, name)[: old.pos] = np.asarray(getattr(old, name)[: old.pos]).reshape(
+            old.pos, *getattr(new, name).shape[1:]
+        )
+    new.pos = old.pos
+    np.random.seed(0)  # from here on both draw from it
+
+
+PATCHES = {"predict": zeros, "_sample_action": zero_actions, "_store_transition": scaled_reward}
 ROWS = [
     Row("empty", ALL, subclass=counting()),
     Row("train counted", ALL, subclass=counting("train")),
@@ -172,6 +200,12 @@ ROWS = [
     Row("excluded params", ALL, subclass=overriding(_excluded_save_params=excluded), before=with_own, after=saved),
     Row("replay_buffer.sample replaced", OFF_POLICY, before=lambda m, n: setattr(m.replay_buffer, "sample", fixed_sample(m))),
     Row("replay_buffer.add replaced", OFF_POLICY, before=lambda m, n: setattr(m.replay_buffer, "add", rewardless_add(m))),
+    *[Row(f"{name} of the model replaced in a callback", OFF_POLICY, callback=at_third_end(patched(name, how))) for name, how in PATCHES.items()],
+    *[Row(f"{name} of the model replaced when training starts", OFF_POLICY, callback=at_start(patched(name, how))) for name, how in PATCHES.items()],
+    Row("replay_buffer.sample replaced in a callback", OFF_POLICY, callback=at_third_end(lambda m, n: setattr(m.replay_buffer, "sample", fixed_sample(m)))),
+    Row("replay_buffer.add replaced in a callback", OFF_POLICY, callback=at_third_end(lambda m, n: setattr(m.replay_buffer, "add", rewardless_add(m)))),
+    Row("replay_buffer replaced in a callback", OFF_POLICY, callback=at_third_end(other_buffer)),
+    Row("own replay_buffer in a callback", OFF_POLICY, callback=at_third_end(own_buffer)),
     Row("rollout_buffer.get replaced", before=lambda m, n: setattr(m.rollout_buffer, "get", ordered_get(m))),
     Row("rollout_buffer.compute_returns_and_advantage replaced", before=lambda m, n: setattr(m.rollout_buffer, "compute_returns_and_advantage", doubled_advantages(m))),
     Row("rollout_buffer.add replaced", before=lambda m, n: setattr(m.rollout_buffer, "add", rewardless_rollout_add(m))),
