@@ -44,8 +44,8 @@ def _why_not_triton(kind: str, index: Optional[int]) -> Optional[str]:
         return "the GPU has a compute capability below 8.0"
     try:
         triton = importlib.import_module("triton")
-        if int(triton.__version__.split(".")[0]) < 3:
-            return f"Triton 3 or newer is needed, this is {triton.__version__}"
+        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):  # what the kernels were compiled with
+            return f"Triton 3.3 or newer is needed, which comes with torch 2.7, this is {triton.__version__}"
     except Exception as error:  # whatever is broken there: the plain path works
         return f"Triton cannot be imported: {error}"
     return None

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from torch import nn
 
 from sb3_isaac import PPO, VecNormalize, evaluate
-from sb3_isaac.device.fused import ROWS
+from sb3_isaac.device.fused import ROWS, _why_not_triton
 from sb3_isaac.envs import tensor_path, vec_env, vec_normalize
 from sb3_isaac.ppo import rollout
 from sb3_isaac.ppo.fused import FusedUpdate
@@ -145,6 +145,13 @@ def test_a_policy_that_has_not_moved_is_seen_to_have_not(precision: str) -> None
 def test_bad_precision() -> None:
     with pytest.raises(ValueError, match="precision must be 'fp32' or 'tf32' or 'bf16' or None .*, got 'fp16'"):
         make_model(PPO, make_env(device=DEVICE), device=DEVICE, precision="fp16")
+
+
+def test_a_triton_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, reason in (("3.2.0", "Triton 3.3 or newer is needed"), ("3.3.1+git", None), ("4.0.0", None)):
+        monkeypatch.setattr("triton.__version__", version)
+        found = _why_not_triton.__wrapped__(DEVICE, None)
+        assert found is None if reason is None else reason in str(found)
 
 
 def test_networks_that_do_not_fit_take_the_plain_path() -> None:
