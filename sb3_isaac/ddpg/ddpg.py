@@ -51,6 +51,7 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
     only_in_tensors = {**TensorOffPolicyAlgorithm.only_in_tensors, "per_env_noise": None, "shared_noise": False}
     algo = "ddpg"
     loss_names = ("critic_loss", "actor_loss")
+    aliases = ("actor", "actor_target", "critic", "critic_target")
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
     def _optimizers(self) -> List[th.optim.Optimizer]:
         return [self.actor.optimizer, self.critic.optimizer]
 
-    def _why_not_fast(self) -> Optional[str]:
+    def _why_not_fast_policy(self) -> Optional[str]:
         return FastTD3Policy.why_not(self.policy)
 
     def _make_fast_policy(self) -> FastTD3Policy:

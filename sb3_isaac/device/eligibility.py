@@ -85,7 +85,7 @@ class Watch:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self._root = root
+        self.root = root
         self._modules: List[nn.Module] = []
         self._attributes: List[Dict[str, Any]] = []
         self._contents: List[Dict[str, Any]] = []
@@ -101,12 +101,12 @@ class Watch:
         """
         if self._seen is not None and self._look(optimizers, more) == self._seen:
             return False
-        self._modules = list(self._root.modules())
+        self._modules = list(self.root.modules())
         self._attributes = [vars(module) for module in self._modules]
         contents = [attributes.get(name) for attributes in self._attributes for name in ("_modules", "_parameters")]
         self._contents = [content for content in contents if isinstance(content, dict)]  # TorchScript has none
         self._hooks = [attributes[name] for attributes in self._attributes for name in HOOKS if name in attributes]
-        self._parameters = list(self._root.parameters())
+        self._parameters = list(self.root.parameters())
         self._seen = self._look(optimizers, more)
         return True
 

@@ -47,6 +47,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     only_in_tensors = {**TensorOffPolicyAlgorithm.only_in_tensors, "double_q": False, "per_env_epsilon": None}
     algo = "dqn"
     loss_names = ("loss",)
+    aliases = ("q_net", "q_net_target")
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
     def _optimizers(self) -> List[th.optim.Optimizer]:
         return [self.policy.optimizer]
 
-    def _why_not_fast(self) -> Optional[str]:
+    def _why_not_fast_policy(self) -> Optional[str]:
         return FastDQNPolicy.why_not(self.policy)
 
     def _make_fast_policy(self) -> FastDQNPolicy:

@@ -149,8 +149,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     # -- what an algorithm has to say --------------------------------------------------------------------------------
 
+    aliases: ClassVar[Tuple[str, ...]]
+    """Attributes of the model that are, as long as nobody replaces them, the policy's"""
+
     def _why_not_fast(self) -> Optional[str]:
         """Why its networks must go through autograd; None: :meth:`_make_fast_policy` makes them without."""
+        other = [name for name in self.aliases if getattr(self, name) is not getattr(self.policy, name)]
+        return f"{other[0]} of the model is not the policy's" if other else self._why_not_fast_policy()
+
+    def _why_not_fast_policy(self) -> Optional[str]:
         raise NotImplementedError
 
     def _make_fast_policy(self) -> Any:
@@ -166,7 +173,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     def _look_again(self, run: TensorRun) -> None:
         """Choose the path, as callbacks may have changed the policy."""
-        if run.watch.changed(self._optimizers()):
+        if run.watch.root is not self.policy:
+            run.watch = Watch(self.policy)
+        if run.watch.changed(self._optimizers(), more=[getattr(self, name) for name in self.aliases]):
             run.fast = self._make_fast_policy() if self._why_not_fast() is None else None
         elif run.fast is not None:
             run.fast.refresh()

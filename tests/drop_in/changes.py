@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from typing import Any, Callable, List
 
@@ -423,3 +424,28 @@ def patch_that_changes(
         setattr(target, name, lambda *args, **kwargs: change_result(original(*args, **kwargs)))
 
     return change
+
+
+def new_policy(model, notes):
+    th.manual_seed(3)
+    kwargs = dict(model.policy_kwargs, use_sde=model.use_sde) if hasattr(model, "n_epochs") else model.policy_kwargs
+    model.policy = model.policy_class(model.observation_space, model.action_space, model.lr_schedule, **kwargs)
+    if hasattr(model, "_create_aliases"):
+        model._create_aliases()
+
+
+def other_target(model, notes):
+    """Of the model alone: the policy keeps its own, as SB3's aliases allow."""
+    replace_network(model, "q_net_target" if hasattr(model, "q_net") else "critic_target")
+
+
+def other_trained(model, notes):
+    replace_network(model, "q_net" if hasattr(model, "q_net") else "actor")
+
+
+def replace_network(model, name):
+    network = copy.deepcopy(getattr(model, name))
+    with th.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.5)
+    setattr(model, name, network)

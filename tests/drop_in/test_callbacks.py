@@ -493,6 +493,9 @@ ROWS = [
     Row("action_noise removed in a callback", "ddpg", lambda: {"action_noise": NormalActionNoise(np.array([0.3]), np.zeros(1))}, callback=at(step=set_model("action_noise", None))),
     Row("weights changed in a callback", ALL, callback=at(step=on_third_step(do.other_weights))),
     Row("last layer replaced in a callback", ALL, callback=at(rollout_end=lambda c: do.new_last_layer(c.model, c.notes))),
+    Row("policy replaced in a callback", ALL, callback=at_third_end(do.new_policy)),
+    Row("target network replaced in a callback", OFF_POLICY, callback=at_third_end(do.other_target)),
+    Row("trained network replaced in a callback", OFF_POLICY, callback=at_third_end(do.other_trained)),
     Row("layer frozen in a callback", ALL, callback=at(step=on_third_step(do.freeze_first))),
     # torch 1.13 counts steps of gradients that are zero, where others have none
     Row("layer frozen at the end of a rollout", ALL, callback=at(rollout_end=lambda c: do.freeze_first(c.model, c.notes)), skip_keys=("optimizers",)),
