@@ -347,7 +347,11 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             check_learn(learn, (), arguments)
             together = self._parallel.learning(self, arguments)
             with on_device(self.device), threads.torch_threads(n_threads), together, finite_training(self):
-                return learn(**arguments)
+                result = learn(**arguments)
+                run = self._run
+                if run is not None and not run.log.is_empty:  # a callback has changed how long training takes
+                    self._read_log(run.log, arguments.get("log_interval", 4))
+                return result
 
     def _setup_learn(
         self,

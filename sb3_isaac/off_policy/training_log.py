@@ -56,6 +56,11 @@ class TrainingLog:
         """Whether it has to be read before the next step."""
         return self._n_steps == STEPS_PER_READ
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to read."""
+        return self._n_steps == 0 and not any(self._loss_counts)
+
     def note_episodes(self, episodes: th.Tensor) -> None:
         """Keep the returns and the lengths (2, N) of the episodes that ended in this step; length 0: it goes on."""
         self._steps[self._n_steps].copy_(episodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -245,6 +246,33 @@ def on_third_step(change):
             change(callback.model, callback.notes)
 
     return step
+
+
+def on_third_start(change):
+    """Of a rollout."""
+
+    def rollout_start(callback):
+        if callback.calls["rollout_start"] == 3:
+            change(callback.model, callback.notes)
+
+    return rollout_start
+
+
+def zero_last_obs(model, notes):
+    model._last_obs = np.zeros_like(np.asarray(model._last_obs))
+
+
+def other_train_freq(model, notes):
+    model.train_freq = 2
+    model._convert_train_freq()
+
+
+def normalized(env, lib):
+    return lib.VecNormalize(env)
+
+
+def other_statistics(model, notes):
+    model.get_vec_normalize_env().obs_rms.mean = np.full(4, 0.3)
 
 
 def set_lr(callback):
@@ -496,6 +524,25 @@ ROWS = [
     Row("policy replaced in a callback", ALL, callback=at_third_end(do.new_policy)),
     Row("target network replaced in a callback", OFF_POLICY, callback=at_third_end(do.other_target)),
     Row("trained network replaced in a callback", OFF_POLICY, callback=at_third_end(do.other_trained)),
+    Row("_last_obs set at the end of a rollout", ALL, callback=at_third_end(zero_last_obs)),
+    Row("_last_obs set at the start of a rollout", ALL, callback=at(rollout_start=on_third_start(zero_last_obs))),
+    Row("_last_episode_starts set", callback=at_third_end(lambda m, n: setattr(m, "_last_episode_starts", np.ones(4, dtype=bool)))),
+    Row("num_timesteps set in a callback", ALL, callback=at_third_end(lambda m, n: setattr(m, "num_timesteps", m.num_timesteps + 8))),
+    Row("_total_timesteps set in a callback", ALL, {"learning_rate": lambda left: 1e-2 * left}, callback=at_third_end(lambda m, n: setattr(m, "_total_timesteps", 1000))),
+    Row("_n_updates set in a callback", ALL, callback=at_third_end(lambda m, n: setattr(m, "_n_updates", 100))),
+    Row("rollout_buffer replaced in a callback", callback=at_third_end(lambda m, n: setattr(m, "rollout_buffer", copy.deepcopy(m.rollout_buffer)))),
+    Row("rollout_buffer reset in a callback", callback=at(rollout_start=lambda c: c.model.rollout_buffer.reset())),
+    Row("replay_buffer reset in a callback", OFF_POLICY, callback=at(rollout_start=on_third_start(lambda m, n: m.replay_buffer.reset()))),
+    Row("train_freq in a callback", OFF_POLICY, callback=at_third_end(other_train_freq)),
+    Row("use_sde noise", options={"use_sde": True}, callback=at(step=on_third_step(lambda m, n: m.policy.reset_noise(4)))),
+    Row("VecNormalize stopped in a callback", ALL, wrap=normalized, callback=at_third_end(lambda m, n: setattr(m.get_vec_normalize_env(), "training", False))),
+    Row("VecNormalize norm_reward off in a callback", ALL, wrap=normalized, callback=at_third_end(lambda m, n: setattr(m.get_vec_normalize_env(), "norm_reward", False))),
+    Row("VecNormalize norm_obs off in a callback", ALL, wrap=normalized, callback=at_third_end(lambda m, n: setattr(m.get_vec_normalize_env(), "norm_obs", False))),
+    Row("VecNormalize clip_obs in a callback", wrap=normalized, callback=at_third_end(lambda m, n: setattr(m.get_vec_normalize_env(), "clip_obs", 0.1))),
+    Row("VecNormalize clip_obs in a callback", OFF_POLICY, wrap=normalized, inexact="SB3 stores the last observation of an episode as it is after clipping", callback=at_third_end(lambda m, n: setattr(m.get_vec_normalize_env(), "clip_obs", 0.1))),
+    Row("VecNormalize gamma in a callback", ALL, wrap=normalized, callback=at_third_end(lambda m, n: setattr(m.get_vec_normalize_env(), "gamma", 0.5))),
+    Row("VecNormalize statistics in a callback", ALL, wrap=normalized, callback=at_third_end(other_statistics)),
+    Row("train_freq and gradient_steps in a callback", OFF_POLICY, callback=at_third_end(lambda m, n: (other_train_freq(m, n), setattr(m, "gradient_steps", -1)))),
     Row("layer frozen in a callback", ALL, callback=at(step=on_third_step(do.freeze_first))),
     # torch 1.13 counts steps of gradients that are zero, where others have none
     Row("layer frozen at the end of a rollout", ALL, callback=at(rollout_end=lambda c: do.freeze_first(c.model, c.notes)), skip_keys=("optimizers",)),
