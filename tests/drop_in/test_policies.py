@@ -243,6 +243,7 @@ def inf_weights_in_target(model, notes):
             p.mul_(3.0)
 
 
+NETWORKS = {"target": do.other_target, "trained": do.other_trained}
 ROWS = [
     # classes
     Row("empty subclass", policy=EmptySubclass),
@@ -314,6 +315,8 @@ ROWS = [
     Row("weight decay added", ALL, between=do.add_weight_decay),
     Row("maximize switched on", ALL, between=do.maximize),
     Row("state replaced by an empty one", ALL, between=do.clear_state),
+    *[Row(f"{name} network replaced {when}", OFF_POLICY, **{when: change}) for name, change in NETWORKS.items() for when in ("before", "between")],
+    Row("policy replaced between", ALL, between=do.new_policy),
     Row("state cleared", ALL, between=do.clear_state_in_place),
     Row("averages zeroed in place", ALL, between=do.zero_averages),
     Row("averages replaced", ALL, between=do.replace_averages),
