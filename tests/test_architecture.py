@@ -140,10 +140,11 @@ def test_what_one_reads_for_an_algorithm() -> None:
                "device.finite", "device.host", "device.cuda_graph", "device.eligibility", "device.ranks", "device.one_host",
                "device.threads",
                # which do the same as other files, in Triton or in C
-               "device.fused", "device.mlp_kernels", "buffers.fused", "buffers.kernels", "envs.fused", "envs.kernels",
+               "device.fused", "device.fused_mlp", "device.mlp_kernels", "buffers.fused", "buffers.kernels",
+               "envs.fused", "envs.kernels",
                "ppo.fused", "ppo.fused_steps", "ppo.kernels", "dqn.fused", "dqn.kernels",
                    "ddpg.fused", "ddpg.kernels",
-               "device.native_mlp", "ppo.native", "dqn.native", "ddpg.native"}  # fmt: skip
+               "device.native_mlp", "buffers.native", "ppo.native", "dqn.native", "ddpg.native"}  # fmt: skip
     for module, most in (("ppo.ppo", 9), ("dqn.dqn", 10), ("ddpg.ddpg", 10)):
         reached, new = set(), {module}
         while new:
