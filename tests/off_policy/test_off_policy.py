@@ -343,7 +343,7 @@ def test_replay_buffer_options(algo):
 def test_looks_again_only_where_somebody_may_have_changed_something(algo, monkeypatch):
     looks = []
     changed = Watch.changed
-    monkeypatch.setattr(Watch, "changed", lambda self, *args: looks.append(1) or changed(self, *args))
+    monkeypatch.setattr(Watch, "changed", lambda self, *args, **kwargs: looks.append(1) or changed(self, *args, **kwargs))
 
     def count(model, callback=None):
         looks.clear()
