@@ -63,14 +63,23 @@ def at(**functions):
     return lambda notes: At(notes, **functions)
 
 
-def at_third_end(change):
-    """Of a rollout."""
+def on_third(name, change):
+    """Change the model when the callback is called so for the third time."""
 
-    def rollout_end(callback):
-        if callback.calls["rollout_end"] == 3:
+    def function(callback):
+        if callback.calls[name] == 3:
             change(callback.model, callback.notes)
 
-    return at(rollout_end=rollout_end)
+    return function
+
+
+def on_third_step(change):
+    return on_third("step", change)
+
+
+def at_third_end(change):
+    """Of a rollout."""
+    return at(rollout_end=on_third("rollout_end", change))
 
 
 def read(*names):
@@ -238,24 +247,6 @@ def set_model(name, value):
             setattr(callback.model, name, value() if callable(value) and name == "action_noise" else value)
 
     return step
-
-
-def on_third_step(change):
-    def step(callback):
-        if callback.n_calls == 3:
-            change(callback.model, callback.notes)
-
-    return step
-
-
-def on_third_start(change):
-    """Of a rollout."""
-
-    def rollout_start(callback):
-        if callback.calls["rollout_start"] == 3:
-            change(callback.model, callback.notes)
-
-    return rollout_start
 
 
 def zero_last_obs(model, notes):
@@ -525,14 +516,14 @@ ROWS = [
     Row("target network replaced in a callback", OFF_POLICY, callback=at_third_end(do.other_target)),
     Row("trained network replaced in a callback", OFF_POLICY, callback=at_third_end(do.other_trained)),
     Row("_last_obs set at the end of a rollout", ALL, callback=at_third_end(zero_last_obs)),
-    Row("_last_obs set at the start of a rollout", ALL, callback=at(rollout_start=on_third_start(zero_last_obs))),
+    Row("_last_obs set at the start of a rollout", ALL, callback=at(rollout_start=on_third("rollout_start", zero_last_obs))),
     Row("_last_episode_starts set", callback=at_third_end(lambda m, n: setattr(m, "_last_episode_starts", np.ones(4, dtype=bool)))),
     Row("num_timesteps set in a callback", ALL, callback=at_third_end(lambda m, n: setattr(m, "num_timesteps", m.num_timesteps + 8))),
     Row("_total_timesteps set in a callback", ALL, {"learning_rate": lambda left: 1e-2 * left}, callback=at_third_end(lambda m, n: setattr(m, "_total_timesteps", 1000))),
     Row("_n_updates set in a callback", ALL, callback=at_third_end(lambda m, n: setattr(m, "_n_updates", 100))),
     Row("rollout_buffer replaced in a callback", callback=at_third_end(lambda m, n: setattr(m, "rollout_buffer", copy.deepcopy(m.rollout_buffer)))),
     Row("rollout_buffer reset in a callback", callback=at(rollout_start=lambda c: c.model.rollout_buffer.reset())),
-    Row("replay_buffer reset in a callback", OFF_POLICY, callback=at(rollout_start=on_third_start(lambda m, n: m.replay_buffer.reset()))),
+    Row("replay_buffer reset in a callback", OFF_POLICY, callback=at(rollout_start=on_third("rollout_start", lambda m, n: m.replay_buffer.reset()))),
     Row("train_freq in a callback", OFF_POLICY, callback=at_third_end(other_train_freq)),
     Row("use_sde noise", options={"use_sde": True}, callback=at(step=on_third_step(lambda m, n: m.policy.reset_noise(4)))),
     Row("VecNormalize stopped in a callback", ALL, wrap=normalized, callback=at_third_end(lambda m, n: setattr(m.get_vec_normalize_env(), "training", False))),
