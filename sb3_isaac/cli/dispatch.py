@@ -63,6 +63,9 @@ def main(argv: Optional[List[str]] = None) -> int:
 
     Errors that the user can mend are one sentence on stderr; ``--verbose 2`` shows the traceback.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: >&-
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         try:
             return _main(argv)

@@ -135,3 +135,14 @@ def test_who_reads_no_further_sees_no_error(tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-c", reads], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 1
         assert done.stderr.splitlines() == [f"sb3-isaac check: {line}" for line in lines]
+
+
+def test_closed_output_is_no_error(tmp_path: Path) -> None:
+    """``>&-`` and ``2>&-``, with which Python has neither stream."""
+    code = CODE.replace('print("x" * 10_000_000)', "print(sys.stdout.flush(), file=sys.stderr)")
+    env = {**child_environment(), "CODE": code}
+    for closed in (">&-", "2>&-"):
+        done = subprocess.run(
+            ["bash", "-c", f'{sys.executable} -c "$CODE" {closed}'], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "None\n" if closed == ">&-" else "")
