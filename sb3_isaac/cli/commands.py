@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -18,6 +18,8 @@ from sb3_isaac.evaluation.callbacks import FILE_NAME
 from sb3_isaac.evaluation.film import CartpoleFilm, can_be_filmed, n_rows
 from sb3_isaac.evaluation.video import check_video_path, play_frames, write_video
 
+MAX_NAMES = 5
+"""Settings that a line about different runs names at most."""
 MAX_EVAL_ENVS = 1024
 """Environments that are used at most unless told otherwise."""
 PUSH_EVERY = 2.0
@@ -154,16 +156,17 @@ def export(argv: List[str]) -> int:
 
 
 def plot(argv: List[str]) -> int:
-    """Draw learning curves of all seeds in log folders, with confidence bands."""
+    """Draw learning curves of all runs in log folders, with confidence bands."""
     parser = argparse.ArgumentParser(
         prog="sb3-isaac plot",
-        description="Learning curves of all seeds in log folders: mean and 95% confidence band. Name the curves, or "
+        description="Learning curves of all runs in log folders: mean and 95% confidence band. Name the curves, or "
         "give -e and -a, which draw every algorithm on every environment.",
     )
     parser.add_argument("curves", nargs="*", metavar="ALGO:ENV", help="curves, such as ppo:IsaacGymCartpole-v0")
     parser.add_argument("-a", "--algo", "--algos", nargs="+", default=["ppo"], help="algorithms for -e (default: ppo)")
     parser.add_argument("-e", "--env", nargs="+", default=[], help="environment ids")
     parser.add_argument("-f", "--folder", "--exp-folders", nargs="+", default=["logs"], help="log folders (default: logs)")
+    parser.add_argument("--exp-id", type=int, help="draw the run of that number alone (0: the latest; default: all runs)")
     parser.add_argument("-l", "--labels", nargs="+", help="one label per curve (default: algorithm and environment)")
     parser.add_argument("-x", "--x-axis", choices=["steps", "seconds"], default="steps", help="default: steps")
     parser.add_argument(
@@ -203,8 +206,9 @@ def plot(argv: List[str]) -> int:
     figure, axes = pyplot.subplots(figsize=curves.FIGURE_SIZE, layout="constrained")
     thresholds = []
     for group, label in zip(groups, labels):
-        runs = curves.find_runs(*group)
-        curves.draw(axes, _read_curves(runs, readers[kind]), label)
+        runs = _of_number(curves.find_runs(*group), args.exp_id)
+        found = _read_curves(runs, readers[kind])
+        curves.draw(axes, list(found.values()), label, noun=_noun(list(found), group[2]))
         thresholds.append(curves.solved_return(group[2], runs))
     if kind != "reward-rate":
         curves.draw_solved(axes, thresholds)
@@ -230,15 +234,44 @@ def _without_pairs(folders: List[str]) -> Tuple[List[str], List[str]]:
     return [word for word in folders if word not in pairs], pairs
 
 
-def _read_curves(runs: List[str], reader: Callable[[str], curves.Curve]) -> List[curves.Curve]:
+def _of_number(runs: List[str], exp_id: Optional[int]) -> List[str]:
+    """The run of ``--exp-id``; all of them where it is not given.
+
+    :raises FileNotFoundError: there is none of that number
+    """
+    if exp_id is None:
+        return runs
+    chosen = runs[-1:] if exp_id == 0 else [run for run in runs if run.endswith(f"_{exp_id}")]
+    if not chosen:
+        numbers = ", ".join(run.rpartition("_")[2] for run in runs)
+        raise FileNotFoundError(f"No run {exp_id} beside {runs[0]}: --exp-id takes one of {numbers}, or 0 for the latest.")
+    return chosen
+
+
+def _noun(runs: List[str], env_id: str) -> str:
+    """What the runs of one curve are called: "seed" if each is known to have its own. Other differences are said."""
+    found = {run: curves.settings_of(run, env_id) for run in runs}
+    known = [(run, settings) for run, (_, settings) in found.items() if settings is not None]
+    for run, settings in known[1:]:
+        first = known[0][1]
+        differ = [name for name in sorted({*first, *settings}) if first.get(name) != settings.get(name)]
+        if differ:
+            names = ", ".join(differ[:MAX_NAMES]) + (", ..." if len(differ) > MAX_NAMES else "")
+            print(f"One curve of different settings: {known[0][0]} and {run} differ in {names} (--exp-id N draws one run)")
+            break
+    seeds = {seed for seed, _ in found.values()}
+    return "seed" if None not in seeds and len(seeds) == len(runs) else "run"
+
+
+def _read_curves(runs: List[str], reader: Callable[[str], curves.Curve]) -> Dict[str, curves.Curve]:
     """The curves of those runs that have one: a search, or a run that was stopped early, leaves a folder without.
 
     :raises FileNotFoundError: if none has one
     """
-    found, missing = [], []
+    found, missing = {}, []
     for run in runs:
         try:
-            found.append(reader(run))
+            found[run] = reader(run)
         except FileNotFoundError as error:
             missing.append((run, error))
     if not found:

@@ -36,8 +36,7 @@ EXTRAS: Dict[str, Dict[str, str]] = {
     "enjoy": {"pygame": "pygame"},
     "video": {"pygame": "pygame", "imageio_ffmpeg": "imageio-ffmpeg"},
     "record_video": {"pygame": "pygame", "moviepy": "moviepy"},
-    "plot": {"matplotlib": "matplotlib"},
-    "compare": {"matplotlib": "matplotlib"},
+    **dict.fromkeys(("plot", "compare"), {"matplotlib": "matplotlib", "scipy": "scipy"}),
 }
 """Modules of the extra 'plots' that a command cannot do without, and what pip calls them. pygame is for our environments."""
 TRUST = "--trust"

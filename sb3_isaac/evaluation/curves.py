@@ -6,14 +6,14 @@ import csv
 import glob
 import os
 import re
-from typing import Any, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
 from sb3_isaac.evaluation.callbacks import COLUMNS
-from sb3_isaac.evaluation.measure import bootstrap_interval
+from sb3_isaac.files import safe_yaml
 from sb3_isaac.files.atomic import replacing
 from sb3_isaac.files.readable import naming
 
@@ -21,6 +21,8 @@ N_POINTS = 200
 """Points of a drawn curve."""
 FIGURE_SIZE = (6.4, 4.8)
 """Inches of a picture of one pair of axes, with its legend above."""
+NOT_COMPARED = ("keep_checkpoints", "until_solved")
+"""Hyperparameters that change nothing of what is learned."""
 REFERENCE_ENVS = 128
 """Environments of the public runs on real Isaac Gym whose curves can be laid over ours."""
 
@@ -29,7 +31,7 @@ Curve = Tuple[np.ndarray, np.ndarray]
 
 
 class Band(NamedTuple):
-    """Mean of several runs and a 95% bootstrap interval of that mean, on common points. All (N_POINTS,)."""
+    """Mean of several runs and a 95% interval of that mean, on common points. All (N_POINTS,)."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -81,6 +83,27 @@ def find_runs(folder: str, algo: str, env_id: str) -> List[str]:
             f"(runs in {folder}: {', '.join(sorted(there)) or 'none'})."
         )
     return runs
+
+
+def settings_of(run: str, env_id: str) -> Tuple[Optional[int], Optional[Dict[str, str]]]:
+    """The seed of a run, and the text of each setting that makes it another run than those of other seeds. None: not known.
+
+    :raises ValueError: a file of them is damaged
+    """
+    found: List[Dict[str, Any]] = []
+    for name in ("args.yml", "config.yml"):
+        path = os.path.join(run, env_id.rpartition(":")[2], name)
+        content = safe_yaml.load(path) if os.path.isfile(path) else None
+        found.append(content if isinstance(content, dict) else {})
+    args, config = found
+    seed, n_timesteps = (number if isinstance(number, int) else None for number in map(args.get, ("seed", "n_timesteps")))
+    if not config:
+        return seed, None
+    settings = {name: repr(value) for name, value in config.items() if name not in NOT_COMPARED}
+    if n_timesteps is not None and n_timesteps > 0:  # in place of the entry's
+        settings["n_timesteps"] = repr(n_timesteps)
+    settings["env_kwargs"] = repr([of.get("env_kwargs") or {} for of in (config, args)])
+    return seed, settings
 
 
 def solved_return(env_id: str, runs: Sequence[str]) -> Optional[float]:
@@ -165,14 +188,19 @@ def reward_rate_curve(path: str) -> Curve:
 def band(curves: Sequence[Curve]) -> Band:
     """Average several runs at common points, from where the last one starts to where the first one ends.
 
-    The interval says how much the mean would differ with other seeds: a bootstrap over the runs.
+    The interval says how much the mean would differ with other seeds: Student's t, which is right for few runs too, where a
+    bootstrap is much too narrow.
     """
+    from scipy.special import stdtrit  # the plots alone need scipy
+
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     if start > end:
         raise ValueError("The runs have no timesteps in common, so they cannot be averaged: plot them from separate folders.")
     grid = np.linspace(start, end, N_POINTS)
     values = np.stack([np.interp(grid, x, y) for x, y in curves])
-    return Band(grid, values.mean(axis=0), *bootstrap_interval(values))
+    mean, n_runs = values.mean(axis=0), len(values)
+    half = stdtrit(n_runs - 1, 0.975) * values.std(axis=0, ddof=1) / n_runs**0.5 if n_runs > 1 else 0.0
+    return Band(grid, mean, mean - half, mean + half)
 
 
 def import_pyplot(show: bool = False) -> Any:
@@ -194,13 +222,18 @@ def import_pyplot(show: bool = False) -> Any:
     return pyplot
 
 
-def draw(axes: Any, curves: Sequence[Curve], label: str, color: Any = None) -> None:
-    """Draw runs as a mean with its band, and each of them as a thin line. :func:`style` makes a legend that says so."""
+def draw(axes: Any, curves: Sequence[Curve], label: str, color: Any = None, noun: str = "seed") -> None:
+    """Draw runs as a mean with its band, and each of them as a thin line. :func:`style` makes a legend that says so.
+
+    :param noun: "run" where they are not of one seed each
+    """
     average = band(curves)
-    seeds = f"{len(curves)} seeds" if len(curves) > 1 else "1 seed"
-    (line,) = axes.plot(average.x, average.mean, label=f"{label} ({seeds})", color=color, linewidth=2)
+    runs = f"{len(curves)} {noun}" + ("s" if len(curves) > 1 else "")
+    (line,) = axes.plot(average.x, average.mean, label=f"{label} ({runs})", color=color, linewidth=2)
     if len(curves) > 1:
+        seen = axes.dataLim.frozen()
         axes.fill_between(average.x, average.low, average.high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.dataLim.set(seen)  # the band of few runs may be many times as high as the curves, which are to be seen
         for x, y in curves:
             axes.plot(x, y, color=line.get_color(), alpha=0.25, linewidth=0.7)
 
@@ -233,7 +266,7 @@ def style(axes: Any, x_label: str, y_label: str, title: str = "", legend_columns
     handles, _ = axes.get_legend_handles_labels()
     if axes.collections:
         handles.append(Patch(color="0.5", alpha=0.3, linewidth=0, label="95% interval of the mean"))
-        handles.append(Line2D([], [], color="0.5", alpha=0.6, linewidth=0.7, label="each seed"))
+        handles.append(Line2D([], [], color="0.5", alpha=0.6, linewidth=0.7, label="each run"))
     # Columns are filled from the top: the curves on the left, what they have in common on the right.
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncol": legend_columns}
     axes.legend(handles=handles, title=title or None, frameon=False, fontsize=9, **place)

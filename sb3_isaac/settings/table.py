@@ -273,7 +273,11 @@ FLAGS: Dict[str, Dict[str, Setting]] = {
     "train": _TRAIN,
     "optimize": _TRAIN,
     **dict.fromkeys(("evaluate", "video", "export", "enjoy", "record_video"), _AGENT),
-    "plot": {"window": COUNT, "max_timesteps": Setting("number", "(0, inf)", optional=True)},
+    "plot": {
+        "exp_id": Setting("whole", "[0, inf)", optional=True, means="all runs"),
+        "window": COUNT,
+        "max_timesteps": Setting("number", "(0, inf)", optional=True),
+    },
     "compare": {"seeds": COUNT, "jobs": COUNT, "n_timesteps": _TRAIN["n_timesteps"]},
 }
 """Flags of the commands, by argparse's names: ``n_envs`` is --n-envs."""

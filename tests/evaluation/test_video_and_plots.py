@@ -42,7 +42,7 @@ def make_runs(folder: Path, n_runs: int, algo: str = "ppo", env_id: str = CONTIN
         (run / env_id).mkdir(parents=True)
         model.save(run / f"{env_id}.zip")
         (run / env_id / "config.yml").write_text("n_envs: 2\nnormalize: false\n")
-        arguments = yaml.dump({"env": env_id, "env_kwargs": {"max_episode_length": 100}})
+        arguments = yaml.dump({"env": env_id, "seed": i, "env_kwargs": {"max_episode_length": 100}})
         (run / env_id / "args.yml").write_text(arguments)
         writer = ResultsWriter(str(run / "0"), header={"t_start": 1000.0, "env_id": env_id})
         for k in range(300):
@@ -290,8 +290,51 @@ def test_band_is_the_mean_over_seeds_with_its_interval(logs: Path) -> None:
     band = curves.band([curves.evaluation_curve(run) for run in runs])
     assert len(runs) == 3 and band.x[0] == 1000 and band.x[-1] == 5000
     np.testing.assert_allclose(band.mean, 0.1 * (band.x - 1000) + 1.0)  # the seeds add 0, 1 and 2
-    np.testing.assert_allclose(band.low, band.mean - 1.0)
-    np.testing.assert_allclose(band.high, band.mean + 1.0)
+    half = 4.302653 / 3**0.5  # Student's t for three, whose standard deviation is 1
+    np.testing.assert_allclose(band.low, band.mean - half, rtol=1e-6)
+    np.testing.assert_allclose(band.high, band.mean + half, rtol=1e-6)
+    one = curves.band([curves.evaluation_curve(runs[0])])
+    assert (one.low == one.mean).all() and (one.high == one.mean).all()
+
+
+def test_the_interval_of_few_seeds_has_the_mean_as_often_as_it_says() -> None:
+    """A bootstrap of two has it half of the time."""
+    rng, x = np.random.default_rng(0), np.array([0.0, 1.0])
+    bands = [curves.band([(x, rng.normal(size=2)) for _ in range(2)]) for _ in range(400)]
+    assert 0.91 < np.mean([band.low[0] < 0.0 < band.high[0] for band in bands]) < 0.985
+
+
+def test_the_band_of_two_seeds_leaves_the_curves_to_be_seen() -> None:
+    figure, axes = pyplot.subplots()
+    curves.draw(axes, [(np.array([0.0, 1.0]), np.array([0.0, y])) for y in (100.0, 200.0)], "PPO")
+    assert axes.get_ylim() == pytest.approx((-10.0, 210.0)), "the band is from -485 to 785 at the end"
+    pyplot.close(figure)
+
+
+def test_runs_of_one_seed_or_of_other_settings_are_no_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: List[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    runs = make_runs(tmp_path, 3)
+    config, args = (runs[1] / CONTINUOUS / name for name in ("config.yml", "args.yml"))
+
+    def label(*flags: str) -> str:
+        assert commands.plot([f"ppo:{CONTINUOUS}", "-f", str(tmp_path), "-o", str(tmp_path / "a.png"), *flags]) == 0
+        return legend(drawn.pop().axes[0])[0]
+
+    assert label() == "PPO (3 seeds)" and "differ" not in capsys.readouterr().out
+    config.write_text("n_envs: 2\nnormalize: true\nuntil_solved: true\nlearning_rate: 0.1\n")
+    args.write_text(args.read_text().replace("seed: 1", "seed: 0"))
+    assert label() == "PPO (3 runs)"
+    said = f"different settings: {runs[0]} and {runs[1]} differ in learning_rate, normalize (--exp-id N draws one run)\n"
+    assert said in capsys.readouterr().out
+    assert label("--exp-id", "2") == "PPO (1 seed)" and "differ" not in capsys.readouterr().out
+    assert label("--exp-id", "0") == "PPO (1 seed)"
+    config.unlink(), args.unlink()
+    assert label() == "PPO (3 runs)" and "differ" not in capsys.readouterr().out, "who knows"
+    with pytest.raises(FileNotFoundError, match="No run 7 .*--exp-id takes one of 1, 2, 3, or 0 for the latest"):
+        label("--exp-id", "7")
 
 
 def test_training_curves(logs: Path) -> None:
@@ -358,7 +401,7 @@ def test_plot(flags: List[str], logs: Path, tmp_path: Path, monkeypatch: pytest.
         "PPO (3 seeds)",
         *(["Isaac Gym: seed_curve_ppo"] if "--reference" in flags else []),
         "95% interval of the mean",
-        "each seed",
+        "each run",
     ], "no line where it is solved: the runs had episodes of 99 steps"
     assert len(axes.lines) == 4 + ("--reference" in flags) and len(axes.collections) == 1
     assert axes.get_xlabel() == ("seconds" if "seconds" in flags else "environment steps")
@@ -371,7 +414,7 @@ def legend(axes: Any) -> List[str]:
 def with_full_episodes(runs: List[Path]) -> None:
     for run in runs:
         for arguments in run.glob("*/args.yml"):
-            arguments.write_text("env_kwargs: null\n")
+            arguments.write_text(f"env_kwargs: null\nseed: {run.name[-1]}\n")
 
 
 def test_pairs_of_different_environments_in_one_picture(
@@ -387,7 +430,7 @@ def test_pairs_of_different_environments_in_one_picture(
         figure = drawn.pop()
         (axes,) = figure.axes
         curve_labels = [f"PPO {CONTINUOUS} (2 seeds)", f"DQN {DISCRETE} (3 seeds)"]
-        assert legend(axes) == [*curve_labels, "solved: 475", "95% interval of the mean", "each seed"]
+        assert legend(axes) == [*curve_labels, "solved: 475", "95% interval of the mean", "each run"]
         (solved,) = [line for line in axes.lines if line.get_label() == "solved: 475"]
         assert list(solved.get_ydata()) == [475, 475] and solved.is_dashed()
         figure.canvas.draw()
