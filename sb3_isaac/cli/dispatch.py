@@ -8,8 +8,10 @@ import importlib.util
 import os
 import runpy
 import sys
+import traceback
 import warnings
-from typing import Any, Dict, List, Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
 
 from sb3_isaac.files.trust import trusting
 
@@ -80,6 +82,7 @@ def _main(argv: Optional[List[str]]) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     lines = [f"  {name:13s}{text}" for name, text in COMMANDS.items()]
     more = f"sb3-isaac COMMAND --help lists the flags.\n{TRUST} lets the files of runs run code: for makers you trust."
+    more += "\n--verbose 2 shows the traceback of an error."
     usage = "\n".join(["usage: sb3-isaac COMMAND [flags]", "", *lines, "", more])
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
@@ -97,8 +100,10 @@ def _main(argv: Optional[List[str]]) -> int:
         sys.path.insert(0, "")  # as python -m has it: --gym-packages my_task finds my_task.py in this folder
     from sb3_isaac.cli.flags import one_sentence, several_ranks  # not for the help above
 
+    verbose = 1
     try:
         with one_sentence(command), trusting(TRUST in argv):
+            verbose, flags = _verbosity(command, flags)
             _check_extras(command, flags)
             return _run(command, flags)
     except Exception as error:
@@ -110,14 +115,35 @@ def _main(argv: Optional[List[str]]) -> int:
             return 1
         if not isinstance(error, (*USER_ERRORS, gym.error.Error)):
             raise
-        if "--verbose" in flags and flags[flags.index("--verbose") + 1 :][:1] >= ["2"]:
+        if verbose >= 2:
             raise
         sentence = " ".join(str(error).split()) or type(error).__name__
         unknown = isinstance(error, gym.error.UnregisteredEnv) or "not found in gym registry" in sentence  # rl_zoo3's words
         if unknown and not _is_given("--gym-packages", flags):
             sentence += " If a module of yours registers it, name the module: --gym-packages my_task"
-        print(f"sb3-isaac {command}: {sentence}", file=sys.stderr)
+        print(f"sb3-isaac {command}: {sentence}{_own_place(error)}", file=sys.stderr)
         return 1
+
+
+def _verbosity(command: str, flags: List[str]) -> Tuple[int, List[str]]:
+    """The number of ``--verbose``, and the flags that the command takes: rl_zoo3's have that one, too."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--verbose", type=int, default=1)
+    args, rest = parser.parse_known_args(flags)
+    return args.verbose, rest if command in OWN_COMMANDS else flags
+
+
+def _own_place(error: Exception) -> str:
+    """File and line of an error that the user's own code raises, or that a library it calls does; else nothing."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module, path = frame.f_globals, Path(frame.f_code.co_filename)
+        package = module.get("__package__") or module.get("__name__", "")  # rl_zoo3's scripts are called __main__
+        if package.partition(".")[0] in ("sb3_isaac", "stable_baselines3", "rl_zoo3"):
+            break
+        library = {"site-packages", "dist-packages"} & set(path.parts) or Path(os.__file__).parent in path.parents
+        if not library and path.suffix == ".py":
+            return f" ({path.name}, line {line}; --verbose 2 shows all)"
+    return ""
 
 
 def _nobody_reads() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import subprocess
 import sys
@@ -146,3 +147,48 @@ def test_closed_output_is_no_error(tmp_path: Path) -> None:
             ["bash", "-c", f'{sys.executable} -c "$CODE" {closed}'], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
         )
         assert (done.returncode, done.stderr) == (0, "None\n" if closed == ">&-" else "")
+
+
+@pytest.mark.parametrize("command", list(dispatch.OWN_COMMANDS))
+@pytest.mark.parametrize("verbose", [["--verbose", "2"], ["--verbose=2"], ["--verbose", "1"]])
+def test_a_traceback_of_any_command(command: str, verbose: List[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: str, flags: List[str]) -> int:
+        assert flags == ["--env", CONTINUOUS, "ppo"]
+        raise ValueError("wrong")
+
+    monkeypatch.setattr(dispatch, "_run", run)
+    argv = [command, "--env", CONTINUOUS, *verbose, "ppo"]
+    if "1" in verbose:
+        assert dispatch.main(argv) == 1
+    else:
+        with pytest.raises(ValueError, match="wrong"):
+            dispatch.main(argv)
+
+
+OWN_TASK = """
+import numpy as np
+from sb3_isaac.evaluation.curves import parse_pair
+
+def own():
+    raise ValueError("wrong")
+
+def librarys():
+    np.zeros(2) + np.zeros(3)
+
+def packages():
+    parse_pair("wrong")
+"""
+
+
+@pytest.mark.parametrize("function, line", [("own", 6), ("librarys", 9), ("packages", None)])
+def test_an_error_in_own_code_says_where(
+    function: str, line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "own_task_here.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own_task = importlib.import_module("own_task_here")
+    monkeypatch.setattr(dispatch, "_run", lambda command, flags: getattr(own_task, function)())
+    assert dispatch.main(["check"]) == 1
+    place = "" if line is None else f" (own_task_here.py, line {line}; --verbose 2 shows all)"
+    err = capsys.readouterr().err
+    assert err.endswith(f"{place}\n") and (place or "own_task_here" not in err), err
