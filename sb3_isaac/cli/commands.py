@@ -10,7 +10,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from sb3_isaac.cli.flags import check_flags
+from sb3_isaac.cli.flags import check_flags, check_output
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.envs.vec_env import MAX_RENDERED_ENVS
 from sb3_isaac.evaluation import curves, exporting, measure
@@ -104,6 +104,8 @@ def video(argv: List[str]) -> int:
     elif ours or args.push:
         print("Neither pushes nor an untrained policy: these environments are no batch of this package's cartpoles.")
     outputs = args.output or [os.path.join(agent.folder, "videos", agent.name + suffix) for suffix in (".mp4", ".gif")]
+    for path in outputs:
+        check_output(path)
     fps = int(agent.env.get_attr("metadata")[0].get("render_fps", 30))
     with contextlib.closing(agent.env):
         frames = play_frames(agent.model, agent.env, args.n_timesteps, deterministic=not args.stochastic, film=film)
@@ -139,7 +141,10 @@ def export(argv: List[str]) -> int:
     agent = load_agent(args, n_envs=1)
     with contextlib.closing(agent.env):
         normalize = unwrap_vec_normalize(agent.env)
-        for path in args.output or [os.path.join(agent.folder, f"{agent.name}.pt")]:
+        outputs = args.output or [os.path.join(agent.folder, f"{agent.name}.pt")]
+        for path in outputs:
+            check_output(path)
+        for path in outputs:
             done = exporting.export(agent.model, path, normalize)
             kind = "float32" if agent.model.action_space.shape else "int64"
             obs, action = (", ".join(["N", *map(str, shape)]) for shape in (done.obs_shape, done.action_shape))

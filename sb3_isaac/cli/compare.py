@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_isaac.cli.commands import Y_LABELS
-from sb3_isaac.cli.flags import check_flags
+from sb3_isaac.cli.flags import check_flags, check_output
 from sb3_isaac.envs.make import is_isaac_env_id
 from sb3_isaac.evaluation import curves
 
@@ -25,9 +25,10 @@ DEFAULT_CURVES = ["ppo:IsaacGymCartpole-v0", "dqn:IsaacGymCartpoleDiscrete-v0", 
 
 
 def compare(argv: List[str]) -> int:
-    """Train every curve with every seed, draw, print. Returns 1 if a training failed, which the others survive.
+    """Train every curve with every seed, print, draw. Returns 1 if a training failed, which the others survive.
 
-    :raises ValueError: numbers that make no sense, an unknown algorithm
+    :raises ValueError: numbers that make no sense, an unknown algorithm, a picture of no known format, no evaluations to draw
+    :raises OSError: the picture cannot be written
     :raises gymnasium.error.UnregisteredEnv: an unknown environment
     :raises RuntimeError: all trainings failed
     """
@@ -50,6 +51,9 @@ def compare(argv: List[str]) -> int:
     _check(pairs, args)
     pyplot = curves.import_pyplot()
     output = args.output or os.path.join(args.folder, "compare.png")
+    figure, axes = pyplot.subplots(figsize=curves.FIGURE_SIZE, layout="constrained")
+    curves.picture_kind(figure, output)
+    check_output(output)
 
     # Seeds of one curve follow each other, as rl_zoo3 numbers their folders: other curves have folders of their own.
     stop = threading.Event()
@@ -58,23 +62,25 @@ def compare(argv: List[str]) -> int:
             results = list(pool.map(lambda pair: _train_seeds(pair, args, stop), pairs))
         finally:
             stop.set()  # after Ctrl-C no new training begins
-    trained = {pair: runs for pair, runs in zip(pairs, results) if runs}
+    found = {pair: [run for run in runs if _has_evaluations(run)] for pair, runs in zip(pairs, results)}
+    trained = {pair: runs for pair, runs in found.items() if runs}
+    if not trained and any(results):
+        raise ValueError("There is no curve to draw: choose a larger -n.")
     if not trained:
         raise RuntimeError("No training succeeded: what each said last stands above.")
     evaluations = {pair: [curves.evaluation_curve(run) for run in runs] for pair, runs in trained.items()}
     thresholds = {pair: curves.solved_return(pair[1], runs) for pair, runs in trained.items()}
     env_ids = {env_id for _, env_id in trained}
 
-    figure, axes = pyplot.subplots(figsize=curves.FIGURE_SIZE, layout="constrained")
+    _print_table([(f"{algo}:{env_id}", evaluations[algo, env_id], thresholds[algo, env_id]) for algo, env_id in trained])
     for (algo, env_id), of_seeds in evaluations.items():
         curves.draw(axes, of_seeds, algo.upper() + (f" {env_id}" if len(env_ids) > 1 else ""))
     curves.draw_solved(axes, thresholds.values())
     curves.style(axes, "environment steps", Y_LABELS["eval"])
     curves.save_figure(figure, output)
     pyplot.close(figure)
-    _print_table([(f"{algo}:{env_id}", evaluations[algo, env_id], thresholds[algo, env_id]) for algo, env_id in trained])
     print(f"Wrote {output}")
-    return 0 if sum(map(len, results)) == len(pairs) * args.seeds else 1
+    return 0 if sum(map(len, trained.values())) == len(pairs) * args.seeds else 1
 
 
 def _check(pairs: List[Pair], args: argparse.Namespace) -> None:
@@ -110,12 +116,19 @@ def _train(pair: Pair, seed: int, args: argparse.Namespace) -> Optional[str]:
     command = [sys.executable, "-m", "sb3_isaac.cli", *flags, "--verbose", "0"]
     child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     new = [run for run in curves.list_runs(args.folder, algo, env_id) if run not in before]
-    if child.returncode == 0 and new and os.path.isfile(os.path.join(new[-1], "evaluations.npz")):
+    if child.returncode == 0 and new:
+        if not _has_evaluations(new[-1]):
+            said = "was trained, but no evaluation fell into so few steps: choose a larger -n"
+            print(f"{algo}:{env_id} with seed {seed} {said}", file=sys.stderr, flush=True)
         return new[-1]
     lines = [line for line in child.stdout.splitlines() if line.strip()] or ["it said nothing"]
-    problem = f"exit status {child.returncode}" if child.returncode else "no evaluations"
+    problem = f"exit status {child.returncode}" if child.returncode else "it left no run"
     print(f"{algo}:{env_id} with seed {seed} failed ({problem}): {lines[-1]}", file=sys.stderr, flush=True)
     return None
+
+
+def _has_evaluations(run: str) -> bool:
+    return os.path.isfile(os.path.join(run, "evaluations.npz"))
 
 
 def _print_table(rows: List[Tuple[str, List[curves.Curve], Optional[float]]]) -> None:

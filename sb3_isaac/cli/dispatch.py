@@ -137,11 +137,12 @@ def _own_place(error: Exception) -> str:
     """File and line of an error that the user's own code raises, or that a library it calls does; else nothing."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module, path = frame.f_globals, Path(frame.f_code.co_filename)
-        package = module.get("__package__") or module.get("__name__", "")  # rl_zoo3's scripts are called __main__
-        if package.partition(".")[0] in ("sb3_isaac", "stable_baselines3", "rl_zoo3"):
+        name = module.get("__package__") or module.get("__name__", "")  # rl_zoo3's scripts are called __main__
+        package = name.partition(".")[0]
+        if package in ("sb3_isaac", "stable_baselines3", "rl_zoo3"):
             break
         library = {"site-packages", "dist-packages"} & set(path.parts) or Path(os.__file__).parent in path.parents
-        if not library and path.suffix == ".py":
+        if not library and package != "torch" and path.suffix == ".py":
             return f" ({path.name}, line {line}; --verbose 2 shows all)"
     return ""
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 from typing import Any, Iterator, Optional
 
+from sb3_isaac.files.atomic import check_place
 from sb3_isaac.settings import SETTINGS, check
 from sb3_isaac.settings.memory import check_envs
 
@@ -43,6 +44,17 @@ def check_flags(command: str, args: argparse.Namespace) -> None:
         from sb3_isaac import backends
 
         check_envs(flags["n_envs"], backends.resolve_device(flags.get("device", "auto")), "--n-envs")
+
+
+def check_output(path: str) -> None:
+    """Whether the file of ``-o``, or its default, can be written: asked before it takes time to make.
+
+    :raises OSError: it cannot
+    """
+    try:
+        check_place(path)
+    except OSError as error:
+        raise type(error)(f"Cannot write {path}: {error.strerror or error}. Name another file with -o.") from error
 
 
 @contextlib.contextmanager

@@ -272,13 +272,19 @@ def style(axes: Any, x_label: str, y_label: str, title: str = "", legend_columns
     axes.legend(handles=handles, title=title or None, frameon=False, fontsize=9, **place)
 
 
-def save_figure(figure: Any, path: str, dpi: int = 110) -> None:
-    """Write a figure, in the format that the file's ending says (default: png).
+def picture_kind(figure: Any, path: str) -> str:
+    """The format that the ending of a picture's name says (default: png).
 
     :raises ValueError: no such format
     """
     kind, known = os.path.splitext(path)[1][1:] or "png", figure.canvas.get_supported_filetypes()
     if kind.lower() not in known:
         raise ValueError(f"Cannot write a picture to {path}: the name must end in .{', .'.join(sorted(known))}.")
+    return kind
+
+
+def save_figure(figure: Any, path: str, dpi: int = 110) -> None:
+    """Write a figure, see :func:`picture_kind`."""
+    kind = picture_kind(figure, path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format=kind)

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_isaac.evaluation.film import CartpoleFilm
 from sb3_isaac.evaluation.measure import check_spaces
-from sb3_isaac.files.atomic import replacing
+from sb3_isaac.files.atomic import check_place, replacing
 
 GIF_FPS = 30
 """Viewers slow down gifs that are faster than this; frames are left out to keep the speed of the motion."""
@@ -64,11 +64,13 @@ def write_video(paths: Union[str, Sequence[str]], frames: Iterable[np.ndarray], 
     :param fps: frames per second
     :return: the number of frames
     :raises ValueError: no frame at all, or see :func:`check_video_path`
+    :raises OSError: a file cannot be written
     :raises RuntimeError: ffmpeg fails, for example without the codec
     """
     paths = [paths] if isinstance(paths, str) else paths
     for path in paths:
         check_video_path(path)
+        check_place(path)
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
@@ -113,6 +115,7 @@ def _ffmpeg_errors(path: str, codec: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        check_place(path)  # the disk may have become full, which ffmpeg alone would know
         raise RuntimeError(
             f"ffmpeg could not write {path} with the codec {codec} (its own message stands above): try the other format "
             "(.mp4 or .gif), or another ffmpeg by setting IMAGEIO_FFMPEG_EXE to its path."

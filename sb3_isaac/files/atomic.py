@@ -68,6 +68,24 @@ def write(path: Any, content: Union[bytes, bytearray, memoryview, str]) -> None:
         file.write(data)
 
 
+def check_place(path: Any) -> None:
+    """Find out whether a file can be written, by writing a little beside it: asked before the work whose result it is to hold.
+
+    :raises OSError: see :func:`replacing`
+    """
+    file = _File(os.fspath(path))
+    _prepare(file.path)
+    if file.temporary == file.path:
+        return
+    content = bytes(4096)
+    try:
+        with _errors_of(file.given, file.temporary, len(content)), open(file.temporary, "wb") as opened:
+            opened.write(content)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(file.temporary)
+
+
 @contextlib.contextmanager
 def staging(folder: str) -> Iterator[str]:
     """A folder for code that writes files by itself: each gets its place in ``folder`` if the block ends without an error.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,7 +100,36 @@ def test_a_failed_training_is_said_and_loses_nothing(monkeypatch: pytest.MonkeyP
     stand_in(monkeypatch, lambda flags: 0)  # leaves nothing
     with pytest.raises(RuntimeError, match="No training succeeded"):
         compare.compare([pairs[0], "-s", "2"])
-    assert "failed (no evaluations): it said nothing" in capsys.readouterr().err
+    assert "failed (it left no run): it said nothing" in capsys.readouterr().err
+
+
+def test_a_training_without_evaluations_has_not_failed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def train(flags: List[str]) -> int:
+        leave_a_run(flags)
+        if value(flags, "--seed") == "1":
+            Path("logs", "ppo", f"{CONTINUOUS}_1", "evaluations.npz").unlink()
+        return 0
+
+    stand_in(monkeypatch, train, said="Saving to logs")
+    with pytest.raises(ValueError, match="no curve to draw: choose a larger -n"):
+        compare.compare([f"ppo:{CONTINUOUS}", "--seeds", "1"])
+    sentence = f"ppo:{CONTINUOUS} with seed 1 was trained, but no evaluation fell into so few steps: choose a larger -n\n"
+    assert capsys.readouterr().err == sentence
+    shutil.rmtree("logs")
+    assert compare.compare([f"ppo:{CONTINUOUS}", "--seeds", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert err == sentence and f"ppo:{CONTINUOUS}  1/1" in out
+
+
+def test_the_table_is_printed_before_the_picture_is_written(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full(figure: Any, path: str) -> None:
+        raise OSError("full")
+
+    stand_in(monkeypatch, leave_a_run)
+    monkeypatch.setattr(compare.curves, "save_figure", full)
+    with pytest.raises(OSError, match="full"):
+        compare.compare([f"ppo:{CONTINUOUS}", "--seeds", "1"])
+    assert f"ppo:{CONTINUOUS}  1/1" in capsys.readouterr().out
 
 
 def test_jobs_are_curves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +158,7 @@ def test_ctrl_c_begins_no_further_training(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_mistakes_are_said_before_the_first_training(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = stand_in(monkeypatch, leave_a_run)
+    Path("taken").touch()
     for argv, error, message in (
         (["--seeds", "0"], ValueError, "--seeds must be a whole number of at least 1, got 0"),
         (["--jobs", "0"], ValueError, "--jobs must be a whole number of at least 1"),
@@ -135,6 +166,8 @@ def test_mistakes_are_said_before_the_first_training(monkeypatch: pytest.MonkeyP
         ([CONTINUOUS], ValueError, "named ALGO:ENV"),
         ([f"pppo:{CONTINUOUS}"], ValueError, "Unknown algorithm 'pppo' .*choose one of .*ddpg, dqn.*ppo"),
         (["ppo:IsaacGymCartpol-v0"], gym.error.UnregisteredEnv, "IsaacGymCartpole"),
+        (["-o", "x.foo"], ValueError, "Cannot write a picture to x.foo: the name must end in .*png"),
+        (["-o", "taken/x.png"], NotADirectoryError, "Cannot write taken/x.png: It is a file .* Name another file with -o"),
     ):
         with pytest.raises(error, match=message):
             compare.compare(argv)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any, Iterator, List, Tuple
@@ -29,6 +31,7 @@ from sb3_isaac.evaluation import film as film_module  # noqa: E402
 from sb3_isaac.evaluation.callbacks import RewardLog  # noqa: E402
 from sb3_isaac.evaluation.film import CartpoleFilm  # noqa: E402
 from sb3_isaac.evaluation.video import play_frames, write_video  # noqa: E402
+from sb3_isaac.files import atomic  # noqa: E402
 from tests.conftest import CONTINUOUS, DATA, DISCRETE, make_env, run_python  # noqa: E402
 from tests.evaluation.conftest import balancing_model  # noqa: E402
 
@@ -106,6 +109,40 @@ def test_missing_codec_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         write_video(str(path), squares())
     assert path.read_bytes() == b"an older video"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EACCES])
+def test_where_nothing_can_be_written_no_codec_is_blamed(
+    kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: Path
+) -> None:
+    def refuse(name: str, *args: Any) -> Any:
+        raise OSError(kind, os.strerror(kind), name)
+
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"an older video")
+    monkeypatch.setattr(atomic, "open", refuse, raising=False)
+    with pytest.raises(OSError, match=os.strerror(kind)) as raised:
+        write_video(str(path), squares())
+    assert raised.value.filename == str(path)
+    agent = ["--env", CONTINUOUS, "-f", str(logs), "--device", "cpu"]
+    for command, name in ((commands.video, "a.gif"), (commands.export, "a.pt")):
+        with pytest.raises(OSError, match=f"^Cannot write .*{name}: {os.strerror(kind)}.* Name another file with -o.$"):
+            command([*agent, "-o", str(tmp_path / name)])
+    assert path.read_bytes() == b"an older video" and [entry.name for entry in tmp_path.iterdir()] == ["a.gif"]
+
+
+def test_a_disk_that_gets_full_while_ffmpeg_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: List[str] = []
+
+    def check_place(path: str) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    monkeypatch.setitem(video.FFMPEG_OPTIONS, ".mp4", {**video.FFMPEG_OPTIONS[".mp4"], "codec": "no_such_codec"})
+    monkeypatch.setattr(video, "check_place", check_place)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        write_video(str(tmp_path / "a.mp4"), squares())
 
 
 def test_interrupted_video_keeps_the_old_file(tmp_path: Path) -> None:
