@@ -87,6 +87,21 @@ def let_go() -> None:
         os.close(_held.popitem()[1])
 
 
+class _UnfinishedError(ValueError):
+    """A run has no model of its end; the message says what it has."""
+
+
+def _what_is_there(run: str) -> str:
+    """What to do with a run that has not come to its end; nothing if it has left no model at all."""
+    names = os.listdir(run) if os.path.isdir(run) else []
+    checkpoint = any(map(CHECKPOINT.fullmatch, names))
+    flags = ["--load-best"] * ("best_model.zip" in names) + ["--load-last-checkpoint"] * checkpoint
+    if not flags:
+        return ""
+    go_on = ", or go on with sb3-isaac train --resume" if checkpoint else ""
+    return f": this run was not finished, take {' or '.join(flags)}{go_on}."
+
+
 def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable[..., Tuple[str, str, str]]:
     """rl_zoo3's ``get_model_path``, for which the latest run of our environments is the latest that has the model asked for.
 
@@ -94,12 +109,17 @@ def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable
     """
 
     def of_run(number: int, folder: str, algo: str, env_name: Any, **which: Any) -> Tuple[str, str, str]:
+        run = os.path.join(folder, algo, *([f"{env_name}_{number}"] if number > 0 else []))
         if which.get("load_last_checkpoint") and not which.get("load_best") and which.get("load_checkpoint") is None:
-            run = os.path.join(folder, algo, *([f"{env_name}_{number}"] if number > 0 else []))
             matches = map(CHECKPOINT.fullmatch, os.listdir(run) if os.path.isdir(run) else [])
             steps = max((int(match.group(1)) for match in matches if match), default=None)
             which = which if steps is None else {"load_checkpoint": steps}
-        return get_model_path(number, folder, algo, env_name, **which)
+        try:
+            return get_model_path(number, folder, algo, env_name, **which)
+        except ValueError as error:
+            asked = which.get("load_best") or which.get("load_last_checkpoint") or which.get("load_checkpoint") is not None
+            advice = "" if asked else _what_is_there(run)
+            raise (_UnfinishedError(f"{error}{advice}") if advice else error) from None
 
     def call(exp_id: int, folder: str, algo: str, env_name: Any, *given: Any, **more: Any) -> Tuple[str, str, str]:
         if not is_isaac_env_id(getattr(env_name, "gym_id", env_name)):
@@ -114,7 +134,7 @@ def find_latest(get_model_path: Callable[..., Tuple[str, str, str]]) -> Callable
             except (AssertionError, ValueError) as error:
                 first_error = first_error or error
                 continue
-            skipped = f" (later ones have no such model: {first_error})" if first_error else ""
+            skipped = f" (later ones have no such model: {str(first_error).rstrip('.')})" if first_error else ""
             print(f"Loading latest experiment, id={number}{skipped}")
             return found
         if first_error is not None:
@@ -162,7 +182,8 @@ def model_path(exp_id: int, folder: str, algo: str, env_name: Any, *which: Any, 
     except (AssertionError, ValueError) as error:
         if not is_isaac_env_id(getattr(env_name, "gym_id", env_name)):  # of these rl_zoo3 has models to download
             raise
-        raise FileNotFoundError(str(error) + TRAIN_FIRST) from None  # which says it with the same words
+        advice = "" if isinstance(error, _UnfinishedError) else TRAIN_FIRST
+        raise FileNotFoundError(str(error) + advice) from None  # which says it with the same words
     if is_isaac_env_id(getattr(env_name, "gym_id", env_name)):
         check_agent(path, algo)
         settings = os.path.join(run, env_name)

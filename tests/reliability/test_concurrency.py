@@ -53,6 +53,24 @@ def test_the_latest_run_is_the_latest_with_that_model(tmp_path: Path, capsys: py
         run_folders.find_model(2, str(tmp_path), "ppo", ENV)
 
 
+def test_an_unfinished_run_says_what_it_has(tmp_path: Path) -> None:
+    folder = tmp_path / "ppo" / f"{ENV}_1"
+    folder.mkdir(parents=True)
+    for name, advice in (
+        (None, "train one first, or name another"),
+        ("best_model.zip", "this run was not finished, take --load-best.$"),
+        ("rl_model_90_steps.zip", "take --load-best or --load-last-checkpoint, or go on with sb3-isaac train --resume.$"),
+    ):
+        if name is not None:
+            (folder / name).touch()
+        for number in (0, 1):
+            with pytest.raises(FileNotFoundError, match=f"No model found .*{ENV}_1/{ENV}.zip: {'.*' * bool(name)}{advice}"):
+                run_folders.model_path(number, str(tmp_path), "ppo", ENV)
+    (folder / "rl_model_90_steps.zip").unlink()
+    with pytest.raises(FileNotFoundError, match="No checkpoint found .*train one first"):
+        run_folders.model_path(1, str(tmp_path), "ppo", ENV, load_last_checkpoint=True)
+
+
 def test_folders_are_no_patterns(tmp_path: Path) -> None:
     """Whatever they are called; and a file of somebody else's among the checkpoints is none."""
     folder = tmp_path / "a [1] *" / "ppo" / f"{ENV}_2"
