@@ -92,9 +92,12 @@ def video(argv: List[str]) -> int:
     ours = is_isaac_env_id(args.env.gym_id)
     n_untrained = 0
     if ours and (args.n_envs is None or args.n_envs > 0):  # load_agent says what is wrong with other numbers
-        n_trained = min(args.n_envs or MAX_RENDERED_ENVS, MAX_RENDERED_ENVS)
+        asked = args.n_envs or MAX_RENDERED_ENVS
+        n_trained = min(asked, MAX_RENDERED_ENVS)
         n_untrained = 0 if args.no_untrained else n_rows(n_trained)
         args.n_envs = n_trained + n_untrained
+        if asked > MAX_RENDERED_ENVS:
+            print(f"The video shows {MAX_RENDERED_ENVS} environments, not {asked}: there is no room for more.")
     agent = load_agent(args, 1, render_mode="rgb_array")
     film = None
     if can_be_filmed(agent.env):

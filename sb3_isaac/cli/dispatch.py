@@ -37,7 +37,7 @@ OWN_COMMANDS = {
 EXTRAS: Dict[str, Dict[str, str]] = {
     "enjoy": {"pygame": "pygame"},
     "video": {"pygame": "pygame", "imageio_ffmpeg": "imageio-ffmpeg"},
-    "record_video": {"pygame": "pygame", "moviepy": "moviepy"},
+    "record_video": {"pygame": "pygame", "moviepy": "moviepy", "imageio_ffmpeg": "imageio-ffmpeg"},  # which moviepy needs
     **dict.fromkeys(("plot", "compare"), {"matplotlib": "matplotlib", "scipy": "scipy"}),
 }
 """Modules of the extra 'plots' that a command cannot do without, and what pip calls them. pygame is for our environments."""

@@ -6,7 +6,7 @@ pygame is what Gymnasium's own classic control draws with (https://gymnasium.far
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import tile_images
@@ -83,16 +83,21 @@ class CartpoleRenderer:
         return self._pixels(strip)
 
     def key(self, width: int, reset_dist: float, pushes: bool = False) -> np.ndarray:
-        """A strip that says what arrows and ticks mean: (STRIP_HEIGHT, width, 3) uint8.
+        """A strip that says what arrows and ticks mean: (STRIP_HEIGHT, width, 3) uint8, or two where it is narrow.
 
-        :param width: in pixels, at least 560
+        :param width: in pixels, at least 400
         :param reset_dist: see :meth:`images`
         :param pushes: whether the arrow of a push is explained, too
         """
-        pygame = self._pygame
         entries = [(ARROW, "force on the cart"), (LIMIT, f"episode ends ({reset_dist:g} m)"), (RAIL, "1 m")]
         if pushes:
             entries.insert(1, (PUSH, "push on the pole"))
+        lines = [entries[:2], entries[2:]] if pushes and width < 560 else [entries]
+        return np.concatenate([self._key_line(width, line) for line in lines])
+
+    def _key_line(self, width: int, entries: Sequence[Tuple[Tuple[int, int, int], str]]) -> np.ndarray:
+        """A strip with what each colour stands for."""
+        pygame = self._pygame
         font, icon, space = pygame.font.Font(None, 20), 34, 6
         labels = [font.render(text, True, TEXT) for _, text in entries]
         used = sum(icon + space + label.get_width() for label in labels)

@@ -246,7 +246,8 @@ def check_net_arch(net_arch: Any, observation_space: spaces.Space[Any], where: s
         whole = isinstance(sizes, (list, tuple)) and all(type(n) is int or isinstance(n, np.integer) for n in sizes)
         if not whole or not all(1 <= n <= MAX_LAYER for n in sizes):
             wanted = f"a list of whole numbers from 1 to {MAX_LAYER} ([64, 64]), or such lists by network"
-            raise ValueError(f"net_arch of policy_kwargs must be {wanted}, got {str(net_arch)[:60]} in {where}.")
+            word = ", which is a word: write it without quotes" if isinstance(sizes, str) and "[" in sizes else ""
+            raise ValueError(f"net_arch of policy_kwargs must be {wanted}, got {repr(net_arch)[:60]} in {where}{word}.")
         widths = [int(np.prod(observation_space.shape or (1,))), *sizes]
         n_parameters += sum(int(one) * int(other) for one, other in zip(widths, widths[1:]))
     # Twice, for actor and critic or target; each with its gradient and Adam's two means

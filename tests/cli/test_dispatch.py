@@ -41,6 +41,7 @@ def test_version(capsys: Any) -> None:
         (["video", "--env", "mjlab:Mjlab-Cartpole-Balance"], ["pygame", "imageio_ffmpeg"], "imageio-ffmpeg"),
         (["enjoy", "--env", "mjlab:Mjlab-Cartpole-Balance"], ["pygame"], "pygame"),
         (["record_video", "--env", CONTINUOUS], ["moviepy"], "moviepy"),
+        (["record_video", "--env", CONTINUOUS], ["imageio_ffmpeg"], "imageio-ffmpeg"),
         (["enjoy", "--env", CONTINUOUS], ["pygame"], "pygame"),
         (["plot", f"ppo:{CONTINUOUS}"], ["matplotlib"], "matplotlib"),
         (["compare"], ["matplotlib"], "matplotlib"),

@@ -102,14 +102,15 @@ def test_captions_and_key() -> None:
     renderer = CartpoleRenderer(1)
     assert renderer.caption(320, "trained").shape == (32, 320, 3)
     assert (renderer.caption(320, "trained") != renderer.caption(320, "")).any()
-    for width in (560, 640, 1608):
+    for width in (400, 480, 560, 640, 1608):
         alone, with_push = renderer.key(width, 3.0), renderer.key(width, 3.0, pushes=True)
-        assert alone.shape == with_push.shape == (32, width, 3)
+        assert alone.shape == (32, width, 3) and with_push.shape == (32 if width >= 560 else 64, width, 3)
         explained = [cartpole_renderer.ARROW, cartpole_renderer.LIMIT, cartpole_renderer.RAIL]
         assert all(columns(strip, color).size > 20 for strip in (alone, with_push) for color in explained)
         assert columns(alone, cartpole_renderer.PUSH).size == 0 and columns(with_push, cartpole_renderer.PUSH).size > 20
-        margin = np.abs(with_push[:, [0, -1]].astype(int) - np.array(cartpole_renderer.BACKGROUND)).max()
-        assert margin == 0, "nothing is cut off"
+        for strip in (alone, with_push):
+            margin = np.abs(strip[:, [0, -1]].astype(int) - np.array(cartpole_renderer.BACKGROUND)).max()
+            assert margin == 0, "nothing is cut off"
     assert (renderer.key(640, 3.0) != renderer.key(640, 2.0)).any()
 
 

@@ -213,7 +213,9 @@ def test_video_writes_both_formats_beside_the_model(tmp_path: Path, capsys: pyte
             commands.video([*flags, *command])
 
 
-def test_what_the_video_command_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_video_command_films(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_runs(tmp_path, 1)
     films: List[Any] = []
     monkeypatch.setattr(commands, "play_frames", lambda *args, film, **kwargs: films.append(film) or iter(()))
@@ -221,6 +223,8 @@ def test_what_the_video_command_films(tmp_path: Path, monkeypatch: pytest.Monkey
     flags = ["--env", CONTINUOUS, "-f", str(tmp_path), "--device", "cpu", "-o", "a.mp4"]
     for more in ([], ["--n-envs", "1", "--push", "0.5"], ["--n-envs", "99", "--push", "0", "--no-untrained", "--stochastic"]):
         assert commands.video([*flags, *more]) == 0
+        said = "The video shows 16 environments, not 99: there is no room for more.\n"
+        assert (said in capsys.readouterr().out) == ("99" in more)
     assert [(film.n_trained, film.n_untrained) for film in films] == [(16, 4), (1, 1), (16, 0)]
     assert [film.push_every for film in films] == [120, 30, 0], "steps of 0.0166 s"
     assert films[0].caption == "trained: PPO" and films[2].caption == "trained: PPO, stochastic"
