@@ -13,7 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 import sb3_isaac
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.backends.cartpole import reward_and_termination
-from sb3_isaac.backends.torch_cartpole import TorchCartpole, integrate
+from sb3_isaac.backends.physics import integrate
+from sb3_isaac.backends.torch_cartpole import TorchCartpole
 from sb3_isaac.ppo.rollout import Rollout
 
 

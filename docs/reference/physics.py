@@ -9,8 +9,8 @@ from typing import Any, Dict
 import numpy as np
 import torch as th
 
-from sb3_isaac.backends.cartpole import CartpolePhysics, CartpoleTask, reward_and_termination
-from sb3_isaac.backends.torch_cartpole import integrate
+from sb3_isaac.backends.cartpole import CartpoleTask, reward_and_termination
+from sb3_isaac.backends.physics import CartpolePhysics, integrate
 
 DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
 

@@ -1,8 +1,8 @@
 /* A step of the cartpole with its resets, several cartpoles at once. The plain path, with the physics in words, is integrate in
- * backends/torch_cartpole.py and finish_step in backends/cartpole.py. */
+ * backends/physics.py and finish_step in backends/cartpole.py. */
 #include "mlp.h"
 
-typedef struct { /* torch_cartpole.py has the same */
+typedef struct { /* fused_cartpole.py has the same */
     float h, max_cart_speed, max_pole_speed, pole_moment, torque_damping, determinant, cart_gain, pole_gain, cart_step, pole_step,
         track_limit, stopped_gain, stopped_velocity, max_effort, reset_dist, reset_angle;
     int32_t substeps;

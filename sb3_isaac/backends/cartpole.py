@@ -15,60 +15,14 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
 import torch as th
 
 from sb3_isaac.backends.base import StepResult, TensorEnv, describe
+from sb3_isaac.backends.physics import CartpolePhysics
 from sb3_isaac.backends.randomize import ANOTHER, Drawn, Draws, Randomization, noisy, redraw
 from sb3_isaac.settings.check import check
 
 OBS_DIM = 4
 """cart position (m), cart velocity (m/s), pole angle (rad, 0 is upright), pole angular velocity (rad/s)."""
-POLE_COM = 0.47
-"""Height of the pole's centre of mass above the joint, of its length."""
 RESET_WIDTH = (0.2, 0.5, 0.2, 0.5)
 """Start positions are uniform within +-0.1, start velocities within +-0.25: the widths of the four ranges."""
-
-
-def box_inertia(length: Any) -> Any:
-    """kg m^2 about its centre of the pole's box, ``length`` metres long, at 1000 kg/m^3. A number or a tensor."""
-    # 1000 kg/m^3 * 0.04 m * 0.06 m * length / 12 * (0.06^2 + length^2)
-    return 0.2 * length * (0.06**2 + length**2)
-
-
-@dataclass(frozen=True)
-class CartpolePhysics:
-    """Parameters of the machine. The defaults are those of IsaacGymEnvs' ``cartpole.urdf`` in Isaac Gym.
-
-    :param cart_mass: in kg
-    :param pole_mass: in kg
-    :param pole_length: of the pole's box, in metres; its centre of mass is 0.47 of it above the joint
-    :param pole_inertia: kg m^2 about the pole's centre. None: what Isaac Gym takes where the URDF gives none, that of the
-        pole's box at 1000 kg/m^3, whatever its mass (0.20072 for the default length, a pole of 2.4 kg)
-    :param gravity: in m/s^2
-    :param angular_damping: of the pole, in 1/s, on its own inertia; the default is PhysX's in Isaac Gym
-    :param max_cart_speed: velocity limit of the cart's joint, in m/s
-    :param max_pole_speed: velocity limit of the pole's joint, in rad/s
-    :param track_limit: where the rail ends on both sides, in metres: the cart stops dead there
-    """
-
-    cart_mass: float = 1.0
-    pole_mass: float = 1.0
-    pole_length: float = 1.0
-    pole_inertia: Optional[float] = None
-    gravity: float = 9.81
-    angular_damping: float = 0.5
-    max_cart_speed: float = 100.0
-    max_pole_speed: float = 8.0
-    track_limit: float = 4.0
-
-    @property
-    def pole_com(self) -> float:
-        """Distance from the joint to the pole's centre of mass, in metres."""
-        return POLE_COM * self.pole_length
-
-    @property
-    def inertia(self) -> float:
-        """kg m^2 of the pole about its centre."""
-        if self.pole_inertia is not None:
-            return self.pole_inertia
-        return float(box_inertia(self.pole_length))
 
 
 @dataclass(frozen=True)

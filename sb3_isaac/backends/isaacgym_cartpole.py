@@ -30,7 +30,8 @@ from isaacgym import gymapi, gymtorch  # type: ignore[import-not-found,unused-ig
 import torch as th
 
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.backends.cartpole import OBS_DIM, CartpolePhysics, CartpoleTensorEnv, finish_randomized_step, finish_step
+from sb3_isaac.backends.cartpole import OBS_DIM, CartpoleTensorEnv, finish_randomized_step, finish_step
+from sb3_isaac.backends.physics import CartpolePhysics
 from sb3_isaac.backends.probe import SIM_ENVS_VARIABLE, known_failure, reserved_envs
 from sb3_isaac.backends.randomize import applied, push
 

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
 """Triton kernel of a step of the cartpole with its resets.
 
-Imported by :mod:`sb3_isaac.backends.torch_cartpole` only, where there is Triton. The plain path, with the physics in words and
-which tests compare it with, is ``integrate`` there and ``finish_step`` in ``cartpole.py``; ``cartpole.c`` is the same in C.
+Imported by :mod:`sb3_isaac.backends.fused_cartpole` only, where there is Triton. The plain path, which tests compare it with,
+is ``integrate`` in ``physics.py`` and ``finish_step`` in ``cartpole.py``; ``cartpole.c`` is the same in C.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def cartpole_step(
     terminated,  # (n,) bool
     truncated,  # (n,) bool
     n,
-    h,  # from here to stopped_velocity: torch_cartpole.Coefficients
+    h,  # from here to stopped_velocity: physics.Coefficients
     max_cart_speed,
     max_pole_speed,
     pole_moment,

@@ -46,7 +46,7 @@ static void gemm(long M, long N, long K, const float *A, long am, long ak, const
 
 float *take(float **memory, long n) {
     float *start = *memory;
-    *memory += whole(n);
+    *memory = (float *)((uintptr_t)*memory + sizeof(float) * whole(n)); /* NULL, too, where sizes are asked for */
     return start;
 }
 
@@ -175,7 +175,7 @@ int64_t net_memory(const net *nets, int64_t n_nets) {
     workspace w;
     float *end = 0;
     for (long i = 0; i < n_nets; i++) end = lay_out(nets + i, &w, end, 1);
-    return end - (float *)0;
+    return (uintptr_t)end / sizeof(float);
 }
 
 /* Write the outputs (n, out) of inputs x, whose rows of numbers are ld apart. */

@@ -42,7 +42,7 @@ static float *lay_out_columns(ppo_workspace *w, float *memory, long action_colum
 /* Floats of memory besides those of the networks. */
 int64_t ppo_memory(int64_t action_columns, int64_t outputs) {
     ppo_workspace w;
-    return lay_out_columns(&w, 0, action_columns, outputs) - (float *)0;
+    return (uintptr_t)lay_out_columns(&w, 0, action_columns, outputs) / sizeof(float);
 }
 
 static void fetch(const ppo_part *p, ppo_workspace *w, long start, long rows) {

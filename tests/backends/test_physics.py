@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_isaac.backends import torch_cartpole
-from sb3_isaac.backends.cartpole import CartpolePhysics, CartpoleTask, reward_and_termination
-from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, integrate, traced
+from sb3_isaac.backends.cartpole import CartpoleTask, reward_and_termination
+from sb3_isaac.backends.physics import DEFAULT_PHYSICS, CartpolePhysics, integrate
+from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, traced
 from tests.conftest import DATA
 
 TORCH_2 = int(th.__version__.split(".")[0]) >= 2
@@ -64,7 +64,7 @@ def test_rolling_between_resets(golden, dtype):
     assert reset.sum() > 70
 
 
-def roll_trace(trace, dtype, physics=torch_cartpole.DEFAULT_PHYSICS):
+def roll_trace(trace, dtype, physics=DEFAULT_PHYSICS):
     """Errors of the logged run's mean rewards, with the simulator rolling forward by itself between resets."""
     dt, substeps = (json.loads(str(trace["meta"]))[name] for name in ("dt", "substeps"))
     force, reset, state = (

@@ -14,9 +14,10 @@ import torch as th
 
 from sb3_isaac import backends
 from sb3_isaac.backends.base import StepResult
-from sb3_isaac.backends.cartpole import RESET_WIDTH, CartpolePhysics, CartpoleTask
+from sb3_isaac.backends.cartpole import RESET_WIDTH, CartpoleTask
+from sb3_isaac.backends.physics import CartpolePhysics, integrate, integrate_each
 from sb3_isaac.backends.randomize import Draws
-from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, advance_randomized, integrate, integrate_each
+from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, advance_randomized
 from tests.conftest import CONTINUOUS, SyncGuard, make_env
 from tests.reliability import resume_helpers
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_isaac.backends.torch_cartpole import integrate
+from sb3_isaac.backends.physics import integrate
 
 pygame = pytest.importorskip("pygame", reason="pictures need the extra 'plots'")
 from sb3_isaac.envs import cartpole_renderer  # noqa: E402

@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 
 import sb3_isaac
-from sb3_isaac.backends.torch_cartpole import integrate
+from sb3_isaac.backends.physics import integrate
 from sb3_isaac.envs.vec_task import VecTaskEnv, wrap_vec_task
 
 N = 32

@@ -10,7 +10,7 @@ import torch as th
 from isaacgym import gymapi, gymtorch, physics
 from isaacgym.asset import UnknownAsset
 
-from sb3_isaac.backends.torch_cartpole import integrate
+from sb3_isaac.backends.physics import integrate
 
 N = 3
 ASSET_FOLDER = os.path.join(os.path.dirname(sb3_isaac.__file__), "backends")

@@ -7,7 +7,8 @@ from typing import Any, Dict
 import pytest
 import torch as th
 
-from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance, advance_in_c, why_not_in_c
+from sb3_isaac.backends.fused_cartpole import advance_in_c, why_not_in_c
+from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance
 from tests.backends.same_cartpole import TASKS, check_cartpoles, check_physx
 from tests.conftest import make_env
 from tests.native.conftest import needs_a_compiler

@@ -179,6 +179,25 @@ def test_the_plain_path_compiles_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "sb3_isaac").exists()
 
 
+@pytest.mark.slow
+@needs_a_compiler
+def test_nothing_that_c_leaves_undefined(tmp_path: Path) -> None:
+    """Whose results would depend on the compiler: GCC's and Clang's own checks end the process instead."""
+    code = """
+        from sb3_isaac import DDPG, DQN, PPO, VecNormalize, _native, make_vec_env
+        _native.FLAGS = tuple("-O0" if flag == "-O3" else flag for flag in _native.FLAGS)
+        for cls, env_id in ((PPO, "IsaacGymCartpole-v0"), (DQN, "IsaacGymCartpoleDiscrete-v0"), (DDPG, "IsaacGymCartpole-v0")):
+            env = VecNormalize(make_vec_env(env_id, 50))
+            options = {"n_steps": 8} if cls is PPO else {"learning_starts": 8, "train_freq": 1}
+            model = cls("MlpPolicy", env, device="cpu", batch_size=70, compile=True, **options)
+            assert "in C" in model.path, model.path
+            model.learn(800)
+    """
+    flags = "-fsanitize=undefined -fsanitize-undefined-trap-on-error"
+    child = run_python("-c", textwrap.dedent(code), XDG_CACHE_HOME=str(tmp_path), CC=f"{os.environ.get('CC', 'cc')} {flags}")
+    assert child.returncode == 0, child.stdout
+
+
 def test_a_signature_for_each_function_and_none_else() -> None:
     """What ctypes is told has as many arguments as C's functions have, of the same kinds."""
     letters = {"float": "f", "double": "d", "int64_t": "i", "int": "b"}

@@ -8,7 +8,8 @@ from typing import Any, Dict
 import pytest
 import torch as th
 
-from sb3_isaac.backends.torch_cartpole import TorchCartpole, advance_in_triton, numbers
+from sb3_isaac.backends.fused_cartpole import advance_in_triton, numbers
+from sb3_isaac.backends.torch_cartpole import TorchCartpole
 from tests.backends.same_cartpole import TASKS, check_cartpoles, check_physx
 from tests.conftest import make_env
 from tests.ppo.conftest import make_model

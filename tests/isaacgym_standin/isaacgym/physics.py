@@ -1,7 +1,6 @@
 """What the stand-in has behind its API in place of PhysX: the embedded simulator's arithmetic (not its backend)."""
 
-from sb3_isaac.backends.cartpole import CartpolePhysics
-from sb3_isaac.backends.torch_cartpole import integrate  # imported at the first simulate(), long after torch
+from sb3_isaac.backends.physics import CartpolePhysics, integrate  # imported at the first simulate(), long after torch
 
 
 def step(state, force, dt, substeps, machine):
