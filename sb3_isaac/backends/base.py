@@ -5,6 +5,7 @@ Everything above this file (VecEnv, algorithms, evaluation) talks to a simulator
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, Dict, NamedTuple, Sequence, Tuple
 
@@ -126,7 +127,7 @@ def check_result(env: TensorEnv, method: str, result: Any) -> None:
     call = f"{type(env).__name__}.{method}"
     fields = StepResult._fields if method == "step" else ("obs",)
     values = (result,) if method == "reset" else result
-    if not isinstance(values, tuple) or len(values) != len(fields):
+    if not isinstance(values, StepResult if method == "step" else tuple):
         raise ValueError(f"{call} returned {describe(result)}: it must be a StepResult, of {', '.join(fields)}.")
     for field, value in zip(fields, values):
         shape = (env.n_envs, env.obs_dim) if field in ("obs", "final_obs") else (env.n_envs,)
@@ -134,3 +135,45 @@ def check_result(env: TensorEnv, method: str, result: Any) -> None:
         wanted = describe(th.empty(shape, dtype=dtype, device=env.device))
         if describe(value) != wanted:
             raise ValueError(f"{call} returned {describe(value)} as {field}: it must be {wanted}.")
+
+
+def check_values(env: TensorEnv, result: StepResult, episode_lengths: th.Tensor) -> bool:
+    """Whether a step keeps to what the contract says of its values, where it can be seen. Waits for the device.
+
+    :param episode_lengths: (N,) steps of the episodes so far, this one included
+    :return: whether there was a warning, for what is probably a mistake
+    :raises ValueError: for what surely is one
+    """
+    call = f"{type(env).__name__}.step"
+    ended = result.terminated | result.truncated
+    differ = (result.final_obs != result.obs).any(1)
+    probably = None
+    for found, words, surely in (
+        (result.terminated & result.truncated, "is terminated and truncated at once: truncated & ~terminated is right", True),
+        (
+            differ & ~ended,
+            "has another final_obs than obs, though no episode has ended: final_obs is what the step has led to, obs the same "
+            "but where there was a reset",
+            True,
+        ),
+        (
+            ended & ~differ,
+            "has ended, and its obs is its final_obs: reset it within the step, and keep a copy from before as final_obs (no "
+            "tensor that is filled again)",
+            False,
+        ),
+        (ended & (env.progress != 0), "has ended, and its progress is not 0", False),
+        (
+            episode_lengths > env.max_episode_length,
+            f"goes on after max_episode_length={env.max_episode_length} steps: the task has to look there",
+            False,
+        ),
+    ):
+        if bool(found.any()):
+            sentence = f"{call}: environment {int(found.nonzero()[0])} {words}."
+            if surely:
+                raise ValueError(sentence)
+            probably = probably or sentence
+    if probably is not None:
+        warnings.warn(probably, stacklevel=2)
+    return probably is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Type
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Set, Tuple, Type
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from sb3_isaac._for_c import dense, is_dense
 from sb3_isaac._native import in_c, library
-from sb3_isaac.backends.base import StepResult, TensorEnv, check_result
+from sb3_isaac.backends.base import StepResult, TensorEnv, check_result, check_values
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
 from sb3_isaac.device.fused import in_triton
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
@@ -26,6 +26,8 @@ from sb3_isaac.envs.window import Window
 from sb3_isaac.files.full_disk import training_goes_on
 
 CLOSED = "has been closed: make another one with make_vec_env"
+LOOKS = 1000
+"""So many steps of somebody's own task are looked at more closely, on a CPU, see :func:`check_values`"""
 MAX_RENDERED_ENVS = 16
 """A picture shows at most this many environments: more would be too small to see."""
 
@@ -93,7 +95,13 @@ class IsaacVecEnv(VecEnv):
         self.needs_reset: Optional[str] = "has not been reset: call reset() before step()"
         """Why there is no step to be taken; None: there is. Whoever brings back a saved state says so here."""
         self._checked: Set[str] = set()
-        """What has been held against the contract: the first reset and the first step. Of later steps shapes are looked at."""
+        """What has been held against the contract: the first reset and the first step. Of later steps shapes and dtypes are
+        looked at."""
+        obs, number, flag = ((self.num_envs, tensor_env.obs_dim), th.float32), (self.num_envs,), ((self.num_envs,), th.bool)
+        self._kinds: List[Any] = [obs, (number, th.float32), flag, flag, obs]
+        ours = type(tensor_env).__module__.partition(".")[0] == __name__.partition(".")[0]
+        self._looks_left = LOOKS if self._looks_at_steps and not ours else 0
+        """Steps of somebody's own task whose values are still held against the contract"""
 
     # -- the tensor path ---------------------------------------------------------------------------------------------
 
@@ -135,6 +143,10 @@ class IsaacVecEnv(VecEnv):
             if self._looks_at_steps:
                 self._check_finite(actions, result)
             self._note(result)
+        if self._looks_left > 0 and self._looks_at_steps:
+            self._looks_left -= 1
+            if check_values(self.tensor_env, result, self.episode_lengths):
+                self._looks_left = 0  # one warning is enough
         self.obs_tensor = result.obs
         return result
 
@@ -193,15 +205,15 @@ class IsaacVecEnv(VecEnv):
 
     def _check_once(self, method: str, result: Any) -> None:
         """:raises ValueError: what the simulator returned is not what the contract says"""
-        if method not in self._checked or not (method == "reset" or self._has_its_shapes(result)):
-            check_result(self.tensor_env, method, result)
-            self._checked.add(method)
-
-    def _has_its_shapes(self, result: StepResult) -> bool:
-        obs = (self.num_envs, self.tensor_env.obs_dim)
-        if result.obs.shape != obs or result.final_obs.shape != obs:
-            return False
-        return result.reward.shape == result.terminated.shape == result.truncated.shape == obs[:1]
+        if method in self._checked and method == "step":
+            kinds = [
+                (getattr(value, "shape", None), getattr(value, "dtype", None))
+                for value in (result if isinstance(result, tuple) else ())
+            ]
+            if kinds == self._kinds:
+                return
+        check_result(self.tensor_env, method, result)
+        self._checked.add(method)
 
     def _check_finite(self, actions: th.Tensor, result: StepResult) -> None:
         """:raises NotFiniteError: an observation or reward is NaN or infinite"""
@@ -369,7 +381,20 @@ class IsaacVecEnv(VecEnv):
         """
         if self._is_cartpole():
             return self._cartpole_renderer().images(self.tensor_env.render_state(), self.episode_returns.cpu().numpy())
-        return list(self.tensor_env.render(min(self.num_envs, MAX_RENDERED_ENVS)))
+        n = min(self.num_envs, MAX_RENDERED_ENVS)
+        given: Any = self.tensor_env.render(n)
+        images = [] if given is None else list(given)
+        kinds: Set[Tuple[Any, str]] = {
+            (getattr(image, "shape", ()), str(getattr(image, "dtype", type(image).__name__))) for image in images
+        }
+        right = all(len(shape) == 3 and shape[2] == 3 and dtype == "uint8" for shape, dtype in kinds)
+        if len(images) != n or len(kinds) != 1 or not right:
+            found = ", ".join(sorted(f"{shape} {dtype}" for shape, dtype in kinds)) or "nothing"
+            raise ValueError(
+                f"{type(self.tensor_env).__name__}.render({n}) returned {len(images)} pictures, {found}: it must be {n} "
+                "arrays (height, width, 3) uint8 RGB, all of one size."
+            )
+        return images
 
     def render(self, mode: Optional[str] = None) -> Optional[np.ndarray]:
         """A grid of the first environments: returned ("rgb_array") or shown in a window ("human")."""

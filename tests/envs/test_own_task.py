@@ -220,19 +220,99 @@ def test_what_cannot_be_an_entry() -> None:
         ({"obs": lambda r: r.obs.double()}, r"of float64 on cpu as obs: it must be a tensor \(4, 3\) of float32 on cpu"),
         ({"terminated": lambda r: 0 * r.reward}, "of float32 on cpu as terminated: it must be .* of bool"),
         ({"final_obs": lambda r: None}, "step returned NoneType None as final_obs"),
+        ({"obs": lambda r: r.obs.numpy()}, "step returned ndarray "),
+        (
+            {"truncated": lambda r: r.truncated | True, "terminated": lambda r: r.terminated | True},
+            "terminated and truncated at",
+        ),
+        ({"final_obs": lambda r: 0.0 * r.final_obs}, "environment 0 has another final_obs than obs"),
     ],
 )
-def test_a_step_that_breaks_the_contract(my_pendulum: Any, change: Any, message: str) -> None:
+@pytest.mark.parametrize("good_steps", [0, 2])
+def test_a_step_that_breaks_the_contract(my_pendulum: Any, change: Any, message: str, good_steps: int) -> None:
     class Broken(my_pendulum.Pendulum):  # type: ignore[misc, name-defined]
+        n_steps = 0
+
         def step(self, actions: th.Tensor) -> Any:
             result = super().step(actions)
+            self.n_steps += 1
+            if self.n_steps <= good_steps:
+                return result
             return result._replace(**{name: function(result) for name, function in change.items()})
 
     sb3_isaac.register("Broken-v0", Broken)
     env = make("Broken-v0")
     env.reset()
+    for _ in range(good_steps):
+        env.step(np.zeros((4, 1)))
     with pytest.raises(ValueError, match=f"Broken.*{message}"):
         env.step(np.zeros((4, 1)))
+
+
+def not_reset(task: Any, result: Any) -> Any:
+    return result._replace(obs=result.final_obs)
+
+
+def progress_goes_on(task: Any, result: Any) -> Any:
+    task.progress.fill_(3)
+    return result
+
+
+def too_long(task: Any, result: Any) -> Any:
+    task.max_episode_length = 5  # which this step has not looked at
+    return result
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (not_reset, "environment 0 has ended, and its obs is its final_obs: reset it"),
+        (progress_goes_on, "environment 0 has ended, and its progress is not 0"),
+        (too_long, "environment 0 goes on after max_episode_length=5 steps"),
+    ],
+)
+def test_a_step_that_is_probably_wrong(my_pendulum: Any, change: Any, message: str) -> None:
+    class Odd(my_pendulum.Pendulum):  # type: ignore[misc, name-defined]
+        n_steps = 0
+
+        def step(self, actions: th.Tensor) -> Any:
+            self.max_episode_length, self.n_steps = 9, self.n_steps + 1
+            self.progress.fill_(self.n_steps - 1)
+            return change(self, super().step(actions))
+
+    sb3_isaac.register("Odd-v0", Odd)
+    env = make("Odd-v0")
+    env.reset()
+    with pytest.warns(UserWarning, match=f"Odd.step: {message}") as caught:
+        for _ in range(9):
+            env.step(np.zeros((4, 1)))
+    assert len(caught) == 1
+
+
+def test_a_right_task_is_not_warned_of(my_pendulum: Any) -> None:
+    env = make(max_episode_steps=9)
+    env.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(30):
+            env.step(np.zeros((4, 1)))
+
+
+@pytest.mark.parametrize("algo", ["PPO", "DDPG"])
+def test_a_task_may_change_the_actions_in_place(my_pendulum: Any, algo: str) -> None:
+    class InPlace(my_pendulum.Pendulum):  # type: ignore[misc, name-defined]
+        def step(self, actions: th.Tensor) -> Any:
+            actions.mul_(8.0)  # exact
+            return super().step(actions / 8.0)
+
+    found = []
+    for task in (my_pendulum.Pendulum, InPlace):
+        sb3_isaac.register(f"{task.__name__}-v7", task)
+        options: Any = {"n_steps": 8, "batch_size": 32} if algo == "PPO" else {"learning_starts": 8, "batch_size": 32}
+        model = getattr(sb3_isaac, algo)("MlpPolicy", make(f"{task.__name__}-v7"), seed=0, device="cpu", **options).learn(64)
+        buffer = model.rollout_buffer if algo == "PPO" else model.replay_buffer
+        found.append(np.asarray(buffer.actions[:8]))
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +323,7 @@ def test_a_step_that_breaks_the_contract(my_pendulum: Any, change: Any, message:
             {"step": lambda self, actions: self.observe()},
             "Broken.step returned a tensor .*: it must be a StepResult, of obs, rew",
         ),
+        ({"step": lambda self, actions: (None,) * 5}, "Broken.step returned tuple .*: it must be a StepResult"),
         ({"obs_dim": 2}, r"Broken.reset returned a tensor \(4, 3\) .* must be a tensor \(4, 2\)"),
         ({"n_envs": property(lambda self: 9, lambda self, value: None)}, "asked for n_envs=4 and has 9"),
         ({"max_episode_length": property(lambda self: 201)}, "time limit of Broken cannot be set: make max_episode_length an"),
@@ -291,6 +372,27 @@ def test_pictures_of_a_task_that_draws(my_pendulum: Any) -> None:
     single = gym.make("Drawn-v0", render_mode="rgb_array", **ON_CPU)
     single.reset()
     assert np.asarray(single.render()).shape == (8, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "picture, found",
+    [
+        (lambda n: [np.zeros((8, 6, 3))] * n, r"4 pictures, \(8, 6, 3\) float64"),
+        (lambda n: [np.zeros((8, 6, 4), np.uint8)] * n, r"4 pictures, \(8, 6, 4\) uint8"),
+        (lambda n: [np.zeros((3, 8, 6), np.uint8)] * n, r"4 pictures, \(3, 8, 6\) uint8"),
+        (lambda n: np.zeros((8, 6, 3), np.uint8), r"8 pictures, \(6, 3\) uint8"),
+        (lambda n: [np.zeros((8, 6, 3), np.uint8)], r"1 pictures, \(8, 6, 3\) uint8"),
+        (lambda n: [np.zeros((8, 6 + i, 3), np.uint8) for i in range(n)], r"4 pictures, \(8, 6, 3\) uint8, \(8, 7, 3\) uint8"),
+        (lambda n: [[[0]]] * n, r"4 pictures, \(\) list"),
+        (lambda n: None, "0 pictures, nothing"),
+    ],
+)
+def test_pictures_that_are_none(my_pendulum: Any, picture: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(my_pendulum.Pendulum, "render", lambda self, n: picture(n))
+    env = make(render_mode="rgb_array")
+    env.reset()
+    with pytest.raises(ValueError, match=rf"Pendulum.render\(4\) returned {found}.*: it must be 4 arrays \(height"):
+        env.render()
 
 
 def test_a_window_of_a_task_that_draws(my_pendulum: Any, monkeypatch: pytest.MonkeyPatch) -> None:
