@@ -101,7 +101,7 @@ class TensorEnv(ABC):
         raise NotImplementedError(f"{type(self).__name__} is no cartpole.")
 
     def render(self, n_envs: int) -> Sequence[np.ndarray]:
-        """Pictures of the first ``n_envs`` environments, each (height, width, 3) uint8 RGB, all of one size.
+        """Pictures of the first ``n_envs`` environments, each (height, width, 3) uint8 RGB, of one size; or one of them all.
 
         :raises NotImplementedError: the task draws none
         """

@@ -265,10 +265,10 @@ class CartpoleTensorEnv(TensorEnv):
         self.generator = th.Generator(self.device)
         self.seed(self.generator.seed() if seed is None else seed)
         # The state stays at fixed addresses, so that a step can be captured in a CUDA graph.
-        self.dof_state = th.zeros(n_envs, OBS_DIM, device=self.device)
+        self.dof_state = th.zeros(n_envs, OBS_DIM, dtype=th.float32, device=self.device)
         self.progress = th.zeros(n_envs, dtype=th.int64, device=self.device)
-        self.force = th.zeros(n_envs, device=self.device)
-        self.reset_width = th.tensor(RESET_WIDTH, device=self.device)
+        self.force = th.zeros(n_envs, dtype=th.float32, device=self.device)
+        self.reset_width = th.tensor(RESET_WIDTH, dtype=th.float32, device=self.device)
         spec: Any = self.task.randomize
         self.drawn: Optional[Drawn] = None if spec is None else Drawn.make(spec, n_envs, self.device)
         """What environments have of their own; None: nothing."""
@@ -277,7 +277,7 @@ class CartpoleTensorEnv(TensorEnv):
         self.generator.manual_seed(seed)
 
     def _uniform(self) -> th.Tensor:
-        return th.rand(self.n_envs, OBS_DIM, generator=self.generator, device=self.device)
+        return th.rand(self.n_envs, OBS_DIM, generator=self.generator, dtype=th.float32, device=self.device)
 
     def _draws(self) -> Draws:
         """The random numbers of one step with randomisation."""

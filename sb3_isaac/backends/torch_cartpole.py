@@ -50,7 +50,7 @@ def _spare_calls(graph: Any) -> None:
         for i, number in enumerate(values):
             compared = i == 1 and node.kind() in ("aten::gt", "aten::ge")  # what else wants a tensor has type Tensor
             if isinstance(number, (int, float)) and (compared or str(inputs[i].type()) == "Tensor"):
-                constant = graph.insertConstant(th.tensor(number))
+                constant = graph.insertConstant(th.tensor(number, device="cpu"))
                 constant.node().moveBefore(node)
                 node.replaceInput(i, constant)
     graph.lint()
@@ -74,7 +74,9 @@ def traced(task: CartpoleTask) -> Optional[Any]:
         return (*result, force)
 
     n = 2  # any number will do
-    example = (th.zeros(n, 4), th.zeros(n, dtype=th.int64), th.zeros(n, 1), th.zeros(n, 4), th.zeros(4))
+    shapes = ((n, 4), (n,), (n, 1), (n, 4), (4,))
+    kinds = (th.float32, th.int64, th.float32, th.float32, th.float32)
+    example = tuple(th.zeros(shape, dtype=kind, device="cpu") for shape, kind in zip(shapes, kinds))
 
     def make() -> Any:
         script = th.jit.trace(step, example, check_trace=False)  # type: ignore[no-untyped-call]

@@ -171,7 +171,10 @@ class DeviceRolloutBuffer(RolloutBuffer):
             self._allocate(n_columns)
 
     def reset(self) -> None:
-        """Start a new rollout; the storage is overwritten as it comes."""
+        """Start a new rollout; the storage is overwritten as it comes, and made anew for another ``buffer_size``."""
+        # RolloutBuffer.__init__ calls this, too
+        if "rows" in vars(self) and len(self.rows) != self.buffer_size * self.n_envs:
+            self._allocate(self.distributions.shape[2])
         self.pos = 0
         self.full = False
 

@@ -55,12 +55,12 @@ def zeros(shape: tuple[int, ...], device: th.device) -> th.Tensor:
     is a tenth faster, from ten million a fifth. As there, no memory is taken before it is written to."""
     n_bytes = 4 * math.prod(shape)
     if device.type != "cpu" or n_bytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return th.zeros(shape, device=device)
+        return th.zeros(shape, dtype=th.float32, device=device)
     try:
         memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError:  # a kernel without them; or there is no memory, which torch says better
-        return th.zeros(shape)
+        return th.zeros(shape, dtype=th.float32, device=device)
     return th.frombuffer(memory, dtype=th.float32).view(shape)
 
 

@@ -89,9 +89,9 @@ class DDPG(TensorOffPolicyAlgorithm, stable_baselines3.DDPG):
         settings = noise_settings(self.action_noise)
         if settings != run.exploration_settings:
             if run.exploration_settings is not None:
-                before, run.exploration = run.exploration, self._make_exploration(False)
-                if isinstance(run.exploration, DeviceNoise):
-                    run.exploration.go_on_from(before)
+                before, new = run.exploration, self._make_exploration(run.updates.captures)
+                if not (isinstance(before, DeviceNoise) and isinstance(new, DeviceNoise) and before.become(new)):
+                    run.exploration = new
             run.exploration_settings = settings
 
     def _make_exploration(self, captures: bool) -> Any:

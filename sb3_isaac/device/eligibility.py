@@ -90,6 +90,7 @@ class Watch:
         self._attributes: List[Dict[str, Any]] = []
         self._contents: List[Dict[str, Any]] = []
         self._hooks: List[Any] = []
+        self._slopes: List[Tuple[Dict[str, Any], str]] = []
         self._parameters: List[nn.Parameter] = []
         self._seen: Any = None
 
@@ -106,6 +107,8 @@ class Watch:
         contents = [attributes.get(name) for attributes in self._attributes for name in ("_modules", "_parameters")]
         self._contents = [content for content in contents if isinstance(content, dict)]  # TorchScript has none
         self._hooks = [attributes[name] for attributes in self._attributes for name in HOOKS if name in attributes]
+        names = ("negative_slope", "alpha")  # of LeakyReLU and ELU
+        self._slopes = [(attributes, name) for attributes in self._attributes for name in names if name in attributes]
         self._parameters = list(self.root.parameters())
         self._seen = self._look(optimizers, more)
         return True
@@ -127,6 +130,7 @@ class Watch:
             [*map(len, self._attributes)],
             [*map(id, chain.from_iterable(map(dict.values, self._contents)))],
             any(self._hooks) or any(GLOBAL_HOOKS),
+            [attributes.get(name) for attributes, name in self._slopes],
             [*map(_OF_PARAMETERS, self._parameters)],
             settings,
             [(id(one), len(vars(one))) for one in more],

@@ -160,6 +160,11 @@ class FlatAdam:
         group = optimizer.param_groups[0]
         if group["weight_decay"] or group["amsgrad"] or group.get("maximize") or group.get("capturable"):
             return False
+        parameters = group["params"]
+        if len({p.data_ptr() for p in parameters}) < len(parameters) or any(
+            not p.is_cuda and p.is_shared() for p in parameters
+        ):
+            return False  # moved, they would come loose from those who share their memory
         hooks = [value for name, value in vars(optimizer).items() if name.startswith("_optimizer_step_")]
         states = [optimizer.state.get(p) for p in group["params"]]
         kinds = {(p.dtype, p.device, float(state["step"]) if state else 0.0) for p, state in zip(group["params"], states)}

@@ -62,8 +62,9 @@ class HostView(NDArrayOperatorsMixin):
                     "the callback, np.array(self.locals[...])."
                 )
             tensor = self._tensor() if callable(self._tensor) else self._tensor
-            self._original = to_host(tensor).tobytes()
-            self._copy = tensor.detach().clone() if self._as_tensor else to_host(tensor).copy()
+            array = to_host(tensor)
+            self._original = array.tobytes()
+            self._copy = tensor.detach().clone() if self._as_tensor else array.copy()
             self._views.looked_at.append(self)
         return self._copy
 
@@ -91,6 +92,10 @@ class HostView(NDArrayOperatorsMixin):
             raise AttributeError(name)
         return getattr(np.asarray(self), name)
 
+    def __reduce__(self) -> Any:
+        """Pickled or copied it is what SB3 has in its place."""
+        return _itself, (self.look(),)
+
     def __bool__(self) -> bool:
         return bool(np.asarray(self))
 
@@ -108,6 +113,10 @@ class HostView(NDArrayOperatorsMixin):
 
     def __repr__(self) -> str:
         return f"HostView({np.asarray(self)!r})"
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 class LazyLocals(Dict[str, Any]):

@@ -74,7 +74,7 @@ class Nets:
             net.n_layers, net.widths[0] = len(of_net), of_net[0][0].in_features
             for i, (linear, kind) in enumerate(of_net):
                 net.widths[i + 1], net.kinds[i] = linear.out_features, ACTIVATIONS[kind]
-        self._memory = th.empty(library().net_memory(self._nets, len(layers)) + more_memory)
+        self._memory = th.empty(library().net_memory(self._nets, len(layers)) + more_memory, dtype=th.float32, device="cpu")
         self.memory = self._memory.data_ptr()
         """Where there is memory"""
         self.gradients: Mapping[Any, th.Tensor] = {}
@@ -171,7 +171,7 @@ class NativeMLP:
         self._where: List[int] = []
         """The parameters' addresses that the nets know"""
         self._together = Together()
-        self._output = th.empty(0, layers[-1][0].out_features)
+        self._output = th.empty(0, layers[-1][0].out_features, dtype=th.float32, device="cpu")
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """Outputs (batch, out) for inputs x (batch, in). They are overwritten by the next call."""

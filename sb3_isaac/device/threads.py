@@ -135,7 +135,7 @@ class _Helper(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="sb3_isaac helper", daemon=True)
-        self._given, self._done = th.zeros(2, dtype=th.int64).unbind(0)
+        self._given, self._done = th.zeros(2, dtype=th.int64, device="cpu").unbind(0)
         """Pieces of work so far, which TorchScript can look at"""
         self._n = 0
         self._work: Optional[Callable[[], None]] = None

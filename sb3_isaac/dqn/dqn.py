@@ -122,7 +122,8 @@ class DQN(TensorOffPolicyAlgorithm, stable_baselines3.DQN):
             self._n_calls += 1
             if self._n_calls % max(self.target_update_interval // (self.n_envs * n_ranks), 1) == 0:
                 if run.fast is not None:
-                    run.fast.update_target(self.tau)
+                    with th.no_grad():
+                        run.fast.update_target(self.tau)
                 else:  # SB3's does not know of other ranks' environments
                     polyak_update(self.q_net.parameters(), self.q_net_target.parameters(), self.tau)
             self.exploration_rate = self.exploration_schedule(self._current_progress_remaining)

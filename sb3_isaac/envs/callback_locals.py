@@ -35,8 +35,13 @@ class StepLocals:
         self._views.ended = True
         self._views = Views()
 
-    def infos(self, infos: Infos) -> Infos:
-        """SB3's infos, which are not to be read for the first time when the step is over."""
+    def infos(self, infos: Infos, returns: Any, lengths: Any) -> Infos:
+        """SB3's infos, which are not to be read for the first time when the step is over.
+
+        :param returns: of the step's episodes (N,); the environment's own change when a callback steps or resets it
+        :param lengths: likewise
+        """
+        infos.take(returns, lengths)
         self._infos = infos
         return infos
 
@@ -67,6 +72,12 @@ class StepLocals:
                     "use a VecEnvWrapper, or stable_baselines3's own algorithm."
                 )
         return [view for view in changed if view.name == allowed]
+
+
+def is_from_known(function: Any) -> bool:
+    """Whether a function or an object is SB3's, rl_zoo3's or ours."""
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return str(module).split(".")[0] in (*KNOWN_PACKAGES, "rl_zoo3")
 
 
 def is_known(callback: BaseCallback) -> bool:

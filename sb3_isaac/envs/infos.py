@@ -31,6 +31,10 @@ class Infos(Sequence):  # type: ignore[type-arg]  # Sequence[...] cannot be subs
         self._t = round(time.time() - t_start, 6)
         self._expired = False
 
+    def take(self, returns: th.Tensor, lengths: th.Tensor) -> None:
+        """Tell of these episodes: tensors (N,) that stay as they are until the next step."""
+        self._returns, self._lengths = returns, lengths
+
     @cached_property
     def truncated(self) -> np.ndarray:
         """(N,) bool: which episodes ended by the time limit, without building a single dict."""

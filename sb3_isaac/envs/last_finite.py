@@ -87,7 +87,7 @@ def merged(tensors: Iterable[th.Tensor]) -> List[th.Tensor]:
     for flat in (tensor.reshape(-1) for tensor in tensors):
         last = parts[-1] if parts else flat[:0]
         follows = last.data_ptr() + last.numel() * last.element_size() == flat.data_ptr()
-        if follows and _storage(last) == _storage(flat):
+        if parts and follows and _storage(last) == _storage(flat):
             parts[-1] = last.as_strided((last.numel() + flat.numel(),), (1,))
         else:
             parts.append(flat)

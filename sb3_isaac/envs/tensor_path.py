@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Iterable, List, Mapping, Optional, Protocol, Tuple, Type
@@ -86,6 +87,12 @@ WAYS_OUT: List[Tuple[Type[sb3.VecEnvWrapper], str]] = [
 ]
 """What to do about SB3's wrappers."""
 
+IN_NUMPY = frozenset(
+    "reset step step_async step_wait normalize_obs _normalize_obs normalize_reward _update_reward get_original_obs "
+    "get_original_reward".split()
+)
+"""SB3's methods of VecEnvs and wrappers in whose place the tensor path has its own"""
+
 OWN_WRAPPER = (
     "leave it out, or give its class tensor_path = True and the methods reset_tensor and step_tensor "
     "(sb3_isaac.VecFrameStack is a short example; capturable = True too, for compile=True, if it writes its tensors in place)"
@@ -96,10 +103,33 @@ def supports_tensors(env: Any) -> TypeIs[TensorVecEnv]:
     """Whether ``env``, with every wrapper on it, can be stepped in tensors."""
     # VecEnvWrapper passes unknown attributes on to the env inside: a wrapper must say for itself that it supports tensors.
     while isinstance(env, sb3.VecEnvWrapper):
-        if not getattr(type(env), "tensor_path", False):
+        if not getattr(type(env), "tensor_path", False) or _not_followed(env) is not None:
             return False
         env = env.venv
-    return bool(getattr(env, "tensor_path", False))
+    return bool(getattr(env, "tensor_path", False)) and _not_followed(env) is None
+
+
+def has_tensors_inside(env: Any) -> bool:
+    """Whether ``env``, without the wrappers on it, has a tensor path."""
+    return bool(getattr(env.unwrapped if isinstance(env, sb3.VecEnv) else env, "tensor_path", False))
+
+
+def _not_followed(layer: Any) -> Optional[str]:
+    """The method of a VecEnv or wrapper that somebody has written or replaced and that the tensor path does not call; None."""
+    patched = IN_NUMPY.intersection(vars(layer))
+    return min(patched) if patched else _not_followed_of(type(layer))  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=None)
+def _not_followed_of(kind: type) -> Optional[str]:
+    for one in kind.__mro__:
+        # A class that has a step in tensors says itself what that is
+        if "step_tensor" in vars(one) or one.__module__.split(".")[0] in ("stable_baselines3", "sb3_isaac"):
+            return None
+        written = IN_NUMPY.intersection(vars(one))
+        if written:
+            return min(written)
+    return None
 
 
 def wrapper_without_tensors(env: Any) -> Optional[str]:
@@ -108,10 +138,15 @@ def wrapper_without_tensors(env: Any) -> Optional[str]:
     :param env: a VecEnv, wrapped or not
     :return: a sentence; None if no wrapper is in the way, or if there is no IsaacVecEnv inside
     """
-    inner = env.unwrapped if isinstance(env, sb3.VecEnv) else env
-    if supports_tensors(env) or not supports_tensors(inner):
+    if supports_tensors(env) or not has_tensors_inside(env):
         return None
     while getattr(type(env), "tensor_path", False):
+        method = _not_followed(env)
+        if method is not None:
+            return (
+                f"{type(env).__name__}.{method} is not this package's, so it is called. Faster: leave it as it is, or write "
+                "reset_tensor and step_tensor in the same class."
+            )
         env = env.venv
     way_out = next((text for wrapper, text in WAYS_OUT if isinstance(env, wrapper)), OWN_WRAPPER)
     return f"{type(env).__name__} has no tensor path. Faster: {way_out}."
@@ -156,7 +191,7 @@ def check_tensors(env: Any, device: th.device, why_not: Optional[str], options: 
         return True
     if supports_tensors(env) and not same_device(env.device, device):
         raise ValueError(why_not)
-    inside = supports_tensors(env.unwrapped if isinstance(env, sb3.VecEnv) else env)
+    inside = has_tensors_inside(env)
     used = [name for name, in_use in options.items() if in_use]
     if used:
         because = f", but {why_not}" if inside else ": leave it out elsewhere."
@@ -171,6 +206,21 @@ def describe_path(why_not_tensors: Optional[str], why_not_fast: Optional[str]) -
     if why_not_tensors is not None:
         return f"in numpy: {why_not_tensors}"
     return "in tensors, without autograd" if why_not_fast is None else f"in tensors, with autograd: {why_not_fast}"
+
+
+def scale_actions(actions: th.Tensor, bounds: Tuple[th.Tensor, th.Tensor]) -> th.Tensor:
+    """Actions (N, action_dim) in [-1, 1] to those between ``bounds``, see :func:`bounds_of`."""
+    low, high = bounds
+    return low + 0.5 * (actions + 1.0) * (high - low)
+
+
+def bounds_of(env: TensorVecEnv) -> Optional[Tuple[th.Tensor, th.Tensor]]:
+    """Lowest and highest action (action_dim,) float32 on the env's device; None: actions are Discrete."""
+    space = env.action_space
+    if not isinstance(space, spaces.Box):
+        return None
+    low, high = (th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high))
+    return low, high
 
 
 def layers(env: TensorVecEnv) -> List[Any]:

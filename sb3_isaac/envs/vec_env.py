@@ -388,11 +388,11 @@ class IsaacVecEnv(VecEnv):
             (getattr(image, "shape", ()), str(getattr(image, "dtype", type(image).__name__))) for image in images
         }
         right = all(len(shape) == 3 and shape[2] == 3 and dtype == "uint8" for shape, dtype in kinds)
-        if len(images) != n or len(kinds) != 1 or not right:
+        if len(images) not in (1, n) or len(kinds) != 1 or not right:
             found = ", ".join(sorted(f"{shape} {dtype}" for shape, dtype in kinds)) or "nothing"
             raise ValueError(
                 f"{type(self.tensor_env).__name__}.render({n}) returned {len(images)} pictures, {found}: it must be {n} "
-                "arrays (height, width, 3) uint8 RGB, all of one size."
+                "arrays (height, width, 3) uint8 RGB, of one size, or one of them all."
             )
         return images
 

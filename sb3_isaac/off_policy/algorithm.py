@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
+from contextlib import suppress
 from typing import Any, ClassVar, Dict, Iterable, List, Optional, Sequence, Tuple, cast
 
 import numpy as np
@@ -34,7 +35,7 @@ from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.device.fused import describe_kernels, describe_none, in_triton
-from sb3_isaac.envs.callback_locals import StepLocals, is_known, root_callback
+from sb3_isaac.envs.callback_locals import StepLocals, is_from_known, is_known, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.data_parallel import DataParallel, callback_of_rank
 from sb3_isaac.envs.last_finite import (
@@ -70,6 +71,8 @@ from sb3_isaac.settings.check import check, check_learn, defaults_of
 
 BYPASSED = ("_sample_action", "_store_transition", "_update_info_buffer")
 """Methods that SB3 calls at each step and the tensor path does not: where they are overridden, SB3's way is taken."""
+BYPASSED_OF_POLICY = ("predict", "obs_to_tensor", "scale_action", "unscale_action")
+"""Likewise the policy's"""
 MAX_REPLAY_RATIO = 1000.0
 MAX_UPDATES_PER_STEP = 100.0
 """More gradient samples per transition, or more gradient steps per vectorised step, draw a warning."""
@@ -113,6 +116,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
 
     _trained = 0
     """Calls of :meth:`train` in numpy"""
+    _own_buffer: Any = None
+    """The replay buffer that the model has made or loaded"""
 
     def __init__(
         self,
@@ -220,7 +225,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         run: Optional[TensorRun] = self.__dict__.get("_run")
         if run is None or self.__dict__.get("_last_obs") is None or run.rollout.env is not self.tensor_vec_env:
             return self.__dict__.get("_last_obs")
-        return run.rollout.last_obs(run.acting)[0]
+        return run.rollout.last_obs(True)[0] if run.acting else run.rollout.shown_obs()
 
     @_last_obs.setter
     def _last_obs(self, obs: Any) -> None:
@@ -232,11 +237,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         if self._why_not_tensors() is not None:
             super()._setup_model()
-            return
-        self._use_device_buffer()
-        kwargs = dict(self.replay_buffer_kwargs)
-        super()._setup_model()
-        self.replay_buffer_kwargs = kwargs  # SB3 writes the model's gamma over the buffer's
+        else:
+            self._use_device_buffer()
+            kwargs = dict(self.replay_buffer_kwargs)
+            super()._setup_model()
+            self.replay_buffer_kwargs = kwargs  # SB3 writes the model's gamma over the buffer's
+        self._own_buffer = self.replay_buffer
 
     def _why_not_tensors(self) -> Optional[str]:
         """What keeps training from running in tensors: the environment, its device, another buffer, overridden methods."""
@@ -246,13 +252,13 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         why_not = why_not or overridden(self, TensorOffPolicyAlgorithm, ("predict",))
         if why_not is None:
             policy = getattr(self, "policy", None)
-            why_not = overridden(policy, BasePolicy, ("predict", "obs_to_tensor"), self.policy_class)
+            why_not = overridden(policy, BasePolicy, BYPASSED_OF_POLICY, self.policy_class)
         if why_not is not None:
             return why_not
         name = None
         if self.replay_buffer_class not in STANDARD_BUFFERS:
             name = cast(type, self.replay_buffer_class).__name__
-        elif self.replay_buffer is not None and not isinstance(self.replay_buffer, DeviceReplayBuffer):
+        elif self.replay_buffer is not None and type(self.replay_buffer) is not DeviceReplayBuffer:
             if type(self.replay_buffer) not in STANDARD_BUFFERS:  # a file or an assignment may have brought it
                 name = type(self.replay_buffer).__name__
         if name is not None:
@@ -273,15 +279,16 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             nets, self.device, self.precision, self.compile, isinstance(self.action_space, spaces.Box)
         )
 
-    def _trains_in_tensors(self) -> bool:
+    def _trains_in_tensors(self, why_not: Optional[str] = None) -> bool:
         """Asked before training starts.
 
+        :param why_not: what keeps it from that besides :meth:`_why_not_tensors`
         :raises ValueError: if an IsaacVecEnv would be trained on in numpy, many times slower, or an option be ignored
         :raises RuntimeError: if ``compile`` is asked for and torch is too old
         """
         options = {name: getattr(self, name) != default for name, default in self.only_in_tensors.items()}
         options["n_steps (before SB3 2.7)"] = self.n_steps > 1 and not SB3_HAS_N_STEPS
-        tensors = check_tensors(self.env, self.device, self._why_not_tensors(), options)
+        tensors = check_tensors(self.env, self.device, why_not or self._why_not_tensors(), options)
         if tensors and self.compile:
             check_compile(self.device)
         normalize = self.get_vec_normalize_env()
@@ -320,6 +327,12 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"The replay buffer holds {old.n_envs} environments, the training has {self.n_envs}.")
         if isinstance(old, DeviceReplayBuffer):
             return
+        if old is not None and old is not self._own_buffer:
+            warnings.warn(
+                f"The {type(old).__name__} that was assigned is copied into a DeviceReplayBuffer, which trains faster and is "
+                "model.replay_buffer now: the other one gets no transitions. Assign a DeviceReplayBuffer to keep your own.",
+                stacklevel=6,
+            )
         options = {"device": self.device, "n_steps": self.n_steps, "gamma": self.gamma, **kwargs}
         if old is not None and old.size() > 0:
             self.replay_buffer = from_stock_buffer(old, options)
@@ -361,6 +374,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> Tuple[int, BaseCallback]:
+        if self._run is not None and not self._run.log.is_empty:  # of somebody's own loop
+            with suppress(NotFiniteError):  # which ended the last training, and was said
+                self._read_log(self._run.log, None)
         went_before, self._run = self._run, None
         args = (total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if not self._trains_in_tensors():
@@ -384,9 +400,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         last_obs: Any = self._last_obs
         self._run = self._make_run(env, buffer)
         ours = (type(part).__module__.split(".")[0] == "sb3_isaac" for part in (self, *layers(env)))
-        self._run.undisturbed = all(ours) and not is_patched(self) and is_known(result[1])
+        known = not callable(self.learning_rate) or is_from_known(self.learning_rate)
+        self._run.undisturbed = known and all(ours) and not is_patched(self) and is_known(result[1])
         if not envs_are_reset and went_before is None:  # a file said where to go on
             self._run.rollout.act_on(last_obs, cast(Optional[np.ndarray], self._last_original_obs))
+        elif not envs_are_reset and went_before is not None and went_before.rollout.is_told():
+            self._run.rollout.act_on(*went_before.rollout.last_obs(acting=False))
+        if type(self).collect_rollouts is not TensorOffPolicyAlgorithm.collect_rollouts:
+            # which may be a loop of its own, that asks for _last_obs when it has stepped the environments
+            self._run.rollout.act_on(*self._run.rollout.last_obs(acting=False))
         if self.verbose >= 1:
             print(f"Training runs {self.path}, on {threads.describe()}")
         return result
@@ -420,23 +442,24 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         self._look_again(run)
         return run
 
-    def _follow(self) -> Optional[TensorRun]:
+    def _follow(self, why_not: Optional[str] = None) -> Optional[TensorRun]:
         """What training goes on with, as callbacks may have given the model another environment or replay buffer, or replaced
         methods that are then to be called; None: SB3's way, in numpy.
 
+        :param why_not: what else asks for numpy
         :raises AssertionError: another environment has not been reset, as in SB3
         :raises ValueError: training would have to go on in numpy, and something that is in use exists in tensors only
         """
         run = self._run
-        if run is None or run.undisturbed:
+        if run is None or (run.undisturbed and why_not is None):
             return run
-        why_not, rollout = self._why_not_tensors(), run.rollout
+        why_not, rollout = why_not or self._why_not_tensors(), run.rollout
         same = rollout.belongs_to(self.tensor_vec_env, self.get_vec_normalize_env())
         if why_not is None and same and isinstance(self.replay_buffer, DeviceReplayBuffer):
             return run
         if ranks.world_size() > 1:
             raise ValueError(f"Of several ranks callbacks must leave environment, buffer and methods as they are: {self.path}")
-        self._trains_in_tensors()  # says what cannot be
+        self._trains_in_tensors(why_not)  # says what cannot be
         if self.__dict__["_last_obs"] is None:
             raise AssertionError(
                 "_last_obs was not set: in a callback reset the environment, and then set_env(env, force_reset=False)."
@@ -477,9 +500,15 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
     ) -> RolloutReturn:
         """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
         self._checkpoints.at_boundary(self, callback)
-        before, run = self._run, self._follow()
+        given = {"env": env, "action_noise": action_noise, "replay_buffer": replay_buffer}
+        other = {name: value for name, value in given.items() if value is not getattr(self, name)}
+        buffer = (
+            other.pop("replay_buffer", self.replay_buffer) if type(replay_buffer) is DeviceReplayBuffer else self.replay_buffer
+        )
+        why_not = f"collect_rollouts was given another {' and '.join(other)} than the model's." if other else None
+        before, run = self._run, self._follow(why_not)
         if run is None:
-            noise = action_noise if before is None else self.action_noise
+            noise = action_noise if before is None or "action_noise" in other else self.action_noise
             return super().collect_rollouts(env, callback, train_freq, replay_buffer, noise, learning_starts, log_interval)
         env, log = self.tensor_vec_env, run.log
         n_envs = env.num_envs * ranks.world_size()
@@ -493,36 +522,34 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._look_again(run)
         if run.fast is None:
             self.policy.set_training_mode(False)
-        run.rollout.begin(cast(DeviceReplayBuffer, self.replay_buffer), run.fast, run.exploration)
-        with th.no_grad():
-            while progress < train_freq.frequency:
-                run.locals.next_step()
-                step = run.rollout.step(random=self.num_timesteps < learning_starts)
-                log.note_episodes(step.episodes)
-                run.acting = True
-                self.num_timesteps += n_envs
-                num_collected_steps += 1
-                actions = run.locals.array("actions", step.actions)
-                buffer_actions = run.locals.array("buffer_actions", step.buffer_actions)
-                new_obs, rewards = (
-                    run.locals.array(*x) for x in (("new_obs", step.result.obs), ("rewards", step.result.reward))
-                )
-                dones, infos = run.locals.array("dones", env.dones), run.locals.infos(env.make_infos(step.result))
-                callback.update_locals(locals())
-                continue_training = self._parallel.on_step(callback)
-                if not continue_training:
+        run.rollout.begin(cast(DeviceReplayBuffer, buffer), run.fast, run.exploration)
+        while progress < train_freq.frequency:
+            run.locals.next_step()
+            step = run.rollout.step(random=self.num_timesteps < learning_starts)
+            log.note_episodes(step.episodes)
+            run.acting = True
+            self.num_timesteps += n_envs
+            num_collected_steps += 1
+            actions = run.locals.array("actions", step.actions)
+            buffer_actions = run.locals.array("buffer_actions", step.buffer_actions)
+            new_obs, rewards = (run.locals.array(*x) for x in (("new_obs", step.result.obs), ("rewards", step.result.reward)))
+            dones = run.locals.array("dones", step.dones)
+            infos = run.locals.infos(env.make_infos(step.result), *step.episodes)
+            callback.update_locals(locals())
+            continue_training = self._parallel.on_step(callback)
+            if not continue_training:
+                break
+            changed = run.locals.changes("rewards")
+            run.rollout.store(step, changed[0].look() if changed else None)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self._on_step()
+            if train_freq.unit == TrainFrequencyUnit.EPISODE:
+                num_collected_episodes += int(step.dones())
+            progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
+            if log.is_full:
+                self._read_log(log, log_interval)
+                if self._parallel.stops:
                     break
-                changed = run.locals.changes("rewards")
-                run.rollout.store(step, changed[0].look() if changed else None)
-                self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-                self._on_step()
-                if train_freq.unit == TrainFrequencyUnit.EPISODE:
-                    num_collected_episodes += int(env.dones)
-                progress = num_collected_steps if train_freq.unit == TrainFrequencyUnit.STEP else num_collected_episodes
-                if log.is_full:
-                    self._read_log(log, log_interval)
-                    if self._parallel.stops:
-                        break
         run.acting = False
         log.seconds["rollout"] += time.perf_counter() - start
         log.seconds["env"] += run.rollout.env_seconds - env_seconds
@@ -613,9 +640,9 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         run = self._run
         if run is None:
             return None
-        n, origin = run.rollout.stored, run.rollout.first_not_finite()
+        n, origin = min(run.rollout.stored, run.rollout.buffer.size()), run.rollout.first_not_finite()
         if origin is not None:
-            cast(DeviceReplayBuffer, self.replay_buffer).drop_newest(n - origin.step)
+            run.rollout.buffer.drop_newest(n - origin.step)
         n_envs = self.n_envs * ranks.world_size()
         return said(origin, self.num_timesteps - n * n_envs, n_envs)
 
@@ -690,6 +717,14 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             warn_without_statistics(model, model.env, path)
         return model
 
+    def __getstate__(self) -> Dict[str, Any]:
+        """Of a copy: it goes on where this model is, without what its training keeps, some of which cannot be copied."""
+        state = {**vars(self), "_run": None}
+        run = self._run
+        if run is not None and state["_last_obs"] is not None and run.rollout.env is self.tensor_vec_env:
+            state["_last_obs"], state["_last_original_obs"] = run.rollout.last_obs(run.acting)
+        return state
+
     def _excluded_save_params(self) -> List[str]:
         return [
             *super()._excluded_save_params(),
@@ -698,6 +733,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             "_parallel",
             "_last_finite",
             "_trained",
+            "_own_buffer",
             "vec_normalize",
         ]
 
@@ -757,5 +793,6 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """
         with reading_safely(trust), naming(path, "a replay buffer", every_error=True):
             super().load_replay_buffer(path, truncate_last_traj)
+        self._own_buffer = self.replay_buffer
         if self._why_not_tensors() is None:
             self._use_device_buffer()

@@ -182,10 +182,15 @@ class DeviceNoise:
         kinds = {type(one) for one in (noise.noises if isinstance(noise, VectorizedActionNoise) else [noise])}
         return len(kinds) == 1 and kinds <= {type(None), NormalActionNoise, OrnsteinUhlenbeckActionNoise}
 
-    def go_on_from(self, other: Any) -> None:
-        """Take over the processes of another noise of this class, whose settings have changed."""
-        if isinstance(other, DeviceNoise) and self._pull is not None and other._pull is not None:
-            self._state.copy_(other._state)
+    def become(self, other: DeviceNoise) -> bool:
+        """Go on with the numbers of another noise, in the same tensors, which a CUDA graph reads. False: another kind."""
+        if (self._pull is None) != (other._pull is None) or self._shape != other._shape:
+            return False
+        self._mean.copy_(other._mean)
+        self._sigma.copy_(other._sigma)
+        if self._pull is not None:
+            self._start.copy_(other._start)
+        return True
 
     def add_to(self, actions: th.Tensor) -> th.Tensor:
         """``actions`` (N, A) in [-1, 1] plus the next noise, clipped to [-1, 1]."""

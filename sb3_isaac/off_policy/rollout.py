@@ -8,14 +8,21 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 
 from sb3_isaac.backends.base import StepResult
 from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer
 from sb3_isaac.device.cuda_graph import Graphed
 from sb3_isaac.device.finite import Origin, first_not_finite
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, generators, has_layers, layers
+from sb3_isaac.envs.tensor_path import (
+    TensorVecEnv,
+    bounds_of,
+    capturable,
+    generators,
+    has_layers,
+    layers,
+    scale_actions,
+)
 
 
 class Step(NamedTuple):
@@ -30,6 +37,10 @@ class Step(NamedTuple):
     """For the replay buffer, see :meth:`DeviceReplayBuffer.pack`"""
     episodes: th.Tensor
     """(2, N) float32, see :meth:`TrainingLog.note_episodes`"""
+
+    def dones(self) -> th.Tensor:
+        """(N,) bool; those of the environment change when a callback steps or resets it."""
+        return self.episodes[1] > 0.0
 
 
 class Rollout:
@@ -56,7 +67,7 @@ class Rollout:
         self.env = env
         self.env_seconds = 0.0
         """Time spent in the env (on a GPU: until all kernels were queued)"""
-        self._vec_normalize, self._buffer = vec_normalize, buffer
+        self._vec_normalize, self.buffer = vec_normalize, buffer
         self._act, self._after_step = act, after_step
         self.stored = 0
         """Steps stored since the log was read"""
@@ -72,12 +83,12 @@ class Rollout:
         """The env's tensor that ``_obs`` is a copy of"""
         self._given = False
         """Whether ``_obs`` is from :meth:`act_on`"""
+        self._shown: Optional[Tuple[th.Tensor, np.ndarray, np.ndarray]] = None
+        """The env's observation, the array that was shown for it, and a copy: somebody may write into what he was shown"""
         space: Any = env.action_space
-        self._low = self._high = None
-        if isinstance(space, spaces.Box) and not ((space.low == -1.0).all() and (space.high == 1.0).all()):
-            self._low, self._high = (
-                th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high)
-            )
+        self._bounds = bounds_of(env)
+        if self._bounds is not None and (space.low == -1.0).all() and (space.high == 1.0).all():
+            self._bounds = None  # which is no work
         self._may_capture = captures
         self._set_layers()
 
@@ -98,15 +109,17 @@ class Rollout:
         :param fast: the networks that ``act`` uses, which a captured step keeps as they were; None: it must not be captured
         :param exploration: what it explores with, likewise
         """
-        self._buffer = buffer
+        self.buffer = buffer
         if not has_layers(self.env, self._layers):
             self._set_layers()  # a callback has given a wrapper another env
         self.graphed_step.enabled = self.captures and fast is not None and getattr(exploration, "capturable", True)
         self.graphed_step.begin(buffer, fast, exploration)
 
+    @th.no_grad()
     def step(self, random: bool) -> Step:
         """Act and step the environments."""
         captured = self.graphed_step.enabled
+        self._take_what_was_shown()
         if self._given:
             self._given = False
         elif not captured or self.env.obs_tensor is not self._env_obs:  # somebody else stepped or reset the environments
@@ -115,24 +128,25 @@ class Rollout:
         self._env_obs = self.env.obs_tensor
         return step
 
+    @th.no_grad()
     def store(self, step: Step, rewards: Optional[np.ndarray] = None) -> None:
         """Put a step into the replay buffer.
 
         :param rewards: (N,), in the place of the env's; as in SB3, original rewards before VecNormalize stay
         """
         if rewards is not None and self._vec_normalize is None:
-            self._buffer.rewards_of(step.row).copy_(th.from_numpy(rewards))
-        self._buffer.add_row(step.row)
+            self.buffer.rewards_of(step.row).copy_(th.from_numpy(rewards))
+        self.buffer.add_row(step.row)
         self.stored += 1
 
     def health(self) -> th.Tensor:
         """() on the env's device: finite if what was stored since the log was read is, or a false alarm (huge numbers)."""
-        older, newer = self._buffer.newest_rows(self.stored)
+        older, newer = self.buffer.newest_rows(self.stored)
         return (older.sum() + newer.sum()).to(self.env.device)
 
     def first_not_finite(self) -> Optional[Origin]:
         """Where NaN or infinity began in what was stored since the log was read. Waits for the device."""
-        buffer = self._buffer
+        buffer = self.buffer
         n = min(self.stored, buffer.size())
         steps = th.arange(buffer.pos - n, buffer.pos, device=buffer.storage_device) % buffer.buffer_size
         columns = [("observation", buffer.observations), ("action", buffer.actions)]
@@ -146,10 +160,32 @@ class Rollout:
 
         :param original_obs: before VecNormalize
         """
+        self._shown = None
         self._obs.copy_(th.as_tensor(obs))
         if self._vec_normalize is not None and original_obs is not None:
             self._stored_obs.copy_(th.as_tensor(original_obs))
         self._given = True
+
+    def shown_obs(self) -> np.ndarray:
+        """What the agent acts on next (N, *obs_shape), until the next step one array, in which it may be changed."""
+        if self._shown is None or self._shown[0] is not self.env.obs_tensor:
+            obs = self.last_obs(acting=False)[0]
+            self._shown = (self.env.obs_tensor, obs, obs.copy())
+        return self._shown[1]
+
+    def is_told(self) -> bool:
+        """Whether somebody has said what to act on next: it is not the env's observation."""
+        self._take_what_was_shown()
+        return self._given
+
+    def _take_what_was_shown(self) -> None:
+        if self._shown is None:
+            return
+        (env_obs, shown, before), self._shown = self._shown, None
+        if env_obs is self.env.obs_tensor and not np.array_equal(shown, before, equal_nan=True):
+            if not self._given:
+                self._take_obs()  # for what VecNormalize saw
+            self.act_on(shown, None)
 
     def _take_obs(self) -> None:
         self._obs.copy_(self.env.obs_tensor)
@@ -163,9 +199,8 @@ class Rollout:
             if vec_normalize is not None:
                 self._acted_on_original.copy_(self._stored_obs)
         actions = self._act(self._obs, random)
-        env_actions = actions
-        if self._low is not None and self._high is not None:
-            env_actions = self._low + 0.5 * (actions + 1.0) * (self._high - self._low)
+        # a task may work in place on what it is given
+        env_actions = actions.clone() if self._bounds is None else scale_actions(actions, self._bounds)
         before = time.perf_counter()
         result = env.step_tensor(env_actions)
         self.env_seconds += time.perf_counter() - before
@@ -173,7 +208,7 @@ class Rollout:
         if vec_normalize is not None:
             next_obs = vec_normalize.get_original_final_obs_tensor()
             reward = vec_normalize.get_original_reward_tensor()
-        row = self._buffer.pack(self._stored_obs, next_obs, actions, reward, result.terminated, result.truncated)
+        row = self.buffer.pack(self._stored_obs, next_obs, actions, reward, result.terminated, result.truncated)
         # A length of 0 marks the environments whose episode goes on
         episodes = th.stack((env.episode_returns, env.episode_lengths * env.dones))
         self._after_step(env.dones)

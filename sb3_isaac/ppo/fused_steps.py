@@ -31,16 +31,16 @@ class FusedSteps:
 
     :param policy: one for whose networks :func:`~sb3_isaac.device.fused.why_not_fused` has no reason
     :param buffer: the rollouts
-    :param low: (action_dim,) of a Box, what its actions are clipped to; likewise ``high``
+    :param bounds: lowest and highest action (action_dim,) of a Box, to which actions are clipped
     """
 
-    def __init__(self, policy: Any, buffer: DeviceRolloutBuffer, low: Any, high: Any) -> None:
+    def __init__(self, policy: Any, buffer: DeviceRolloutBuffer, bounds: Any) -> None:
         self._policy, self._buffer = policy, buffer
         self._shape = shape_of(policy, ROWS)
         self._first_of_four = first_of_four(self._shape)
         none = th.zeros(1, device=buffer.device)
-        self._low: th.Tensor = none if low is None else low
-        self._high: th.Tensor = none if high is None else high
+        self._low: th.Tensor = none if bounds is None else bounds[0]
+        self._high: th.Tensor = none if bounds is None else bounds[1]
         self._addresses: Dict[int, int] = {}
         self._params, self._starts = none, {"": 0}
         self.find()

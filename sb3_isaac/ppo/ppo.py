@@ -42,7 +42,7 @@ from sb3_isaac.files.readable import check_model
 from sb3_isaac.files.safe_model import reading_safely
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy, parsed_layers
 from sb3_isaac.ppo.rollout import Rollout
-from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings
+from sb3_isaac.ppo.update import AdaptiveLR, PPOUpdate, Settings, unchecked_distributions
 from sb3_isaac.settings.check import check, check_learn, defaults_of
 
 SB3_PPO = stable_baselines3.PPO
@@ -71,9 +71,9 @@ class PPO(SB3_PPO):
     rollout and one per update. Plain MLP policies (``MlpPolicy`` with tanh, ReLU, ELU or LeakyReLU) are updated without
     autograd. With any other environment it is SB3's class.
 
-    What differs on the tensor path: ``target_kl`` has to wait for the device at every minibatch; callbacks find arrays in
-    ``locals`` that are copied to the host when they are looked at (``device/host.py``) and are valid until the next step;
-    ``ep_info_buffer`` and ``monitor.csv`` are filled once per rollout.
+    What differs on the tensor path: ``target_kl``, and ``adaptive_lr_kl`` of policies that go through autograd, have to wait
+    for the device at every minibatch; callbacks find arrays in ``locals`` that are copied to the host when they are looked at
+    (``device/host.py``) and are valid until the next step; ``ep_info_buffer`` and ``monitor.csv`` are filled once per rollout.
 
     All arguments of ``stable_baselines3.PPO`` are handed to it unchanged. These are added, by keyword only:
 
@@ -334,18 +334,19 @@ class PPO(SB3_PPO):
         tensor_env, buffer = cast(TensorVecEnv, env), cast(DeviceRolloutBuffer, rollout_buffer)
         assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation was provided"
         start = time.perf_counter()
+        self.policy.set_training_mode(False)
+        buffer.reset()
+        if self.use_sde:
+            self._reset_noise()
+        callback.on_rollout_start()
         policy: Any = self.policy
-        policy.set_training_mode(False)
         rollout = self._run.rollout
         made_for = (env, policy, rollout_buffer, self.compile, self.precision)
         if rollout is None or not rollout.belongs_to(*made_for):
+            compile_step(tensor_env, self.compile, self.precision)
             rollout = self._run.rollout = Rollout(tensor_env, policy, buffer, self.compile, self.precision)
         keep_distributions = self.adaptive_lr_kl is not None
         rollout.begin(self._last_obs, self._last_episode_starts, keep_distributions)  # type: ignore[arg-type]
-        if self.use_sde:
-            policy.reset_noise(env.num_envs)
-        callback.on_rollout_start()
-        rollout.begin_steps()
         n_steps, n_envs = 0, env.num_envs * ranks.world_size()
         step_locals = self._run.locals
         if n_rollout_steps == buffer.buffer_size and looks_at_no_step(callback) and rollout.all_steps():
@@ -355,7 +356,7 @@ class PPO(SB3_PPO):
                 self._parallel.on_step(callback)
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                policy.reset_noise(env.num_envs)
+                self._reset_noise()
             step_locals.next_step()
             step = rollout.step()
             self.num_timesteps += n_envs
@@ -368,8 +369,9 @@ class PPO(SB3_PPO):
             log_probs = step_locals.tensor("log_probs", step.log_probs)
             new_obs = step_locals.array("new_obs", step.result.obs)
             rewards = step_locals.array("rewards", step.result.reward)
-            dones = step_locals.array("dones", step.dones)
-            infos = step_locals.infos(tensor_env.make_infos(step.result))
+            episodes = rollout.episodes_of_step(n_steps)
+            dones = step_locals.array("dones", partial(th.gt, episodes[1], 0.0))
+            infos = step_locals.infos(tensor_env.make_infos(step.result), *episodes)
             callback.update_locals(locals())
             if not self._parallel.on_step(callback):
                 self._end_rollout(rollout)
@@ -388,6 +390,12 @@ class PPO(SB3_PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _reset_noise(self) -> None:
+        """Draw gSDE's noise anew, without waiting for the device."""
+        policy: Any = self.policy
+        with unchecked_distributions():
+            policy.reset_noise(self.n_envs)
 
     def _end_rollout(self, rollout: Rollout) -> Optional[th.Tensor]:
         """Take over what the host learns of a rollout. Returns V (N, 1) of the last observations."""
@@ -448,8 +456,8 @@ class PPO(SB3_PPO):
             batch_size=int(self.batch_size),  # torch.split takes no integers of numpy
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
-            ent_coef=self.ent_coef,
-            vf_coef=self.vf_coef,
+            ent_coef=float(self.ent_coef),  # or tensors
+            vf_coef=float(self.vf_coef),
             max_grad_norm=self.max_grad_norm,
             normalize_advantage=self.normalize_advantage,
             target_kl=self.target_kl,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_isaac.backends.base import StepResult
@@ -17,7 +16,15 @@ from sb3_isaac.device.cuda_graph import Graphed, has_graphs
 from sb3_isaac.device.eligibility import Watch
 from sb3_isaac.device.finite import NotFiniteError, Origin, first_not_finite, is_finite
 from sb3_isaac.device.host import to_host
-from sb3_isaac.envs.tensor_path import TensorVecEnv, capturable, compile_step, generators, has_layers, layers
+from sb3_isaac.envs.tensor_path import (
+    TensorVecEnv,
+    bounds_of,
+    capturable,
+    generators,
+    has_layers,
+    layers,
+    scale_actions,
+)
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.fused import in_kernels
 from sb3_isaac.ppo.fused_steps import FusedSteps
@@ -36,7 +43,6 @@ class PolicyStep(NamedTuple):
     """(N, 1)"""
     log_probs: th.Tensor
     result: StepResult
-    dones: th.Tensor
 
 
 class RolloutEnd(NamedTuple):
@@ -60,7 +66,7 @@ class Rollout:
     :param env: a VecEnv with a tensor path
     :param policy: an ActorCriticPolicy on the env's device
     :param buffer: where the transitions go
-    :param compiled: compile the simulator's step, if it can be; on a CPU act in C, on a GPU capture a whole step in a CUDA
+    :param compiled: on a CPU act in C, on a GPU capture a whole step in a CUDA
         graph, and all steps in one where nobody looks at them
     :param precision: not None: act in Triton's kernels where ``device/fused.py`` has no reason against it
     """
@@ -74,7 +80,6 @@ class Rollout:
         precision: Optional[str] = None,
     ) -> None:
         self.env, self.policy, self.buffer, self._compiled, self._precision = env, policy, buffer, compiled, precision
-        compile_step(env, compiled, precision)
         self.env_seconds = 0.0
         """Time spent in the env since :meth:`begin` (on a GPU: until all kernels were queued)"""
         n_steps, n, device = buffer.buffer_size, buffer.n_envs, buffer.device
@@ -90,16 +95,15 @@ class Rollout:
         self._truncated, self._returns = StepColumn(truncated), StepColumn(returns)
         self._lengths = StepColumn(lengths)  # 0 where no episode ended
         self._final_obs = StepColumn(th.zeros((n_steps, n, *buffer.obs_shape), device=device))
-        space = policy.action_space
-        self._low = self._high = None
-        if isinstance(space, spaces.Box):
-            self._low, self._high = (th.as_tensor(bound, device=device) for bound in (space.low, space.high))
+        self._bounds = bounds_of(env)
         self._watch = Watch(policy)
         self._fast: Optional[FastActorCriticPolicy] = None
         self.fused: Optional[FusedSteps] = None
         """What acts and stores in Triton, on the fast path"""
         self._host_obs: Optional[np.ndarray] = None
         self._host_dones: Optional[np.ndarray] = None
+        self._before: Tuple[Any, Any] = None, None
+        """What both were when they were handed out"""
         self.n_steps = 0
         """Steps taken since :meth:`begin`"""
         self._step_on_device = th.zeros(1, dtype=th.int64, device=device)
@@ -115,35 +119,34 @@ class Rollout:
         """Whether this object was made for these."""
         same = env is self.env and policy is self.policy and buffer is self.buffer
         same = same and compiled == self._compiled and precision == self._precision
+        same = same and len(self._numbers) == buffer.buffer_size
         return same and has_layers(env, self._layers)
 
     def begin(self, last_obs: np.ndarray, last_dones: np.ndarray, keep_distributions: bool) -> None:
         """Start a rollout where the last one ended, or elsewhere.
 
-        :param last_obs: (N, *obs_shape), what to act on; the array from the last :class:`RolloutEnd` is not copied
+        :param last_obs: (N, *obs_shape), what to act on; the array from the last :class:`RolloutEnd` is copied only if
+            somebody has written into it
         :param last_dones: (N,) bool, whether an episode begins there, likewise
         :param keep_distributions: fill the buffer's ``distributions`` too, where the policy allows it
         """
-        self.buffer.reset()
         self.n_steps, self.env_seconds = 0, 0.0
         self._step_on_device.zero_()
         if self._watch.changed(more=[self.policy.action_dist]):
             plain = FastActorCriticPolicy.why_not(self.policy, trains=False) is None
             fused = plain and in_kernels(self.policy, self._precision)
-            self.fused = FusedSteps(self.policy, self.buffer, self._low, self._high) if fused else None
+            self.fused = FusedSteps(self.policy, self.buffer, self._bounds) if fused else None
             self._fast = FastActorCriticPolicy(self.policy, self.buffer.n_envs, None, self._compiled) if plain else None
         keep = keep_distributions and self._fast is not None
         self.buffer.keep_distributions(self._fast.distribution_columns if self._fast is not None and keep else 0)
         starts = self.buffer.tensors.episode_starts[0]
-        if last_dones is self._host_dones:
+        obs_before, dones_before = self._before
+        if last_dones is self._host_dones and np.array_equal(last_dones, dones_before):
             th.gt(self._lengths.storage[-1], 0.0, out=starts)
         else:
             starts.copy_(th.as_tensor(last_dones), non_blocking=True)
-        if last_obs is not self._host_obs:
+        if last_obs is not self._host_obs or not np.array_equal(last_obs, obs_before):
             self.obs.copy_(th.as_tensor(last_obs), non_blocking=True)
-
-    def begin_steps(self) -> None:
-        """After :meth:`begin`, and after callbacks that may have changed what a captured step keeps as it was."""
         if self.fused is not None:
             self.fused.find()
         captures = self._may_capture and self._fast is not None
@@ -177,6 +180,11 @@ class Rollout:
         """(N, *obs_shape), what the agent acted on in a step of this rollout."""
         return self.buffer.tensors.observations[step]
 
+    def episodes_of_step(self, step: int) -> Tuple[th.Tensor, th.Tensor]:
+        """Returns and lengths (N,) float32 of the episodes in a step of this rollout, lengths of 0 where none ended. Those of
+        the environment change when a callback steps or resets it."""
+        return self._returns.storage[step], self._lengths.storage[step]
+
     def _step_for_graphs(self) -> PolicyStep:
         step = self._step(self._step_on_device)
         self._step_on_device.add_(1)
@@ -206,7 +214,7 @@ class Rollout:
             self._returns.put(step, self.env.episode_returns)
             self._lengths.put(step, self.env.episode_lengths * self.env.dones)
             self.obs.copy_(result.obs)
-        return PolicyStep(actions, env_actions, values.unsqueeze(1), log_probs, result, self.env.dones)
+        return PolicyStep(actions, env_actions, values.unsqueeze(1), log_probs, result)
 
     def _step_in_kernels(self, fused: FusedSteps, step: th.Tensor) -> PolicyStep:
         """The same in Triton.
@@ -218,7 +226,7 @@ class Rollout:
         result = self._step_env(env_actions)
         episodes = env.dones, env.episode_returns, env.episode_lengths
         fused.store(step, result, *episodes, self.obs, self._final_obs.storage, self._logs)
-        return PolicyStep(actions, env_actions, values.unsqueeze(1), log_probs, result, env.dones)
+        return PolicyStep(actions, env_actions, values.unsqueeze(1), log_probs, result)
 
     def _step_env(self, env_actions: th.Tensor) -> StepResult:
         before = time.perf_counter()
@@ -227,11 +235,9 @@ class Rollout:
         return result
 
     def _for_env(self, actions: th.Tensor) -> th.Tensor:
-        if self._low is None or self._high is None:
+        if self._bounds is None:
             return actions
-        if self.policy.squash_output:
-            return self._low + 0.5 * (actions + 1.0) * (self._high - self._low)
-        return actions.clamp(self._low, self._high)
+        return scale_actions(actions, self._bounds) if self.policy.squash_output else actions.clamp(*self._bounds)
 
     def finish(self, gamma: float) -> RolloutEnd:
         """End a rollout: bootstrap truncated episodes, compute returns and advantages, read the device once.
@@ -251,7 +257,8 @@ class Rollout:
         n_log = host.size - self._log_obs.numel() - 1
         truncated, returns, lengths = host[:n_log].reshape(3, buffer.buffer_size, -1)[:, :n_steps]
         ended = lengths > 0.0
-        last_obs, last_dones = host[n_log:-1].reshape(self.obs.shape).copy(), ended[-1].copy()
+        self._before = obs, dones = host[n_log:-1].reshape(self.obs.shape), ended[-1]
+        last_obs, last_dones = obs.copy(), dones.copy()
         complete = n_steps == buffer.buffer_size
         self._host_obs, self._host_dones = last_obs, last_dones if complete else None
         values = self._end_on_device(np.flatnonzero(truncated), gamma) if complete else None
@@ -268,7 +275,8 @@ class Rollout:
             ("reward", tensors.rewards),
         ]
         found = first_not_finite([(name, column[:n]) for name, column in columns] if n > 0 else [])
-        return found or first_not_finite([("observation", self.obs.unsqueeze(0))])
+        newest = first_not_finite([("observation", self.obs.unsqueeze(0))])
+        return found or (newest and newest._replace(step=max(n - 1, 0)))  # what the last step has led to
 
     def _end_on_device(self, truncated: np.ndarray, gamma: float) -> th.Tensor:
         tensors = self.buffer.tensors

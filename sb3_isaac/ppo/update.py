@@ -103,7 +103,8 @@ def unchecked_distributions() -> Iterator[None]:
 
 
 class PPOUpdate:
-    """Updates a policy from rollout buffers as ``stable_baselines3.PPO.train`` does, reading the device once.
+    """Updates a policy from rollout buffers as ``stable_baselines3.PPO.train`` does, reading the device once (but see
+    :class:`~sb3_isaac.PPO`).
 
     SB3's plain MLP policies go through :class:`FastActorCriticPolicy`, all others through autograd. The parameters and the
     state of the policy's optimizer stay the policy's own.
@@ -338,7 +339,7 @@ class PPOUpdate:
         before_last_epoch: int,
         last_finite: Optional[LastFinite],
     ) -> Tuple[Dict[str, float], float]:
-        """Losses and learning rate: the only time that an update waits for the device (with target_kl: the last)."""
+        """Losses and learning rate: the only time that most updates wait for the device."""
         buffer = self.buffer
         with th.no_grad():
             if isinstance(buffer, DeviceRolloutBuffer):

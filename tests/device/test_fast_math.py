@@ -134,6 +134,16 @@ def test_flat_adam_refuses_variants() -> None:
     assert not FlatAdam.supports(th.optim.Adam(p, amsgrad=True))
 
 
+def test_flat_adam_refuses_memory_that_is_shared() -> None:
+    """Parameters that it moved would come loose from those who share it."""
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    assert FlatAdam.supports(th.optim.Adam(tied.parameters()))
+    tied[1].weight.data = tied[0].weight.data
+    assert not FlatAdam.supports(th.optim.Adam(tied.parameters()))
+    with_others = nn.Linear(3, 3).share_memory()
+    assert not FlatAdam.supports(th.optim.Adam(with_others.parameters()))
+
+
 def test_the_step_that_graphs_replay_is_adams() -> None:
     th.manual_seed(0)
     ours, theirs = (nn.Parameter(th.linspace(-1.0, 1.0, 20)) for _ in range(2))

@@ -46,7 +46,8 @@ DEFAULTS: Dict[str, Dict[str, Any]] = {
 ENV = {"n_envs": 4, "max_episode_length": 5}
 RESET_DIST = {"ppo": 0.2, "dqn": 0.25, "ddpg": 0.08}
 """Both failures and time limits within six to eight steps."""
-STEPS = {"ppo": 32, "dqn": 24, "ddpg": 24}
+STEPS = {"ppo": 64, "dqn": 24, "ddpg": 24}
+"""Four rollouts of PPO, six of the others: a change at the third shows"""
 
 
 class Library(NamedTuple):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch as th
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -23,9 +25,10 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
+import sb3_isaac
 from tests.conftest import CONTINUOUS, DISCRETE, make_env
 from tests.drop_in import changes as do
-from tests.drop_in.side_by_side import ALL, ENV, OFF_POLICY, Row, compare, table
+from tests.drop_in.side_by_side import ALL, DEFAULTS, ENV, OFF_POLICY, Row, compare, table
 
 
 class At(BaseCallback):
@@ -422,6 +425,57 @@ def none_of_an_on_step(notes):
     return Silent()
 
 
+def write_into_last_obs(model, notes):
+    """By two looks at the attribute, which are one array."""
+    model._last_obs[0] = 0.1
+    model._last_obs[1] = 0.2
+
+
+def train_another_net(callback):
+    """As curiosity and discriminators do."""
+    net = th.nn.Linear(4, 1)
+    loss = net(th.as_tensor(np.array(callback.locals["new_obs"]))).pow(2).mean()
+    loss.backward()
+    callback.notes.append(bool(th.isfinite(net.weight.grad).all()))
+
+
+def other_n_steps(n):
+    """SB3's recipe."""
+
+    def change(model, notes):
+        model.n_steps = model.rollout_buffer.buffer_size = n
+        model.rollout_buffer.reset()
+
+    return change
+
+
+def steeper(model, notes):
+    for module in model.policy.modules():
+        if isinstance(module, th.nn.LeakyReLU):
+            module.negative_slope = 0.3
+        if isinstance(module, th.nn.ELU):
+            module.alpha = 2.0
+
+
+def freezing_schedule(model, notes):
+    def schedule(left):
+        if left < 0.6:
+            do.freeze_first(model, notes)
+        return 1e-3
+
+    model.learning_rate = schedule
+    model._setup_lr_schedule()
+
+
+def reset_when_done(callback):
+    if callback.locals["dones"][0]:
+        callback.model._last_obs = callback.training_env.reset()
+
+
+def pickled_locals(callback):
+    callback.notes.append(pickle.loads(pickle.dumps({**callback.locals}["rewards"])))
+
+
 EXACT_LOCALS = ("actions", "new_obs", "rewards", "dones")
 PPO_LOCALS = ("clipped_actions", "values", "log_probs", "obs_tensor")
 
@@ -517,6 +571,20 @@ ROWS = [
     Row("trained network replaced in a callback", OFF_POLICY, callback=at_third_end(do.other_trained)),
     Row("_last_obs set at the end of a rollout", ALL, callback=at_third_end(zero_last_obs)),
     Row("_last_obs set at the start of a rollout", ALL, callback=at(rollout_start=on_third("rollout_start", zero_last_obs))),
+    Row("_last_obs written into at the end of a rollout", ALL, callback=at_third_end(write_into_last_obs)),
+    Row("_last_obs written into at the start of a rollout", ALL, callback=at(rollout_start=on_third("rollout_start", write_into_last_obs))),
+    Row("_last_obs written into between two learns", ALL, between=write_into_last_obs),
+    Row("last layer replaced at the start of a rollout", ALL, callback=at(rollout_start=on_third("rollout_start", do.new_last_layer))),
+    Row("hook added at the start of a rollout", ALL, callback=at(rollout_start=on_third("rollout_start", do.hook_that_changes))),
+    Row("another network trained in a callback", ALL, callback=at(step=train_another_net)),
+    Row("locals pickled", ALL, callback=at(step=pickled_locals)),
+    *[Row(f"n_steps={n} of the buffer between two learns", between=other_n_steps(n)) for n in (2, 8)],
+    Row("_last_obs set between two learns", ALL, between=zero_last_obs),
+    Row("ent_coef is a tensor in a callback", callback=at(step=set_model("ent_coef", th.tensor(0.5)))),
+    Row("slope of LeakyReLU in a callback", ALL, {"policy_kwargs": {"activation_fn": th.nn.LeakyReLU}}, callback=at_third_end(steeper)),
+    Row("alpha of ELU in a callback", ALL, {"policy_kwargs": {"activation_fn": th.nn.ELU}}, callback=at_third_end(steeper)),
+    Row("a schedule freezes a layer", ALL, before=freezing_schedule),
+    Row("_last_episode_starts written into", callback=at_third_end(lambda m, n: m._last_episode_starts.__setitem__(slice(None), True))),
     Row("_last_episode_starts set", callback=at_third_end(lambda m, n: setattr(m, "_last_episode_starts", np.ones(4, dtype=bool)))),
     Row("num_timesteps set in a callback", ALL, callback=at_third_end(lambda m, n: setattr(m, "num_timesteps", m.num_timesteps + 8))),
     Row("_total_timesteps set in a callback", ALL, {"learning_rate": lambda left: 1e-2 * left}, callback=at_third_end(lambda m, n: setattr(m, "_total_timesteps", 1000))),
@@ -563,6 +631,40 @@ ROWS = [
     Row("ProgressBarCallback", ALL, callback=lambda n: ProgressBarCallback()),
     Row("progress_bar=True", ALL, learn={"progress_bar": True}),
 ]  # fmt: skip
+
+
+@table([Row("train_freq in episodes, reset by a callback", OFF_POLICY)])
+def test_episodes_that_a_callback_ends_count(row: Row, algo: str, tmp_path: Path) -> None:
+    options = {"train_freq": (2, "episode")}
+    row = row._replace(
+        options=options, env={"n_envs": 1}, callback=at(step=reset_when_done), inexact="SB3 acts once on the old one"
+    )
+    compare(row, algo, tmp_path)
+
+
+@pytest.mark.parametrize("algo", ALL)
+def test_what_a_step_has_told_stays_when_the_environment_is_reset(algo: str) -> None:
+    told, firsts = [], []
+
+    class Resets(BaseCallback):
+        def _on_step(self) -> bool:
+            self.training_env.reset()
+            return True
+
+    class Looks(BaseCallback):
+        def _on_step(self) -> bool:
+            infos = [dict(info.get("episode", {}), t=0) for info in self.locals["infos"]]
+            told.append((self.locals["dones"].tolist(), infos))
+            return True
+
+    for callbacks in ([Looks()], [Resets(), Looks()]):
+        options = {**DEFAULTS[algo], "n_steps": 4} if algo == "ppo" else {**DEFAULTS[algo], "learning_starts": 1000}
+        env = make_env(DISCRETE if algo == "dqn" else CONTINUOUS, **{**ENV, "max_episode_length": 2})
+        getattr(sb3_isaac, algo.upper())("MlpPolicy", env, seed=0, device="cpu", **options).learn(4, callback=callbacks)
+        firsts.append(told[0])
+        told.clear()
+    (dones, infos), after_a_reset = firsts
+    assert (dones, infos) == after_a_reset and all(dones) and infos[0]["l"] == 1
 
 
 @table(ROWS)

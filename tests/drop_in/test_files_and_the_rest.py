@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import zipfile
@@ -359,6 +360,8 @@ def nothing(model, notes):
 
 STALE = "SB3 acts once on the observation before the reset, ours does not"
 TWICE = {"between": nothing}
+COPYABLE = OFF_POLICY if hasattr(th, "set_default_device") else ()
+"""Torch 1 cannot copy generators, which environments have; stock PPO cannot be copied once it has trained"""
 ROWS = [
     # going on
     Row("two learns", ALL, **TWICE),
@@ -371,6 +374,7 @@ ROWS = [
     Row("log_interval=3", ("ppo",), learn={"log_interval": 3, "total_timesteps": 96}),
     Row("log_interval=None", OFF_POLICY, learn={"log_interval": None}),
     Row("tb_log_name", ALL, learn={"tb_log_name": "x"}),
+    Row("a deep copy goes on", COPYABLE, between=lambda m, n: copy.deepcopy(m)),
     Row("env replaced", ALL, between=other_env()),
     Row("env replaced without a reset", "ppo", between=other_env_without_reset),
     Row("env replaced without a reset", OFF_POLICY, between=other_env_without_reset, inexact=STALE),

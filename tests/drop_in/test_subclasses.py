@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import torch as th
+from stable_baselines3.common import off_policy_algorithm
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.td3.policies import TD3Policy
 
-from sb3_isaac.buffers.replay_buffer import as_sb3
+from sb3_isaac.buffers.replay_buffer import DeviceReplayBuffer, as_sb3
 from tests.drop_in.side_by_side import ALL, OFF_POLICY, Row, compare, table
 from tests.drop_in.test_callbacks import at, at_third_end
 
@@ -143,6 +148,16 @@ def other_buffer(model, notes):
     model.replay_buffer.rewards[:] *= 0.5
 
 
+class HalfRewards(DeviceReplayBuffer):
+    def add(self, obs, next_obs, action, reward, *rest):
+        super().add(obs, next_obs, action, 0.5 * reward, *rest)
+
+
+def half_rewards(model, notes):
+    model.replay_buffer = HalfRewards(400, model.observation_space, model.action_space, "cpu", 4)
+    model.replay_buffer.generator = th.Generator().manual_seed(7)
+
+
 def own_buffer(model, notes):
     class Halved(ReplayBuffer):
         def add(self, obs, next_obs, action, reward, *rest):
@@ -156,6 +171,45 @@ def own_buffer(model, notes):
         )
     new.pos = old.pos
     np.random.seed(0)  # from here on both draw from it
+
+
+def into_another_buffer(base, notes):
+    """Demonstrations go elsewhere."""
+
+    class Sub(base):
+        def collect_rollouts(self, env, callback, train_freq, replay_buffer, *args, **kwargs):
+            return super().collect_rollouts(env, callback, train_freq, self.demonstrations, *args, **kwargs)
+
+    return Sub
+
+
+def with_demonstrations(model, notes):
+    model.demonstrations = DeviceReplayBuffer(200, model.observation_space, model.action_space, "cpu", 4)
+
+
+def note_demonstrations(model, notes):
+    notes.append([model.demonstrations.size(), model.demonstrations.rewards.numpy().copy()])
+
+
+def with_another_noise(base, notes):
+    class Sub(base):
+        def collect_rollouts(self, env, callback, train_freq, replay_buffer, action_noise=None, **kwargs):
+            noise = VectorizedActionNoise(NormalActionNoise(np.array([0.3]), np.zeros(1)), 4)
+            return super().collect_rollouts(env, callback, train_freq, replay_buffer, noise, **kwargs)
+
+    return Sub
+
+
+def own_loop(base, notes):
+    """SB3's loop, copied into a class of the user's."""
+    names = dict(vars(off_policy_algorithm))
+    exec(textwrap.dedent(inspect.getsource(off_policy_algorithm.OffPolicyAlgorithm.collect_rollouts)), names)
+    return type("Sub", (base,), {"collect_rollouts": names["collect_rollouts"]})
+
+
+class HalfActions(TD3Policy):
+    def unscale_action(self, scaled_action):
+        return 0.5 * super().unscale_action(scaled_action)
 
 
 PATCHES = {"predict": zeros, "_sample_action": zero_actions, "_store_transition": scaled_reward}
@@ -206,6 +260,12 @@ ROWS = [
     Row("replay_buffer.add replaced in a callback", OFF_POLICY, callback=at_third_end(lambda m, n: setattr(m.replay_buffer, "add", rewardless_add(m)))),
     Row("replay_buffer replaced in a callback", OFF_POLICY, callback=at_third_end(other_buffer)),
     Row("own replay_buffer in a callback", OFF_POLICY, callback=at_third_end(own_buffer)),
+    Row("collect_rollouts into another buffer", OFF_POLICY, {"gradient_steps": 0}, subclass=into_another_buffer, before=with_demonstrations, after=note_demonstrations),
+    Row("collect_rollouts with another noise", "ddpg", subclass=with_another_noise),
+    Row("a loop of its own", OFF_POLICY, subclass=own_loop),
+    Row("a loop of its own, two learns", OFF_POLICY, subclass=own_loop, between=lambda m, n: None),
+    Row("unscale_action of the policy changed", "ddpg", policy=HalfActions, stock_buffer=True),
+    Row("a subclass of the device buffer is assigned", OFF_POLICY, before=half_rewards),
     Row("rollout_buffer.get replaced", before=lambda m, n: setattr(m.rollout_buffer, "get", ordered_get(m))),
     Row("rollout_buffer.compute_returns_and_advantage replaced", before=lambda m, n: setattr(m.rollout_buffer, "compute_returns_and_advantage", doubled_advantages(m))),
     Row("rollout_buffer.add replaced", before=lambda m, n: setattr(m.rollout_buffer, "add", rewardless_rollout_add(m))),

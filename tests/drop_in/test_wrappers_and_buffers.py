@@ -113,6 +113,37 @@ def singles(*wrappers, n=4, discrete=False):
     return wrap
 
 
+def subclass(name, *args, **methods):
+    """A subclass of the library's own wrapper, whose methods get the parent's first."""
+
+    def wrap(env, lib):
+        base = getattr(lib, name)
+
+        def method(name, function):
+            return lambda self, *given: function(getattr(super(Sub, self), name), *given)
+
+        Sub = type("Sub", (base,), {name: method(name, function) for name, function in methods.items()})
+        return Sub(env, *args)
+
+    return wrap
+
+
+def patched(name, function):
+    """A method of the environment itself is replaced."""
+
+    def wrap(env, lib):
+        parent = getattr(env, name)
+        setattr(env, name, lambda *given: function(parent, *given))
+        return env
+
+    return wrap
+
+
+def without_reward(parent):
+    obs, rewards, dones, infos = parent()
+    return obs, 0.0 * rewards, dones, infos
+
+
 def statistics(model, notes):
     """Of a VecNormalize."""
     normalize = model.get_vec_normalize_env()
@@ -221,7 +252,25 @@ class OwnDeviceAdd(DeviceReplayBuffer):
 
 
 NUMPY = {"stock_buffer": True}
+
+
+def half(parent, value):
+    return 0.5 * parent(value)
+
+
+def half_of_none(parent):
+    return 0.5 * parent()
+
+
 ROWS = [
+    # methods that are written or replaced
+    Row("normalize_reward of a subclass", ALL, wrap=subclass("VecNormalize", normalize_reward=half), stock_buffer=True),
+    Row("normalize_obs of a subclass", ALL, wrap=subclass("VecNormalize", normalize_obs=half), stock_buffer=True),
+    Row("step_wait of a subclass", ALL, wrap=subclass("VecNormalize", step_wait=without_reward), stock_buffer=True),
+    Row("reset of a subclass", ALL, wrap=subclass("VecFrameStack", 2, reset=half_of_none), stock_buffer=True),
+    Row("step_wait of the env replaced", ALL, wrap=patched("step_wait", without_reward), stock_buffer=True),
+    Row("reset of the env replaced", ALL, wrap=patched("reset", half_of_none), stock_buffer=True),
+    Row("step_wait of the env replaced, in a wrapper", ALL, wrap=chain(patched("step_wait", without_reward), both("VecNormalize")), stock_buffer=True),
     # VecNormalize and VecFrameStack of both
     Row("VecNormalize", ALL, wrap=both("VecNormalize"), after=statistics),
     Row("VecNormalize(norm_obs=False)", ALL, wrap=both("VecNormalize", norm_obs=False)),

@@ -381,7 +381,7 @@ def test_pictures_of_a_task_that_draws(my_pendulum: Any) -> None:
         (lambda n: [np.zeros((8, 6, 4), np.uint8)] * n, r"4 pictures, \(8, 6, 4\) uint8"),
         (lambda n: [np.zeros((3, 8, 6), np.uint8)] * n, r"4 pictures, \(3, 8, 6\) uint8"),
         (lambda n: np.zeros((8, 6, 3), np.uint8), r"8 pictures, \(6, 3\) uint8"),
-        (lambda n: [np.zeros((8, 6, 3), np.uint8)], r"1 pictures, \(8, 6, 3\) uint8"),
+        (lambda n: [np.zeros((8, 6, 3), np.uint8)] * 2, r"2 pictures, \(8, 6, 3\) uint8"),
         (lambda n: [np.zeros((8, 6 + i, 3), np.uint8) for i in range(n)], r"4 pictures, \(8, 6, 3\) uint8, \(8, 7, 3\) uint8"),
         (lambda n: [[[0]]] * n, r"4 pictures, \(\) list"),
         (lambda n: None, "0 pictures, nothing"),

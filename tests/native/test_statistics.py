@@ -56,11 +56,12 @@ def test_a_step(options: Dict[str, Any], n_envs: int) -> None:
 
 
 def test_other_tensors_of_a_task() -> None:
-    """Not in a piece, of another type: C gets copies."""
+    """Not in a piece: C gets copies."""
 
     def other(result: StepResult) -> StepResult:
         obs = result.obs.t().contiguous().t()
-        return result._replace(obs=obs, final_obs=result.final_obs.double(), reward=result.reward.repeat_interleave(2)[::2])
+        final_obs = result.final_obs.repeat_interleave(2, dim=1)[:, ::2]
+        return result._replace(obs=obs, final_obs=final_obs, reward=result.reward.repeat_interleave(2)[::2])
 
     plain, in_c = in_c_too(lambda: VecNormalize(make_env(n_envs=5)))
     for env in (plain, in_c):

@@ -360,3 +360,49 @@ def test_looks_again_only_where_somebody_may_have_changed_something(algo, monkey
     assert count(model, [StopTrainingOnMaxEpisodes(10**6), EveryNTimesteps(8, ConvertCallback(user_code))]) > 20
     model._on_step = model._on_step
     assert count(model) > 20
+
+
+def test_a_stock_buffer_that_is_assigned_is_copied_with_a_word(algo):
+    model = make_model(algo, make_env(ENV_IDS[algo]))
+    assigned = model.replay_buffer = ReplayBuffer(400, model.observation_space, model.action_space, "cpu", model.n_envs)
+    with pytest.warns(UserWarning, match="ReplayBuffer that was assigned is copied into a DeviceReplayBuffer"):
+        model.learn(80)
+    assert assigned.size() == 0 and isinstance(model.replay_buffer, DeviceReplayBuffer)
+
+
+def test_a_model_that_made_its_buffer_itself_says_nothing(algo, tmp_path):
+    model = make_model(algo, make_env(ENV_IDS[algo]))
+    model.learn(80)
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*was assigned")
+        loaded = type(model).load(tmp_path / "model")
+        loaded.load_replay_buffer(tmp_path / "buffer")
+        loaded.set_env(make_env(ENV_IDS[algo]))
+        loaded.learn(80)
+
+
+def test_episodes_of_a_loop_of_ones_own_are_not_lost(algo):
+    model = make_model(algo, make_env(ENV_IDS[algo], max_episode_length=5))
+    _, callback = model._setup_learn(100)
+    for _ in range(8):
+        given = (model.train_freq, model.replay_buffer, model.action_noise)
+        model.collect_rollouts(model.env, callback, *given, learning_starts=model.learning_starts, log_interval=1)
+    model.learn(80, reset_num_timesteps=False)
+    assert sum(episode["l"] for episode in model.ep_info_buffer) + 4 * model.n_envs > model.num_timesteps
+
+
+def test_training_goes_on_after_a_loss_that_was_not_finite(algo):
+    model = make_model(algo, make_env(ENV_IDS[algo]))
+    weight = next(model.policy.parameters())
+
+    class Spoil(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps > 60:
+                weight.data[:] = float("nan")
+            return True
+
+    with pytest.raises(FloatingPointError):
+        model.learn(400, callback=Spoil())
+    model.learn(400, reset_num_timesteps=False)

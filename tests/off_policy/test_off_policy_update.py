@@ -128,7 +128,8 @@ def capture(model, monkeypatch):
 def iterate(model, n):
     callback = model._init_callback(None)
     for _ in range(n):
-        model.collect_rollouts(model.env, callback, model.train_freq, model.replay_buffer, None, model.learning_starts, None)
+        given = (model.train_freq, model.replay_buffer, model.action_noise, model.learning_starts, None)
+        model.collect_rollouts(model.env, callback, *given)
         if model.num_timesteps > model.learning_starts:
             model.train(2, 32)
 

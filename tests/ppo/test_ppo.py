@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List
@@ -18,9 +20,12 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecMonitor
 
 from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
+from sb3_isaac.backends.torch_cartpole import TorchCartpole
+from sb3_isaac.device import host
 from sb3_isaac.device.host import HostView, Views, to_host
+from sb3_isaac.envs import IsaacVecEnv
 from sb3_isaac.ppo import rollout, update
-from tests.conftest import CONTINUOUS, DISCRETE, SyncGuard, difference, make_env, parameters
+from tests.conftest import CONTINUOUS, DISCRETE, SyncGuard, difference, make_env, parameters, run_python
 from tests.ppo.conftest import OwnExtractor, make_model
 
 FIELDS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
@@ -190,6 +195,50 @@ def test_host_view_is_an_array() -> None:
 
 
 # -- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_is_looked_at_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: List[int] = []
+    monkeypatch.setattr(host, "to_host", lambda tensor: reads.append(1) or to_host(tensor))
+    view = HostView("rewards", th.ones(3), Views())
+    assert view.tolist() == [1.0] * 3 and len(reads) == 1
+    assert pickle.loads(pickle.dumps(view)).tolist() == [1.0] * 3
+
+
+def test_new_noise_of_gsde_does_not_wait_for_the_device() -> None:
+    model = make_model(env=make_env(), use_sde=True)
+    with SyncGuard():
+        model._reset_noise()
+
+
+def test_bounds_of_float64() -> None:
+    env = IsaacVecEnv(TorchCartpole(4, seed=0), action_space=spaces.Box(-0.5, 0.5, (1,), np.float64))
+    model = PPO("MlpPolicy", env, seed=0, device="cpu", n_steps=8, batch_size=32).learn(32)
+    assert model.path.startswith("in tensors")
+
+
+@pytest.mark.skipif(not hasattr(th, "set_default_device"), reason="torch 2")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_default_device_and_dtype_of_a_program_are_not_ours(compiled: bool) -> None:
+    """SB3 itself advises to train PPO on the CPU of a machine with a GPU."""
+    code = f"""
+        import torch as th
+        from sb3_isaac import PPO, make_vec_env
+        th.set_default_device("meta")  # in the place of "cuda"
+        env = make_vec_env("IsaacGymCartpole-v0", 4, device="cpu", seed=0)
+        env.reset()
+        env.tensor_env.compile() if {compiled} else None
+        for _ in range(3):
+            result = env.step_tensor(th.zeros(4, 1, device="cpu"))
+        assert result.obs.device.type == "cpu"
+        th.set_default_dtype(th.float64)
+        env = make_vec_env("IsaacGymCartpole-v0", 4, device="cpu", seed=0)
+        env.tensor_env.compile() if {compiled} else None
+        env.reset()
+        assert all(x.dtype == th.float32 for x in env.step_tensor(th.zeros(4, 1, device="cpu", dtype=th.float32))[:2])
+    """
+    child = run_python("-c", textwrap.dedent(code))
+    assert child.returncode == 0, child.stdout
 
 
 def test_n_minibatches() -> None:

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_isaac import DDPG, DQN, PPO, StepResult, TensorEnv, VecNormalize, evaluate
 from sb3_isaac.buffers import DeviceReplayBuffer
+from sb3_isaac.envs.last_finite import merged
 from sb3_isaac.envs.vec_env import IsaacVecEnv
 from sb3_isaac.evaluation.callbacks import BatchedEvalCallback
 
@@ -323,3 +324,40 @@ def test_steps_are_dropped_from_a_replay_buffer(n_added: int) -> None:
     assert buffer.rewards[: buffer.size(), 0].tolist() == kept and not buffer.full
     assert buffer.dones[buffer.newest].tolist() == [-1.0, -1.0]  # cut: no n-step return goes on over the gap
     assert float(buffer.rewards[buffer.size() :].abs().sum()) == 0.0
+
+
+@pytest.mark.parametrize("buffer_size", [20 * N_ENVS, 2000])
+def test_the_step_is_named_where_the_replay_buffer_is_small(buffer_size: int) -> None:
+    """It holds fewer steps than were taken since the last look."""
+    env = make_env("ddpg", False, "gpu", "reward")
+    model = DDPG("MlpPolicy", env, seed=0, device="cpu", buffer_size=buffer_size, learning_starts=10_000, batch_size=16)
+    at = FIRST_BAD_STEP + 10
+    env.tensor_env.n_steps = FIRST_BAD_STEP - at  # the 85th step of a hundred
+    with pytest.raises(
+        FloatingPointError, match=f"reward of environment {BAD_ENV} was nan in the step that ended at {4 * at:,} "
+    ):
+        model.learn(400)
+    assert model.replay_buffer.size() == (at - 1 if buffer_size == 2000 else 20 - 16)
+
+
+@pytest.mark.parametrize("step", [15, 16])
+def test_the_step_is_named_that_led_to_the_newest_observation(step: int) -> None:
+    class Late(VecNormalize):
+        """Makes observations NaN that are finite in the environment."""
+
+        n_steps = 0
+
+        def step_tensor(self, actions: th.Tensor) -> StepResult:
+            result = super().step_tensor(actions)
+            self.n_steps += 1
+            return result._replace(obs=result.obs * math.nan) if self.n_steps == step else result
+
+    late = Late(make_env("ppo", False, "tensors"), training=False, norm_reward=False)
+    model = PPO("MlpPolicy", late, seed=0, device="cpu", n_steps=16, batch_size=32)
+    with pytest.raises(FloatingPointError, match=f"in the step that ended at {4 * step} timesteps"):
+        model.learn(64)
+
+
+def test_an_empty_parameter_may_come_first() -> None:
+    parts = [th.zeros(0), th.ones(3)]
+    assert [part.tolist() for part in merged(parts)] == [[], [1.0, 1.0, 1.0]]

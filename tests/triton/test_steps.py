@@ -91,8 +91,8 @@ def test_acting(
     buffers = [DeviceRolloutBuffer(3, policy.observation_space, action_space, DEVICE, n_envs=n_envs) for _ in range(2)]
     for buffer in buffers:
         buffer.keep_distributions(plain.distribution_columns if keep else 0)
-    low, high = (None, None) if discrete else (th.tensor(x, device=DEVICE) for x in (action_space.low, action_space.high))
-    fused_steps = FusedSteps(policy, buffers[1], low, high)
+    bounds = None if discrete else [th.tensor(x, device=DEVICE) for x in (action_space.low, action_space.high)]
+    fused_steps = FusedSteps(policy, buffers[1], bounds)
     obs = th.randn(n_envs, n_obs, device=DEVICE)
     results = []
     for acts in (lambda: plain.act(obs), lambda: fused_steps.act(obs, th.full((1,), step, device=DEVICE))):
@@ -101,7 +101,7 @@ def test_acting(
             results.append(acts())
     actions, values, log_probs, distribution = results[0]
     buffers[0].put(step, obs, actions, th.zeros(n_envs, device=DEVICE), values, log_probs, distribution)
-    env_actions = actions if low is None else actions.clamp(low, high)
+    env_actions = actions if bounds is None else actions.clamp(*bounds)
     for found, want in zip(results[1], (actions, env_actions, values, log_probs)):
         assert found.dtype is want.dtype
         th.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
@@ -117,7 +117,7 @@ def test_what_is_not_a_number_stays_one(discrete: bool) -> None:
     obs = th.zeros(3, 4, device=DEVICE)
     obs[1] = th.nan
     step = th.zeros(1, dtype=th.int64, device=DEVICE)
-    actions, _, values, log_probs = FusedSteps(policy, buffer, None, None).act(obs, step)
+    actions, _, values, log_probs = FusedSteps(policy, buffer, None).act(obs, step)
     assert values.isnan().tolist() == [False, True, False]
     if discrete:
         assert log_probs.isnan().tolist() == [False, True, False] and int(actions.max()) < 2
@@ -159,7 +159,7 @@ def test_storing_and_advantages(n_envs: int, n_obs: int, n_steps: int, lies_othe
     spaces_ = spaces.Box(-10, 10, (n_obs,)), spaces.Box(-1, 1, (1,))
     policy = ActorCriticPolicy(*spaces_, lambda _: 3e-3).to(DEVICE)
     plain, found = (DeviceRolloutBuffer(n_steps, *spaces_, DEVICE, gamma=0.9, gae_lambda=0.8, n_envs=n_envs) for _ in range(2))
-    fused_steps = FusedSteps(policy, found, None, None)
+    fused_steps = FusedSteps(policy, found, None)
     logs, final_obs = (th.zeros(2, *shape, device=DEVICE) for shape in ((3, n_steps, n_envs), (n_steps, n_envs, n_obs)))
     next_obs = th.zeros(n_envs, n_obs, device=DEVICE)
     values = th.randn(n_steps, n_envs, device=DEVICE)
