@@ -148,8 +148,12 @@ def test_ctrl_c_begins_no_further_training(monkeypatch: pytest.MonkeyPatch) -> N
         return leave_a_run(flags)
 
     calls, before = stand_in(monkeypatch, interrupted), set(threading.enumerate())
-    with pytest.raises(KeyboardInterrupt):
-        compare.compare(["--seeds", "4"])
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever another test, or who started us, has left
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare(["--seeds", "4"])
+    finally:
+        signal.signal(signal.SIGINT, handler)
     # A pool that was just starting its thread when the signal came does not wait for it, and it would go on in another test
     for thread in set(threading.enumerate()) - before:
         thread.join()
