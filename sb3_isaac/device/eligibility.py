@@ -23,6 +23,11 @@ OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
 
 
+def package_of(thing: Any) -> str:
+    """The package that a class, a function or an object's class is from, such as "sb3_isaac"."""
+    return str(getattr(thing, "__module__", None) or type(thing).__module__).partition(".")[0]
+
+
 def is_patched(owner: object) -> bool:
     """Whether somebody has put a function in the place of one of the object's methods, but for one that only guards it."""
     functions = [value for name, value in vars(owner).items() if callable(value) and hasattr(type(owner), name)]

@@ -161,13 +161,12 @@ class FlatAdam:
         if group["weight_decay"] or group["amsgrad"] or group.get("maximize") or group.get("capturable"):
             return False
         parameters = group["params"]
-        if len({p.data_ptr() for p in parameters}) < len(parameters) or any(
-            not p.is_cuda and p.is_shared() for p in parameters
-        ):
+        shared = len({p.data_ptr() for p in parameters}) < len(parameters)
+        if shared or any(not p.is_cuda and p.is_shared() for p in parameters):
             return False  # moved, they would come loose from those who share their memory
         hooks = [value for name, value in vars(optimizer).items() if name.startswith("_optimizer_step_")]
-        states = [optimizer.state.get(p) for p in group["params"]]
-        kinds = {(p.dtype, p.device, float(state["step"]) if state else 0.0) for p, state in zip(group["params"], states)}
+        states = [optimizer.state.get(p) for p in parameters]
+        kinds = {(p.dtype, p.device, float(state["step"]) if state else 0.0) for p, state in zip(parameters, states)}
         return len(kinds) == 1 and next(iter(kinds))[0] == th.float32 and not any(hooks)
 
     def _bind(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 
-from sb3_isaac.device.eligibility import is_patched
+from sb3_isaac.device.eligibility import is_patched, package_of
 from sb3_isaac.device.host import HostView, LazyLocals, Views
 from sb3_isaac.envs.infos import Infos
 
@@ -74,16 +74,10 @@ class StepLocals:
         return [view for view in changed if view.name == allowed]
 
 
-def is_from_known(function: Any) -> bool:
-    """Whether a function or an object is SB3's, rl_zoo3's or ours."""
-    module = getattr(function, "__module__", None) or type(function).__module__
-    return str(module).split(".")[0] in (*KNOWN_PACKAGES, "rl_zoo3")
-
-
 def is_known(callback: BaseCallback) -> bool:
     """Whether a callback, with all below it, is one of SB3's, rl_zoo3's or ours, which leave the model as it is."""
     kind = type(callback)
-    known = kind.__module__.split(".")[0] in KNOWN_PACKAGES or (kind.__module__, kind.__name__) in KNOWN_CALLBACKS
+    known = package_of(kind) in KNOWN_PACKAGES or (kind.__module__, kind.__name__) in KNOWN_CALLBACKS
     if not known or is_patched(callback):
         return False
     if isinstance(callback, ConvertCallback):  # made of a function, or of no callback at all

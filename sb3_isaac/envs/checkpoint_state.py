@@ -13,6 +13,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_isaac.device.eligibility import package_of
 from sb3_isaac.envs.env_state import NO_STATE, can_go_on, env_state, set_env_state
 from sb3_isaac.files import plain_state
 from sb3_isaac.files.plain_state import Packer, Unpacker
@@ -83,7 +84,7 @@ def _settings(callback: BaseCallback) -> List[str]:
     """Attributes that are no state: of SB3's, rl_zoo3's and our callbacks those that are named as arguments are."""
     names = ["model", "parent", "locals", "globals", "callbacks", "verbose", *getattr(callback, "no_state", ())]
     names += [name for name, value in vars(callback).items() if getattr(value, "guards", False)]  # see files/full_disk.py
-    if type(callback).__module__.split(".")[0] in ("stable_baselines3", "rl_zoo3", "sb3_isaac"):
+    if package_of(callback) in ("stable_baselines3", "rl_zoo3", "sb3_isaac"):
         for cls in type(callback).__mro__:
             names += inspect.signature(cls.__init__).parameters if "__init__" in vars(cls) else ()  # type: ignore[misc]
     return names

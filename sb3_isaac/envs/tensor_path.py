@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common import vec_env as sb3
 
 from sb3_isaac.backends.base import StepResult, TensorEnv
+from sb3_isaac.device.eligibility import package_of
 from sb3_isaac.device.fused import in_triton
 from sb3_isaac.device.host import same_device
 from sb3_isaac.envs.infos import Infos
@@ -124,7 +125,7 @@ def _not_followed(layer: Any) -> Optional[str]:
 def _not_followed_of(kind: type) -> Optional[str]:
     for one in kind.__mro__:
         # A class that has a step in tensors says itself what that is
-        if "step_tensor" in vars(one) or one.__module__.split(".")[0] in ("stable_baselines3", "sb3_isaac"):
+        if "step_tensor" in vars(one) or package_of(one) in ("stable_baselines3", "sb3_isaac"):
             return None
         written = IN_NUMPY.intersection(vars(one))
         if written:
@@ -214,12 +215,11 @@ def scale_actions(actions: th.Tensor, bounds: Tuple[th.Tensor, th.Tensor]) -> th
     return low + 0.5 * (actions + 1.0) * (high - low)
 
 
-def bounds_of(env: TensorVecEnv) -> Optional[Tuple[th.Tensor, th.Tensor]]:
-    """Lowest and highest action (action_dim,) float32 on the env's device; None: actions are Discrete."""
-    space = env.action_space
+def bounds_of(space: spaces.Space[Any], device: th.device) -> Optional[Tuple[th.Tensor, th.Tensor]]:
+    """Lowest and highest action (action_dim,) float32 of an action space; None: it is no Box."""
     if not isinstance(space, spaces.Box):
         return None
-    low, high = (th.as_tensor(bound, dtype=th.float32, device=env.device) for bound in (space.low, space.high))
+    low, high = (th.as_tensor(bound, dtype=th.float32, device=device) for bound in (space.low, space.high))
     return low, high
 
 
@@ -260,8 +260,7 @@ def capturable(env: TensorVecEnv) -> bool:
     has ``capturable = True`` on its class. A layer that replaces its tensors, or counts in Python, must not say so."""
 
     def may(layer: Any) -> bool:
-        kind = type(layer)
-        return kind.__module__.partition(".")[0] == __name__.partition(".")[0] or bool(vars(kind).get("capturable", False))
+        return package_of(layer) == "sb3_isaac" or bool(vars(type(layer)).get("capturable", False))
 
     *around, simulator = layers(env)
     return bool(simulator.capturable) and all(map(may, around))

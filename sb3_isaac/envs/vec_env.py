@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from sb3_isaac._for_c import dense, is_dense
 from sb3_isaac._native import in_c, library
 from sb3_isaac.backends.base import StepResult, TensorEnv, check_result, check_values
+from sb3_isaac.device.eligibility import package_of
 from sb3_isaac.device.finite import NotFiniteError, advice, first_not_finite, is_finite
 from sb3_isaac.device.fused import in_triton
 from sb3_isaac.envs.cartpole_renderer import CartpoleRenderer
@@ -96,11 +97,10 @@ class IsaacVecEnv(VecEnv):
         """Why there is no step to be taken; None: there is. Whoever brings back a saved state says so here."""
         self._checked: Set[str] = set()
         """What has been held against the contract: the first reset and the first step. Of later steps shapes and dtypes are
-        looked at."""
+        looked at. A set, as another number or flag here would void a CUDA graph."""
         obs, number, flag = ((self.num_envs, tensor_env.obs_dim), th.float32), (self.num_envs,), ((self.num_envs,), th.bool)
         self._kinds: List[Any] = [obs, (number, th.float32), flag, flag, obs]
-        ours = type(tensor_env).__module__.partition(".")[0] == __name__.partition(".")[0]
-        self._looks_left = LOOKS if self._looks_at_steps and not ours else 0
+        self._looks_left = LOOKS if self._looks_at_steps and package_of(tensor_env) != "sb3_isaac" else 0
         """Steps of somebody's own task whose values are still held against the contract"""
 
     # -- the tensor path ---------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 from torch import nn
 
 from sb3_isaac.envs.last_finite import check_model, check_statistics
+from sb3_isaac.envs.tensor_path import scale_actions
 from sb3_isaac.files.atomic import replacing, write
 
 OBS, ACTION = "obs", "action"
@@ -92,7 +93,7 @@ class PolicyModule(nn.Module):
         low, high = self.low, self.high
         actions = actions.reshape(-1, *low.shape)
         if self._squashed:
-            return low + 0.5 * (actions + 1.0) * (high - low)
+            return scale_actions(actions, (low, high))
         return th.min(th.max(actions, low), high)
 
 

@@ -27,7 +27,7 @@ from sb3_isaac.device.fast_mlp import FastMLP, Layers, parse_layers
 from sb3_isaac.dqn.fast_policy import FastDQNPolicy
 from sb3_isaac.envs.last_finite import check_parameters
 from sb3_isaac.envs.model_files import warn_without_statistics
-from sb3_isaac.envs.tensor_path import TensorVecEnv, supports_tensors
+from sb3_isaac.envs.tensor_path import TensorVecEnv, bounds_of, scale_actions, supports_tensors
 from sb3_isaac.off_policy.algorithm import TensorOffPolicyAlgorithm
 from sb3_isaac.ppo.fast_policy import FastActorCriticPolicy
 from sb3_isaac.ppo.ppo import PPO
@@ -193,10 +193,7 @@ def tensor_policy(model: Any, deterministic: bool = True) -> Optional[TensorPoli
         return None
     policy, action_space, device = model.policy, model.action_space, model.device
     epsilon = float(model.exploration_rate) if isinstance(model, DQN) and not deterministic else 0.0
-    low = high = None
-    if isinstance(action_space, spaces.Box):
-        low, high = th.as_tensor(action_space.low, device=device), th.as_tensor(action_space.high, device=device)
-
+    bounds = bounds_of(action_space, device)
     plain = _plain_network(policy) if deterministic else None
     fast: Optional[FastMLP] = None
 
@@ -210,9 +207,9 @@ def tensor_policy(model: Any, deterministic: bool = True) -> Optional[TensorPoli
                 fast = FastMLP(plain, len(obs))
             actions = fast.forward(obs.to(device).flatten(1))
             actions = actions if isinstance(action_space, spaces.Box) else actions.argmax(1)
-        if low is not None and high is not None:
+        if bounds is not None:
             # A squashed action lies in [-1, 1] and is scaled to the space; any other is clipped to it.
-            return low + 0.5 * (actions + 1.0) * (high - low) if policy.squash_output else actions.clamp(low, high)
+            return scale_actions(actions, bounds) if policy.squash_output else actions.clamp(*bounds)
         if epsilon > 0.0:
             random = th.randint(int(action_space.n), actions.shape, device=device)  # type: ignore[attr-defined]
             actions = th.where(th.rand(actions.shape, device=device) < epsilon, random, actions)

@@ -30,12 +30,12 @@ from sb3_isaac.buffers.sb3_buffer import (
 from sb3_isaac.buffers.storage import existing_device
 from sb3_isaac.device import ranks, threads
 from sb3_isaac.device.cuda_graph import check_compile, has_graphs, on_device
-from sb3_isaac.device.eligibility import Watch, is_patched
+from sb3_isaac.device.eligibility import Watch, is_patched, package_of
 from sb3_isaac.device.fast_mlp import parse_layers
 from sb3_isaac.device.finite import NotFiniteError, is_finite
 from sb3_isaac.device.flat_adam import optimizer_settings
 from sb3_isaac.device.fused import describe_kernels, describe_none, in_triton
-from sb3_isaac.envs.callback_locals import StepLocals, is_from_known, is_known, root_callback
+from sb3_isaac.envs.callback_locals import KNOWN_PACKAGES, StepLocals, is_known, root_callback
 from sb3_isaac.envs.checkpoints import Checkpoints, resume_model, write_checkpoint
 from sb3_isaac.envs.data_parallel import DataParallel, callback_of_rank
 from sb3_isaac.envs.last_finite import (
@@ -399,8 +399,8 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
                 env.spread_time_limits()
         last_obs: Any = self._last_obs
         self._run = self._make_run(env, buffer)
-        ours = (type(part).__module__.split(".")[0] == "sb3_isaac" for part in (self, *layers(env)))
-        known = not callable(self.learning_rate) or is_from_known(self.learning_rate)
+        ours = (package_of(part) == "sb3_isaac" for part in (self, *layers(env)))
+        known = not callable(self.learning_rate) or package_of(self.learning_rate) in (*KNOWN_PACKAGES, "rl_zoo3")
         self._run.undisturbed = known and all(ours) and not is_patched(self) and is_known(result[1])
         if not envs_are_reset and went_before is None:  # a file said where to go on
             self._run.rollout.act_on(last_obs, cast(Optional[np.ndarray], self._last_original_obs))
@@ -501,10 +501,10 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
         """SB3's ``collect_rollouts`` in tensors. Callbacks find SB3's names in ``locals``, copied to the host if looked at."""
         self._checkpoints.at_boundary(self, callback)
         given = {"env": env, "action_noise": action_noise, "replay_buffer": replay_buffer}
-        other = {name: value for name, value in given.items() if value is not getattr(self, name)}
-        buffer = (
-            other.pop("replay_buffer", self.replay_buffer) if type(replay_buffer) is DeviceReplayBuffer else self.replay_buffer
-        )
+        other = [name for name, value in given.items() if value is not getattr(self, name)]
+        elsewhere = "replay_buffer" in other and type(replay_buffer) is DeviceReplayBuffer
+        if elsewhere:
+            other.remove("replay_buffer")  # which tensors can go into as well
         why_not = f"collect_rollouts was given another {' and '.join(other)} than the model's." if other else None
         before, run = self._run, self._follow(why_not)
         if run is None:
@@ -522,7 +522,7 @@ class TensorOffPolicyAlgorithm(OffPolicyAlgorithm):
             self._look_again(run)
         if run.fast is None:
             self.policy.set_training_mode(False)
-        run.rollout.begin(cast(DeviceReplayBuffer, buffer), run.fast, run.exploration)
+        run.rollout.begin(cast(Any, replay_buffer if elsewhere else self.replay_buffer), run.fast, run.exploration)
         while progress < train_freq.frequency:
             run.locals.next_step()
             step = run.rollout.step(random=self.num_timesteps < learning_starts)

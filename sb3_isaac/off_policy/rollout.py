@@ -86,7 +86,7 @@ class Rollout:
         self._shown: Optional[Tuple[th.Tensor, np.ndarray, np.ndarray]] = None
         """The env's observation, the array that was shown for it, and a copy: somebody may write into what he was shown"""
         space: Any = env.action_space
-        self._bounds = bounds_of(env)
+        self._bounds = bounds_of(space, env.device)
         if self._bounds is not None and (space.low == -1.0).all() and (space.high == 1.0).all():
             self._bounds = None  # which is no work
         self._may_capture = captures

@@ -66,8 +66,8 @@ class Rollout:
     :param env: a VecEnv with a tensor path
     :param policy: an ActorCriticPolicy on the env's device
     :param buffer: where the transitions go
-    :param compiled: on a CPU act in C, on a GPU capture a whole step in a CUDA
-        graph, and all steps in one where nobody looks at them
+    :param compiled: on a CPU act in C, on a GPU capture a whole step in a CUDA graph, and all steps in one where nobody looks
+        at them
     :param precision: not None: act in Triton's kernels where ``device/fused.py`` has no reason against it
     """
 
@@ -95,7 +95,7 @@ class Rollout:
         self._truncated, self._returns = StepColumn(truncated), StepColumn(returns)
         self._lengths = StepColumn(lengths)  # 0 where no episode ended
         self._final_obs = StepColumn(th.zeros((n_steps, n, *buffer.obs_shape), device=device))
-        self._bounds = bounds_of(env)
+        self._bounds = bounds_of(env.action_space, env.device)
         self._watch = Watch(policy)
         self._fast: Optional[FastActorCriticPolicy] = None
         self.fused: Optional[FusedSteps] = None

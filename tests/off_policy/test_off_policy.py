@@ -406,3 +406,18 @@ def test_training_goes_on_after_a_loss_that_was_not_finite(algo):
     with pytest.raises(FloatingPointError):
         model.learn(400, callback=Spoil())
     model.learn(400, reset_num_timesteps=False)
+
+
+def test_a_stock_buffer_that_a_callback_assigns_is_taken_without_an_update_between(algo):
+    model = make_model(algo, make_env(ENV_IDS[algo]), learning_starts=10_000)
+
+    class Assign(BaseCallback):
+        def _on_step(self):
+            if self.n_calls == 3:
+                spaces = self.model.observation_space, self.model.action_space
+                self.model.replay_buffer = ReplayBuffer(400, *spaces, "cpu", self.model.n_envs)
+            return True
+
+    with pytest.warns(UserWarning, match="was assigned is copied"):
+        model.learn(160, callback=Assign())
+    assert isinstance(model.replay_buffer, DeviceReplayBuffer) and model.replay_buffer.size() > 3

@@ -19,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecMonitor
 
-from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize
+from sb3_isaac import PPO, DeviceRolloutBuffer, VecNormalize, evaluate
 from sb3_isaac.backends.torch_cartpole import TorchCartpole
 from sb3_isaac.device import host
 from sb3_isaac.device.host import HostView, Views, to_host
@@ -215,6 +215,7 @@ def test_bounds_of_float64() -> None:
     env = IsaacVecEnv(TorchCartpole(4, seed=0), action_space=spaces.Box(-0.5, 0.5, (1,), np.float64))
     model = PPO("MlpPolicy", env, seed=0, device="cpu", n_steps=8, batch_size=32).learn(32)
     assert model.path.startswith("in tensors")
+    assert evaluate(model, env, n_episodes=4).returns.shape == (4,)
 
 
 @pytest.mark.skipif(not hasattr(th, "set_default_device"), reason="torch 2")
